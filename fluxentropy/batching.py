@@ -1,0 +1,70 @@
+"""Which rows go through the model together: batches of similar lengths under a budget of padded tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One row of a batch: a whole text, or a window of a long one.
+
+    `ids` int64 (t,); statistics are kept for positions `keep_from`..t-1. `next_id` is the token that follows the
+    row's last position in the text, None at the text's end. `text` is the index of the text it belongs to.
+    """
+
+    text: int
+    ids: np.ndarray
+    keep_from: int = 0
+    next_id: int | None = None
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The next token of each kept position, int64; -1 where there is none."""
+        following = -1 if self.next_id is None else self.next_id
+        return np.append(self.ids[1:], following)[self.keep_from :]
+
+
+def windows(text: int, ids: np.ndarray, size: int, stride: int, n_prefix: int) -> Iterator[Row]:
+    """Rows that cover a text of any length, each position kept once, with at least size - stride tokens of context.
+
+    Each window after the first starts with the text's `n_prefix` special tokens again, so that a model that expects
+    a BOS finds one. Requires n_prefix < size and 1 <= stride <= size - n_prefix.
+
+    >>> [(row.ids.tolist(), row.keep_from) for row in windows(0, np.arange(7), 4, 2, 0)]
+    [([0, 1, 2, 3], 0), ([2, 3, 4, 5], 2), ([4, 5, 6], 2)]
+    """
+    prefix, body = ids[:n_prefix], ids[n_prefix:]
+    width = size - n_prefix
+    end = 0
+    while end < len(body):
+        kept = end  # the first position of the body that no window has kept yet
+        end = min(len(body), width if end == 0 else end + stride)
+        begin = max(0, kept - (width - stride))
+        yield Row(
+            text=text,
+            ids=np.concatenate([prefix, body[begin:end]]),
+            keep_from=0 if kept == 0 else n_prefix + kept - begin,
+            next_id=int(body[end]) if end < len(body) else None,
+        )
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows, longest first, in batches of at most `budget` padded tokens (a longer row goes alone).
+
+    >>> plan_batches([3, 9, 4, 3], budget=9)
+    [[1], [2, 0], [3]]
+    """
+    batches: list[list[int]] = []
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    width = 0
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * width <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            width = lengths[index]
+    return batches

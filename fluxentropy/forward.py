@@ -1,0 +1,231 @@
+"""From token ids to per-token statistics with any `AutoModelForCausalLM`, without the full logits tensor.
+
+The fast path runs the base model alone on right-padded rows (exact for causal attention, and no mask is built), keeps
+the real positions, and sends them through the model's own head in blocks. "The model's own head" is meant literally:
+`TailHead` calls the model's own `forward` with the base model replaced by a stand-in that returns the chosen hidden
+states, and the output projection replaced by a slice of its columns. Soft-caps and scalings that the model applies
+after its projection are then honoured without being known by name.
+
+`choose_path` compares the fast path with the model's plain forward on probe rows before anything is scored. Where the
+two disagree the plain path is used, and the reason is reported.
+
+Shape legend: B rows, T positions, N chosen positions, D hidden width, C a block of vocabulary columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from fluxentropy.estimators import TokenStats, token_stats
+
+COLUMNS = 2048  # vocabulary columns projected at once
+PROBE_LENGTHS = (33, 12)
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}  # mean, nats
+
+
+class Path(Protocol):
+    """Runs a decoder on right-padded rows and returns the statistics of chosen positions."""
+
+    name: str
+
+    def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
+        """ids (B, T) right-padded, keep bool (B, T), targets int64 (N,) -> statistics (N,) in row-major order."""
+        ...
+
+
+class PlainPath:
+    """Full logits of one row at a time through the model's own forward: slow, and right for every decoder."""
+
+    name = "plain"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
+        parts, start = [], 0
+        for row, wanted in zip(ids, keep, strict=True):
+            length = int(wanted.nonzero().max()) + 1 if wanted.any() else 0
+            if length == 0:
+                continue
+            logits = self.model(input_ids=row[None, :length], use_cache=False).logits[0]  # (t, V)
+            logits = logits[wanted[:length]]
+            chosen = None if targets is None else targets[start : start + len(logits)]
+            parts.append(token_stats(logits, chosen, top_k=top_k))
+            start += len(logits)
+        return TokenStats(*(None if c[0] is None else torch.cat(c) for c in zip(*parts, strict=True)))
+
+
+class FastPath:
+    """Base model, then the head in blocks over the chosen positions."""
+
+    name = "fast"
+
+    def __init__(self, model: PreTrainedModel, *, packed: bool = False) -> None:
+        """`packed` rewrites the model's layers in place for oneDNN (see `pack_layers`): it then serves only this path."""
+        self.head = TailHead(model, packed=packed)
+        if packed:
+            pack_layers(model)
+            self.name = "fast, packed"
+        self.base = getattr(model, model.base_model_prefix)
+
+    def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
+        hidden = self.base(input_ids=ids, use_cache=False)[0]  # (B, T, D)
+        return token_stats(hidden[keep], targets, head=self.head, top_k=top_k)
+
+
+class _GivenHidden(nn.Module):
+    """Stands in for a base model: whatever it is called with, it returns the hidden states it was given."""
+
+    hidden: Tensor
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+
+
+class TailHead:
+    """Everything a causal language model does after its base model, in blocks of vocabulary columns.
+
+    Errors: ValueError when the model has no separate base model and linear output projection.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, packed: bool = False, columns: int = COLUMNS) -> None:
+        projection = model.get_output_embeddings()
+        names = [name for name, module in model.named_modules(remove_duplicate=False) if module is projection]
+        prefix = model.base_model_prefix
+        if not isinstance(projection, nn.Linear) or not names or "." in names[0] or not hasattr(model, prefix):
+            raise ValueError("the model has no separate base model and linear output projection")
+        self.given = _GivenHidden()
+        self.tail = copy.copy(model)  # shares every weight; only its table of submodules is its own
+        self.tail._modules = dict(model._modules)
+        self.tail._modules[prefix] = self.given
+        self.name = names[0]
+        bias = projection.bias
+        self.slices: list[nn.Module] = []
+        for start in range(0, projection.out_features, columns):
+            stop = start + columns
+            part = nn.Linear(1, 1, bias=False)
+            part.weight = nn.Parameter(projection.weight.data[start:stop], requires_grad=False)
+            part.bias = None if bias is None else nn.Parameter(bias.data[start:stop], requires_grad=False)
+            self.slices.append(PackedLinear(part) if packed else part)
+
+    def blocks(self, hidden: Tensor) -> Iterator[Tensor]:
+        """(R, D) -> logits (R, C), block after block of columns."""
+        self.given.hidden = hidden[None]
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        for part in self.slices:
+            self.tail._modules[self.name] = part
+            yield self.tail(input_ids=ids, use_cache=False).logits[0]
+
+
+# --- prepacked layers for CPUs ----------------------------------------------------------------------------------------
+# oneDNN on weights in its own blocked layout: 2.3 x the default float32 product on AMD Zen 5 (docs/LOG.md), never slower
+# than it where measured. The operators are those that torch.compile itself emits for frozen CPU graphs.
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build of torch and this device have oneDNN's packed linear layers for `dtype`."""
+    ready = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    ready = ready and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if dtype == torch.bfloat16:
+        return ready and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ready and dtype == torch.float32
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` for inference, its weight in oneDNN's blocked layout, with an optional fused activation."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data.contiguous(), 512)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:  # (..., in) -> (..., out)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The layer's output multiplied by `other`, fused: (..., in), (..., out) -> (..., out)."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
+
+
+class PackedGatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) with the activation and the product fused into the matrix products."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
+        return self.down(self.up.times(x, self.gate(x, "swish")))
+
+
+def pack_layers(model: nn.Module) -> None:
+    """Replace every linear layer of the base model by a packed one, releasing the old weight as it goes.
+
+    What is not packed is copied first: a memory-mapped weight file stays in memory while any view into it lives.
+    """
+    base = getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
+    linear = {id(module.weight) for module in base.modules() if type(module) is nn.Linear}
+    for parameter in base.parameters():
+        if id(parameter) not in linear:
+            parameter.data = parameter.data.clone()
+    for parent in list(base.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child))
+                del child.weight  # the list above still holds the old layer
+    for parent in list(base.modules()):
+        for name, child in list(parent.named_children()):
+            layers = [getattr(child, key, None) for key in ("gate_proj", "up_proj", "down_proj")]
+            silu = isinstance(getattr(child, "act_fn", None), nn.SiLU) or type(getattr(child, "act_fn", None)).__name__ == "SiLUActivation"
+            if silu and all(isinstance(layer, PackedLinear) for layer in layers) and len(list(child.children())) == 4:
+                setattr(parent, name, PackedGatedMLP(child))
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def probe_rows(model: PreTrainedModel) -> list[Tensor]:
+    """Two rows of pseudo-random token ids, of different lengths, on the model's device."""
+    rng = np.random.default_rng(0)
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    rows = [rng.integers(0, vocabulary, size=length) for length in PROBE_LENGTHS]
+    return [torch.from_numpy(row).to(model.device) for row in rows]
+
+
+def reference_entropies(model: PreTrainedModel) -> Tensor:
+    """Entropies (N,) of the probe rows, each alone through the model's plain forward."""
+    path = PlainPath(model)
+    with torch.inference_mode():
+        rows = [path(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device), None) for row in probe_rows(model)]
+    return torch.cat([stats.entropy for stats in rows])
+
+
+def is_causal(model: PreTrainedModel, reference: Tensor) -> bool:
+    """Whether the first probe row's early entropies are the same when only its first half is given."""
+    row = probe_rows(model)[0]
+    half = len(row) // 2
+    with torch.inference_mode():
+        logits = model(input_ids=row[None, :half], use_cache=False).logits[0]
+        entropy = token_stats(logits).entropy
+    tolerance = PROBE_TOLERANCE.get(model.dtype, 0.15)
+    return bool(torch.allclose(entropy, reference[:half], rtol=0, atol=tolerance, equal_nan=True))
+
+
+def path_error(path: Path, model: PreTrainedModel, reference: Tensor) -> float:
+    """Mean absolute deviation, in nats, of the path's entropies on the padded batch of probe rows from the reference."""
+    rows = probe_rows(model)
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    keep = torch.arange(ids.shape[1], device=ids.device) < torch.tensor([[len(row)] for row in rows], device=ids.device)
+    with torch.inference_mode():
+        entropy = path(ids, keep, None).entropy
+    difference = (entropy - reference).abs()
+    both_nan = entropy.isnan() & reference.isnan()  # a broken model: its rows get a status of their own
+    return float(difference.masked_fill(both_nan, 0.0).mean())

@@ -1,0 +1,282 @@
+"""Texts -> scores: the hot path, between tokenised texts and one row of numbers each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fluxentropy.batching import Row, plan_batches, windows
+from fluxentropy.encoding import Encoded, Encoder
+from fluxentropy.errors import ModelError, UsageError
+from fluxentropy.estimators import TokenStats
+from fluxentropy.forward import PROBE_TOLERANCE, FastPath, Path, PlainPath, can_pack, is_causal, path_error, reference_entropies
+from fluxentropy.models import Decoder, ZooEntry, load_decoder
+
+CPU_BATCH_TOKENS = 2048  # larger batches fall out of the caches: slower, and they need more memory
+GPU_BATCH_TOKENS = 65536
+SCORES = (
+    "entropy_mean",
+    "entropy_sum",
+    "entropy_last",
+    "varentropy_mean",
+    "varentropy_sum",
+    "varentropy_last",
+    "sqrt_varentropy_mean",
+    "surprisal_mean",
+    "surprisal_sum",
+    "perplexity",
+    "bits_per_byte",
+)
+COUNTS = ("n_tokens", "n_bytes", "n_predicted_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of one text, in nats, nats² and bits per byte. None where the text has no such value."""
+
+    entropy_mean: float | None = None
+    entropy_sum: float | None = None
+    entropy_last: float | None = None
+    varentropy_mean: float | None = None
+    varentropy_sum: float | None = None
+    varentropy_last: float | None = None
+    sqrt_varentropy_mean: float | None = None
+    surprisal_mean: float | None = None
+    surprisal_sum: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    n_tokens: int = 0
+    n_bytes: int = 0
+    n_predicted_bytes: int = 0
+    truncated: bool = False
+    status: str = "ok"  # "empty": no tokens; "nan": the model gave NaN
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What the forward passes did so far: real tokens (duplicates once, padding not), padded tokens, seconds."""
+
+    tokens: int = 0
+    padded: int = 0
+    seconds: float = 0.0
+
+
+class Scorer:
+    """Scores texts with one decoder.
+
+    Policies: `window="first"` scores the first `max_tokens` tokens of a text and flags it `truncated`; "sliding"
+    scores all of it in windows of `max_tokens`, each token after at least `max_tokens - stride` tokens of context
+    (fewer only near the start). Texts with the same tokens are run once. A batch that does not fit is halved.
+
+    Errors: UsageError when `max_tokens` exceeds the model's window; ModelError when the model is not a causal
+    decoder, or a single row does not fit on the device.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_tokens: int = 512,
+        window: str = "first",
+        stride: int | None = None,
+        batch_tokens: int | None = None,
+        path: Path | None = None,
+    ) -> None:
+        if decoder.window is not None and max_tokens > decoder.window:
+            raise UsageError(
+                f"max_tokens {max_tokens} is beyond the window of {decoder.name}, {decoder.window} tokens: "
+                f"lower it, or use --window sliding"
+            )
+        self.decoder = decoder
+        self.max_tokens = max_tokens
+        self.sliding = window == "sliding"
+        self.stride = stride or max(max_tokens // 2, 1)
+        self.encoder = Encoder(decoder.tokenizer, None if self.sliding else max_tokens)
+        if self.sliding and self.stride > max_tokens - self.encoder.n_prefix:
+            raise UsageError(f"stride {self.stride}: windows of {max_tokens} tokens leave room for {max_tokens - self.encoder.n_prefix}")
+        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS)
+        self.path = path or choose_path(decoder)[0]
+        self.vocabulary = int(decoder.model.get_input_embeddings().weight.shape[0])
+        self.work = Work()
+
+    def encode(self, texts: Sequence[str | None]) -> list[Encoded]:
+        """Token ids of each text; None counts as an empty text."""
+        return self.encoder.encode([text or "" for text in texts])
+
+    def score(self, texts: Sequence[str | None]) -> list[Scores]:
+        """The scores of each text, in order.
+
+        The result for a text does not depend on its neighbours, up to float noise (1e-4 in float32).
+        """
+        return self.score_encoded(self.encode(texts))
+
+    def score_encoded(self, encoded: Sequence[Encoded], on_batch: Callable[[int], None] | None = None) -> list[Scores]:
+        """Like `score` for tokenised texts. `on_batch` is told the number of tokens after each batch."""
+        first: dict[bytes, int] = {}  # token ids -> the first text that has them
+        rows: list[Row] = []
+        for index, item in enumerate(encoded):
+            self._check_ids(item.ids)
+            if len(item.ids) and first.setdefault(item.ids.tobytes(), index) == index:
+                rows += self._rows(index, item)
+        totals = np.zeros((len(encoded), len(_TOTALS)))
+        self._run(rows, totals, on_batch)
+        return [
+            _scores(item, totals[first[item.ids.tobytes()]] if len(item.ids) else None) for item in encoded
+        ]
+
+    def token_stats(self, encoded: Encoded, top_k: int | None = None) -> TokenStats:
+        """Statistics of every position of one text, float32 (T,); surprisal[t] is that of token t + 1, NaN at the end."""
+        parts: list[TokenStats] = []
+        for row in self._rows(0, encoded):
+            parts.append(self._forward([row], top_k))
+        return TokenStats(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _rows(self, index: int, item: Encoded) -> list[Row]:
+        if not self.sliding:
+            return [Row(text=index, ids=item.ids)]
+        return list(windows(index, item.ids, self.max_tokens, self.stride, item.n_prefix))
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        if len(ids) and ids.max() >= self.vocabulary:
+            raise ModelError(
+                f"the tokenizer of {self.decoder.name} gave token {ids.max()}, its model has {self.vocabulary}: "
+                f"they do not belong together"
+            )
+
+    def _run(self, rows: Sequence[Row], totals: np.ndarray, on_batch: Callable[[int], None] | None) -> None:
+        """Add the totals of every row to its text's line of `totals` (texts, 9)."""
+        pending = [[rows[i] for i in batch] for batch in reversed(plan_batches([len(row.ids) for row in rows], self.batch_tokens))]
+        while pending:
+            batch = pending.pop()
+            try:
+                stats = self._forward(batch)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise ModelError(
+                        f"a text of {len(batch[0].ids)} tokens does not fit in the memory of {self.decoder.device}: lower --max-tokens"
+                    ) from error
+                torch.cuda.empty_cache()  # does nothing without CUDA
+                self.batch_tokens = max(self.batch_tokens // 2, 1)
+                half = len(batch) // 2
+                pending += [batch[half:], batch[:half]]
+                continue
+            _add_totals(totals, batch, stats)
+            if on_batch:
+                on_batch(sum(len(row.ids) for row in batch))
+
+    def _forward(self, batch: Sequence[Row], top_k: int | None = None) -> TokenStats:
+        """Statistics (N,) of the kept positions of a batch, row after row, on the CPU."""
+        started = time.perf_counter()
+        device = self.decoder.device
+        ids = nn.utils.rnn.pad_sequence([torch.from_numpy(row.ids) for row in batch], batch_first=True)  # (B, T)
+        position = torch.arange(ids.shape[1])
+        begin = torch.tensor([[row.keep_from] for row in batch])
+        end = torch.tensor([[len(row.ids)] for row in batch])
+        keep = (position >= begin) & (position < end)
+        targets = torch.from_numpy(np.concatenate([row.targets for row in batch]))  # (N,)
+        with torch.inference_mode():
+            stats = self.path(ids.to(device), keep.to(device), targets.to(device), top_k=top_k)
+            stats = TokenStats(*(None if column is None else column.cpu() for column in stats))
+        self.work.tokens += sum(len(row.ids) for row in batch)
+        self.work.padded += ids.numel()
+        self.work.seconds += time.perf_counter() - started
+        return stats
+
+
+# --- from per-token statistics to per-text scores ---------------------------------------------------------------------
+
+_TOTALS = ("positions", "entropy", "varentropy", "sqrt_varentropy", "targets", "surprisal", "entropy_last", "varentropy_last")
+
+
+def _add_totals(totals: np.ndarray, batch: Sequence[Row], stats: TokenStats) -> None:
+    """Add each row's sums, in float64, to the line of its text; the last row of a text also sets the last position."""
+    assert stats.surprisal is not None
+    entropy, varentropy, surprisal = (column.double().numpy() for column in (stats.entropy, stats.varentropy, stats.surprisal))
+    start = 0
+    for row in batch:
+        n = len(row.ids) - row.keep_from
+        h, v, s = (column[start : start + n] for column in (entropy, varentropy, surprisal))
+        start += n
+        if row.next_id is None:
+            s = s[:-1]  # nothing follows the last token
+            totals[row.text, 6:] = h[-1], v[-1]
+        totals[row.text, :6] += n, h.sum(), v.sum(), np.sqrt(v).sum(), len(s), s.sum()
+
+
+def _scores(item: Encoded, totals: np.ndarray | None) -> Scores:
+    """The scores of one text from its totals (8,), or the empty scores of a text without tokens."""
+    counts = {"n_tokens": len(item.ids), "n_bytes": item.n_bytes, "truncated": item.truncated}
+    if totals is None:
+        return Scores(**counts, status="empty")
+    if not np.isfinite(totals).all():
+        return Scores(**counts, n_predicted_bytes=item.n_predicted_bytes, status="nan")
+    positions, entropy, varentropy, root, targets, surprisal, entropy_last, varentropy_last = (float(x) for x in totals)
+    mean = surprisal / targets if targets else None
+    return Scores(
+        entropy_mean=entropy / positions,
+        entropy_sum=entropy,
+        entropy_last=entropy_last,
+        varentropy_mean=varentropy / positions,
+        varentropy_sum=varentropy,
+        varentropy_last=varentropy_last,
+        sqrt_varentropy_mean=root / positions,
+        surprisal_mean=mean,
+        surprisal_sum=surprisal if targets else None,
+        perplexity=None if mean is None else math.exp(min(mean, 700.0)),
+        bits_per_byte=surprisal / math.log(2) / item.n_predicted_bytes if targets and item.n_predicted_bytes else None,
+        n_predicted_bytes=item.n_predicted_bytes,
+        **counts,
+    )
+
+
+# --- the path through the model ---------------------------------------------------------------------------------------
+
+
+def open_scorer(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False, **options: object) -> tuple[Scorer, tuple[str, ...]]:
+    """Load a model and return its scorer and notes on what was chosen; `options` are those of `Scorer`.
+
+    On a CPU the model's layers are prepacked. Where the packed model fails its probe, it is loaded again, unpacked.
+    """
+    decoder = load_decoder(entry, device=device, dtype=dtype, offline=offline)
+    if can_pack(decoder.device, decoder.dtype):
+        path, note = choose_path(decoder, pack=True)
+        if path is None:
+            decoder = load_decoder(entry, device=device, dtype=dtype, offline=offline)
+    else:
+        path = None
+    if path is None:
+        path, note = choose_path(decoder)
+    return Scorer(decoder, path=path, **options), (*decoder.notes, note)  # type: ignore[arg-type]
+
+
+def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[Path | None, str]:
+    """The fastest path that agrees with the model's plain forward, and a note; None when `pack` was tried and failed.
+
+    Packing rewrites the model: after a None the model must be loaded again.
+    """
+    model = decoder.model
+    reference = reference_entropies(model)
+    if not is_causal(model, reference):
+        raise ModelError(f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: a later token changes earlier predictions")
+    tolerance = PROBE_TOLERANCE[decoder.dtype]
+    try:
+        path = FastPath(model, packed=pack)
+        error = path_error(path, model, reference)
+        if error <= tolerance:
+            return path, f"path {path.name}: mean deviation from the plain forward {error:.1g} nats on probe rows"
+        reason = f"deviates by {error:.2g} nats from the plain forward"
+    except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
+        reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
+    return (None, "") if pack else (PlainPath(model), f"path plain, slow: this model {reason}")
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
