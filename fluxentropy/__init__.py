@@ -1,0 +1,27 @@
+"""Score text corpora by the entropy and varentropy of a language model's next-token distributions.
+
+Importing this package loads nothing heavy: the names below import their module when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fluxentropy.adapters import make_scorer as make_scorer
+    from fluxentropy.adapters import score_dataset as score_dataset
+    from fluxentropy.adapters import score_stream as score_stream
+    from fluxentropy.estimators import token_stats as token_stats
+
+__version__ = "0.1.0"
+__all__ = ["make_scorer", "score_dataset", "score_stream", "token_stats"]
+
+_MODULES = {name: "fluxentropy.adapters" for name in ("make_scorer", "score_dataset", "score_stream")}
+_MODULES["token_stats"] = "fluxentropy.estimators"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ Shape legend: R rows (positions), V vocabulary, C a block of its columns, D hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,16 +29,24 @@ ROWS = 256  # positions projected at once; with 2,048 columns a block's logits a
 class TokenStats(NamedTuple):
     """Statistics of next-token distributions, one value a position, shape (...): float32, or float64 of float64 logits.
 
-    `entropy` and `surprisal` in nats, `varentropy` in nats², `max_prob` and `top_k_mass` are probabilities.
-    `surprisal` is None without targets, `top_k_mass` None unless asked for. NaN marks a position without a
-    distribution (a NaN or +inf logit, or all logits -inf); see `check_finite`.
+    `entropy` and `surprisal` in nats, `varentropy` in nats², `max_prob` a probability. `surprisal` is None without
+    targets. With `top_k`, `top_probs` (..., k) and `top_tokens` (..., k) are the most likely tokens in descending
+    order. NaN marks a position without a distribution (a NaN or +inf logit, or all -inf); see `check_finite`.
     """
 
     entropy: Tensor
     varentropy: Tensor
     max_prob: Tensor
     surprisal: Tensor | None = None
-    top_k_mass: Tensor | None = None
+    top_probs: Tensor | None = None
+    top_tokens: Tensor | None = None
+
+    @property
+    def top_k_mass(self) -> Tensor:
+        """Probability mass of the `top_k` most likely tokens, shape (...)."""
+        if self.top_probs is None:
+            raise ValueError("top_k_mass needs token_stats(..., top_k=k)")
+        return self.top_probs.sum(-1)
 
 
 class Head(Protocol):
@@ -64,7 +72,7 @@ def token_stats(
         targets: int64 (...), the tokens whose surprisal is wanted. A negative target gives a NaN surprisal.
         head: a callable (R, D) -> (R, V), or a `Head` that yields column blocks.
         temperature: the distribution is softmax(z / temperature).
-        top_k: also return the probability mass of the k most likely tokens.
+        top_k: also return the k most likely tokens and their probabilities.
 
     Logits of -inf are tokens of probability 0 (p ln p = 0, gradients finite). Half-precision logits are widened to
     float32 before anything is computed. Differentiable to any order, also by `torch.func`; with `head` and gradients
@@ -96,7 +104,14 @@ def token_stats(
             )
         else:
             chunks.append(_project_stats(head, hidden, chosen, temperature, top_k))
-    return TokenStats(*(None if column[0] is None else torch.cat(column).view(inputs.shape[:-1]) for column in zip(*chunks, strict=True)))
+    shape = inputs.shape[:-1]
+    return concatenate(chunks, lambda column: column.view(*shape, *column.shape[1:]))
+
+
+def concatenate(parts: Sequence[TokenStats], then: Callable[[Tensor], Tensor] = lambda column: column) -> TokenStats:
+    """The statistics of consecutive positions as one, joined along the first axis; `then` is applied to each tensor."""
+    columns = zip(*parts, strict=True)
+    return TokenStats(*(None if column[0] is None else then(torch.cat(column)) for column in columns))
 
 
 def check_finite(stats: TokenStats) -> None:
@@ -111,7 +126,10 @@ def check_finite(stats: TokenStats) -> None:
 
 
 class _Sums(NamedTuple):
-    """Sums over the columns seen so far, relative to their maximum `top`; float64 except `top`, shape (...)."""
+    """Sums over the columns seen so far, relative to their maximum `top`; float64 except `top`, shape (...).
+
+    As a shift the maximum is a constant (it cancels); only `max_prob` differentiates through it.
+    """
 
     top: Tensor
     s0: Tensor
@@ -126,8 +144,8 @@ def _block_sums(z: Tensor) -> _Sums:  # (..., C) -> (...)
     summed in float64: it is 1 + ε for a peaked distribution, and H is of the order of ε.
     """
     floor = -110.0 if z.dtype == torch.float32 else -760.0
-    top = z.detach().amax(-1)
-    shift = top.masked_fill(top == -torch.inf, 0.0)
+    top = z.amax(-1)
+    shift = top.detach().masked_fill(top == -torch.inf, 0.0)
     d = (z - shift.unsqueeze(-1)).clamp(min=floor)
     e = d.exp()
     ed = e * d
@@ -140,7 +158,7 @@ def _merge(a: _Sums, b: _Sums) -> _Sums:
     top = torch.maximum(a.top, b.top)
     parts = []
     for sums in (a, b):
-        delta = torch.where(sums.top == top, 0.0, sums.top - top).to(sums.s0.dtype).clamp(min=-1e15)  # (...)
+        delta = torch.where(sums.top == top, 0.0, (sums.top - top).detach()).to(sums.s0.dtype).clamp(min=-1e15)  # (...)
         weight = delta.exp()
         s1 = sums.s1 + delta * sums.s0
         s2 = sums.s2 + 2 * delta * sums.s1 + delta * delta * sums.s0
@@ -153,7 +171,7 @@ def _stats(blocks: Iterator[Tensor] | list[Tensor], targets: Tensor | None, temp
     """Fold column blocks (..., C) into the statistics of the whole rows."""
     total: _Sums | None = None
     chosen: Tensor | None = None
-    largest: Tensor | None = None
+    largest: _Largest | None = None
     start = 0
     for block in blocks:
         z = block if block.dtype == torch.float64 else block.float()
@@ -164,12 +182,27 @@ def _stats(blocks: Iterator[Tensor] | list[Tensor], targets: Tensor | None, temp
         if targets is not None:
             chosen = _pick(z, targets - start, chosen)
         if top_k is not None:
-            candidates = z if largest is None else torch.cat([largest, z], -1)
-            largest = candidates.topk(min(top_k, candidates.shape[-1]), -1).values
+            largest = _keep_largest(z, start, top_k, largest)
         start += z.shape[-1]
     if total is None:
         raise ValueError("no logits: the vocabulary is empty")
     return _finish(total, chosen, largest)
+
+
+class _Largest(NamedTuple):
+    values: Tensor  # (..., k)
+    tokens: Tensor  # (..., k)
+
+
+def _keep_largest(z: Tensor, start: int, k: int, so_far: _Largest | None) -> _Largest:
+    """The k largest logits of this block (..., C), whose first column is token `start`, and of those kept so far."""
+    values, tokens = z.topk(min(k, z.shape[-1]), -1)
+    tokens = tokens + start
+    if so_far is not None:
+        values, tokens = torch.cat([so_far.values, values], -1), torch.cat([so_far.tokens, tokens], -1)
+        values, order = values.topk(min(k, values.shape[-1]), -1)
+        tokens = tokens.gather(-1, order)
+    return _Largest(values, tokens)
 
 
 def _pick(z: Tensor, index: Tensor, so_far: Tensor | None) -> Tensor:
@@ -179,9 +212,9 @@ def _pick(z: Tensor, index: Tensor, so_far: Tensor | None) -> Tensor:
     return torch.where(inside, value, torch.nan if so_far is None else so_far)
 
 
-def _finish(sums: _Sums, chosen: Tensor | None, largest: Tensor | None) -> TokenStats:
-    top, s0, s1, s2 = sums
-    narrow = top.dtype
+def _finish(sums: _Sums, chosen: Tensor | None, largest: _Largest | None) -> TokenStats:
+    s0, s1, s2 = sums.s0, sums.s1, sums.s2
+    top, narrow = sums.top.detach(), sums.top.dtype
     undefined = ~top.isfinite()
     log_s0 = s0.log()
     mean = s1 / s0  # E[z] - max(z)
@@ -190,11 +223,12 @@ def _finish(sums: _Sums, chosen: Tensor | None, largest: Tensor | None) -> Token
     surprisal = None
     if chosen is not None:
         surprisal = (log_s0 + (top - chosen).to(s0.dtype)).masked_fill(undefined, torch.nan).to(narrow)
-    mass = None
+    top_probs = None
     if largest is not None:
-        mass = ((largest - top.unsqueeze(-1)).to(s0.dtype).exp().sum(-1) / s0).masked_fill(undefined, torch.nan).to(narrow)
-    max_prob = (1 / s0).masked_fill(undefined, torch.nan)
-    return TokenStats(entropy.to(narrow), varentropy.to(narrow), max_prob.to(narrow), surprisal, mass)
+        shifted = (largest.values - top.unsqueeze(-1)).to(s0.dtype).exp()
+        top_probs = (shifted / s0.unsqueeze(-1)).masked_fill(undefined.unsqueeze(-1), torch.nan).to(narrow)
+    max_prob = ((sums.top - top).to(s0.dtype).exp() / s0).masked_fill(undefined, torch.nan)
+    return TokenStats(entropy.to(narrow), varentropy.to(narrow), max_prob.to(narrow), surprisal, top_probs, largest and largest.tokens)
 
 
 def _project_stats(

@@ -14,7 +14,7 @@ from torch import nn
 from fluxentropy.batching import Row, plan_batches, windows
 from fluxentropy.encoding import Encoded, Encoder
 from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.estimators import TokenStats
+from fluxentropy.estimators import TokenStats, concatenate
 from fluxentropy.forward import PROBE_TOLERANCE, FastPath, Path, PlainPath, can_pack, is_causal, path_error, reference_entropies
 from fluxentropy.models import Decoder, ZooEntry, load_decoder
 
@@ -132,10 +132,7 @@ class Scorer:
 
     def token_stats(self, encoded: Encoded, top_k: int | None = None) -> TokenStats:
         """Statistics of every position of one text, float32 (T,); surprisal[t] is that of token t + 1, NaN at the end."""
-        parts: list[TokenStats] = []
-        for row in self._rows(0, encoded):
-            parts.append(self._forward([row], top_k))
-        return TokenStats(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+        return concatenate([self._forward([row], top_k) for row in self._rows(0, encoded)])
 
     def _rows(self, index: int, item: Encoded) -> list[Row]:
         if not self.sliding:
@@ -264,7 +261,7 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[Path | None, s
     """
     model = decoder.model
     reference = reference_entropies(model)
-    if not is_causal(model, reference):
+    if not is_causal(model):
         raise ModelError(f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: a later token changes earlier predictions")
     tolerance = PROBE_TOLERANCE[decoder.dtype]
     try:

@@ -141,3 +141,145 @@ def fingerprint_json(value: Any) -> str:
 
 
 # --- run directories --------------------------------------------------------------------------------------------------
+
+
+class RunDirectory:
+    """A directory that holds one run and nothing else: its identity, its parts, and a lock while someone writes.
+
+        with RunDirectory(out, overwrite=False) as run:  # locked; another command's directory is refused
+            run.begin(identity, config_yaml)             # another run's directory is refused
+            for number in range(len(run.done()), n): ...
+
+    Errors: RunError when the directory is not a run directory, is another run's, or is held by another process.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, folder: str = "scores", suffix: str = ".parquet") -> None:
+        self.path = path
+        self.overwrite = overwrite
+        self.parts = path / folder
+        self.suffix = suffix
+        self.identity: Any = None
+        self._lock: int | None = None
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    def __enter__(self) -> RunDirectory:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
+        try:
+            self._refuse_foreign()
+            if self.overwrite or not self.manifest.exists():
+                self._clear()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def begin(self, identity: Mapping[str, Any], config_yaml: str) -> None:
+        """Say which run this is: `identity` is everything that decides the bytes of the result, as nested JSON.
+
+        Errors: RunError names the first difference from the run that the directory holds.
+        """
+        self.identity = json.loads(json.dumps(identity))
+        manifest = read_json(self.manifest)
+        if manifest and (difference := _difference(manifest.get("identity"), self.identity)):
+            raise RunError(f"{self.path} holds another run: {difference}. Choose another --out, or start afresh with --overwrite")
+        write_text(self.path / "config.resolved.yaml", config_yaml)
+        if manifest is None:
+            write_json(self.manifest, {"complete": False, "identity": self.identity})
+
+    def done(self) -> list[dict[str, Any]]:
+        """The manifests of the leading parts that are whole, in order; the first missing or cut part ends the list."""
+        found: list[dict[str, Any]] = []
+        while True:
+            file, record = self._names(len(found))
+            manifest = read_json(record)
+            if manifest is None or not file.is_file() or file.stat().st_size != manifest["bytes"]:
+                return found
+            found.append(manifest)
+
+    @contextlib.contextmanager
+    def part(self, number: int, facts: dict[str, Any]) -> Iterator[Path]:
+        """Yield a path to write part `number` to; afterwards its manifest is written with `facts`, size and SHA-256.
+
+        `facts` may be filled in until the block ends.
+        """
+        file, record = self._names(number)
+        record.unlink(missing_ok=True)
+        with atomic_path(file) as aside:
+            yield aside
+            facts |= {"bytes": aside.stat().st_size, "sha256": sha256_file(aside)}
+        write_json(record, facts)
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Mark the run complete and record `facts`."""
+        write_json(self.manifest, {"complete": True, "identity": self.identity, **facts})
+
+    def _names(self, number: int) -> tuple[Path, Path]:
+        stem = f"part-{number:05d}"
+        return self.parts / f"{stem}{self.suffix}", self.parts / f".{stem}.json"
+
+    def _take_lock(self) -> None:
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 100, 0).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise RunError(f"{self.path} is being written by {holder}: wait for it, or choose another --out") from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()}".encode(), 0)
+        self._lock = handle
+
+    def _refuse_foreign(self) -> None:
+        if self.manifest.exists():
+            return
+        ours = {*RUN_FILES, self.parts.name}
+        foreign = [path.name for path in self.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
+        if foreign:
+            raise RunError(f"{self.path} is not a run directory (it holds {min(foreign)}): choose another --out")
+
+    def _clear(self) -> None:
+        """Remove a former run, or what an interrupted start or clearing left.
+
+        The manifest goes first, so that a kill in between leaves no run that looks whole.
+        """
+        for name in ("manifest.json", *RUN_FILES, self.parts.name):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+RUN_FILES = ("config.resolved.yaml", "rejected.jsonl", "input")
+
+
+def _difference(old: Any, new: Any, name: str = "") -> str:
+    """The first difference between two JSON values in words, empty where they are equal.
+
+    >>> _difference({"model": {"name": "a"}}, {"model": {"name": "b"}})
+    "model.name is 'a' there and 'b' here"
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *(key for key in old if key not in new)]:
+            if text := _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")):
+                return text
+        return ""
+    return "" if old == new else f"{name} is {_short(old)} there and {_short(new)} here"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

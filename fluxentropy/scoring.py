@@ -1,0 +1,369 @@
+"""`fluxentropy score`: a corpus in, a resumable run directory of scores out.
+
+The corpus is cut into parts by its content alone, so a part is the same whenever and however often it is made. Batches
+never cross a part's border, which makes every part's bytes independent of where a former run was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import queue
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fluxentropy.config import ScoreConfig, to_yaml
+from fluxentropy.corpus import Corpus, open_corpus
+from fluxentropy.encoding import Encoded
+from fluxentropy.models import ZooEntry, find_model
+from fluxentropy.outcome import Outcome
+from fluxentropy.progress import Progress
+from fluxentropy.scorer import Scorer, Scores, open_scorer
+from fluxentropy.store import RunDirectory, atomic_path, read_json, write_json
+from fluxentropy.versions import versions
+
+CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
+PART_ROWS, PART_BYTES = 2**14, 2**26
+SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
+CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its number of tokens
+
+SCORE_FIELDS = [
+    pa.field(field.name, pa.int64() if field.name.startswith("n_") else pa.float64())
+    for field in dataclasses.fields(Scores)
+    if field.name not in ("truncated", "status")
+] + [pa.field("truncated", pa.bool_()), pa.field("status", pa.string())]
+SCORE_NAMES = tuple(field.name for field in SCORE_FIELDS)
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def score(config: ScoreConfig) -> Outcome:
+    """Score every text of the sources into `config.out`, going on where an earlier run of the same command stopped."""
+    entry = find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    if config.dry_run:
+        with tempfile.TemporaryDirectory() as spool:
+            corpus = _open_corpus(config, Path(spool))
+            return _plan(config, corpus, *_open_scorer(config, entry))
+    with RunDirectory(config.out, overwrite=config.overwrite) as run:
+        corpus = _open_corpus(config, config.out)
+        write_json(config.out / SCANS, corpus.scans)
+        scorer, notes = _open_scorer(config, entry)
+        run.begin(_identity(config, corpus, scorer), to_yaml(config))
+        return _ScoreRun(config, corpus, scorer, run).run_all(notes)
+
+
+def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
+    return open_corpus(
+        config.sources,
+        text_field=config.text_field,
+        id_field=config.id_field,
+        on_error=config.on_error,
+        limit=config.limit,
+        spool=folder / "input" / "stdin.jsonl",
+        offline=config.offline,
+        reserved=SCORE_NAMES,
+        scans=read_json(folder / SCANS),
+    )
+
+
+def _open_scorer(config: ScoreConfig, entry: ZooEntry) -> tuple[Scorer, tuple[str, ...]]:
+    return open_scorer(
+        entry,
+        device=config.device,
+        dtype=config.dtype,
+        offline=config.offline,
+        max_tokens=config.max_tokens,
+        window=config.window,
+        stride=config.stride,
+        batch_tokens=config.batch_tokens,
+    )
+
+
+def _part_tokens(config: ScoreConfig, scorer: Scorer) -> int:
+    return config.part_tokens or (CPU_PART_TOKENS if scorer.decoder.device.type == "cpu" else GPU_PART_TOKENS)
+
+
+class _ScoreRun:
+    """One invocation of `score` on an open run directory."""
+
+    def __init__(self, config: ScoreConfig, corpus: Corpus, scorer: Scorer, run: RunDirectory) -> None:
+        self.config, self.corpus, self.scorer, self.run = config, corpus, scorer, run
+        self.texts = 0  # scored by this invocation
+
+    def run_all(self, notes: tuple[str, ...]) -> Outcome:
+        done = self.run.done()
+        resumed = sum(part["rows"] for part in done)
+        counts: Counter[str] = Counter()
+        for part in done:
+            counts.update(part["counts"])
+        for note in notes:
+            log.info(note)
+        if resumed:
+            log.info(f"resuming after {len(done)} parts, {resumed:,} texts")
+        self._write_rejected()
+        started = time.perf_counter()
+        number = len(done)
+        with Progress(None) as progress:
+            for table, encoded in prefetch(self._parts(resumed)):
+                counts.update(self._write_part(number, table, encoded, progress, resumed))
+                number += 1
+        seconds = time.perf_counter() - started
+        facts = {
+            "counts": dict(sorted(counts.items())),
+            "parts": number,
+            "rejected": len(self.corpus.rejected),
+            "duplicate_ids": count_duplicate_ids(self.run.parts),
+        }
+        self.run.finish({**facts, "inputs": self._inputs(), "versions": versions(), "policies": _policies(self.scorer)})
+        return self._outcome(facts, resumed, seconds)
+
+    def _write_rejected(self) -> None:
+        if not self.corpus.rejected:
+            return
+        with atomic_path(self.run.path / "rejected.jsonl") as path, open(path, "w", encoding="utf-8") as file:
+            for row in self.corpus.rejected:
+                file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+
+    def _parts(self, start: int) -> Iterator[tuple[pa.Table, list[Encoded]]]:
+        cap = None if self.scorer.sliding else self.scorer.max_tokens * CHARS_PER_TOKEN
+        part_chars = _part_tokens(self.config, self.scorer) * CHARS_PER_TOKEN
+        for table in cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap):
+            yield table, self.scorer.encode(table[self.corpus.text_field].to_pylist())
+
+    def _write_part(self, number: int, table: pa.Table, encoded: list[Encoded], progress: Progress, resumed: int) -> dict[str, int]:
+        scores = self.scorer.score_encoded(encoded, on_batch=lambda n: progress.update(n))
+        columns = score_columns(scores, table["input_status"])
+        kept = table.drop_columns(["input_status", *([] if self.config.text else [self.corpus.text_field])])
+        for field in SCORE_FIELDS:
+            kept = kept.append_column(field, columns[field.name])
+        status = Counter(columns["status"].to_pylist())
+        counts = {"rows": len(table), "tokens": sum(len(item.ids) for item in encoded)}
+        counts |= {"bytes": sum(item.n_bytes for item in encoded), "truncated": sum(item.truncated for item in encoded)}
+        counts |= {f"status_{name}": n for name, n in sorted(status.items())}
+        with self.run.part(number, {"rows": len(table), "counts": counts}) as path:
+            pq.write_table(kept, path, compression="zstd", row_group_size=4096)
+        self._forecast(progress, number, len(table), resumed)
+        return counts
+
+    def _forecast(self, progress: Progress, number: int, rows: int, resumed: int) -> None:
+        """Tell the progress line the number of texts done, and the total of tokens that this rate of tokens a text makes."""
+        self.texts += rows
+        if self.corpus.n_rows:
+            progress.total = round(progress.done / self.texts * (self.corpus.n_rows - resumed))
+        progress.update(0, texts=resumed + self.texts, parts=number + 1)
+
+    def _inputs(self) -> list[dict[str, Any]]:
+        return [_source_facts(file) for file in self.corpus.files]
+
+    def _outcome(self, facts: dict[str, Any], resumed: int, seconds: float) -> Outcome:
+        counts, work = facts["counts"], self.scorer.work
+        rate = work.tokens / seconds if work.tokens else 0.0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        data = {
+            "out": str(self.config.out),
+            "model": self.scorer.decoder.name,
+            "rows": counts.get("rows", 0),
+            "resumed_rows": resumed,
+            "counts": counts,
+            "rejected": facts["rejected"],
+            "duplicate_ids": facts["duplicate_ids"],
+            "parts": facts["parts"],
+            "tokens": counts.get("tokens", 0),
+            "scored_tokens": work.tokens,
+            "padded_tokens": work.padded,
+            "seconds": round(seconds, 3),
+            "forward_seconds": round(work.seconds, 3),
+            "tokens_per_second": round(rate, 1),
+            "peak_memory_bytes": peak,
+            "device": str(self.scorer.decoder.device),
+            "dtype": str(self.scorer.decoder.dtype).removeprefix("torch."),
+            "path": self.scorer.path.name,
+        }
+        odd = {name.removeprefix("status_"): n for name, n in counts.items() if name.startswith("status_") and name != "status_ok"}
+        lines = [f"{data['rows']:,} texts, {data['tokens']:,} tokens scored in {self.config.out / 'scores'} ({facts['parts']} parts)"]
+        if work.tokens:
+            lines.append(f"{rate:,.0f} tok/s, {work.seconds:.1f} s in the forward pass, peak memory {peak / 2**30:.2f} GiB")
+        if odd:
+            lines.append("not ok: " + ", ".join(f"{n} {name}" for name, n in odd.items()))
+        if facts["rejected"]:
+            lines.append(f"{facts['rejected']} rows rejected, see {self.config.out / 'rejected.jsonl'}")
+        if facts["duplicate_ids"]:
+            lines.append(f"{facts['duplicate_ids']} texts share an id with an earlier one (told apart by source_file and source_row)")
+        all_nan = counts.get("status_nan", 0) > 0 and counts.get("status_nan", 0) + counts.get("status_empty", 0) == counts["rows"]
+        if all_nan:
+            lines.append(f"the model {self.scorer.decoder.name} gave NaN for every text: try --dtype fp32, or another model")
+        return Outcome(lines=lines, data=data, exit_code=1 if all_nan else 0)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def cut_parts(
+    batches: Iterable[pa.RecordBatch], text_field: str, part_chars: int, text_chars: int | None
+) -> Iterator[pa.Table]:
+    """Group the rows of `batches` into parts of about `part_chars` characters, a text counting at most `text_chars`.
+
+    A part also ends at 16,384 rows or 64 MiB of text. Where it ends depends on the rows alone, not on how they are
+    batched.
+    """
+    pending: list[pa.RecordBatch] = []
+    size = np.zeros(3, dtype=np.int64)  # characters, rows, bytes
+    limits = np.array([part_chars, PART_ROWS, PART_BYTES])
+    for batch in batches:
+        lengths = _cut_lengths(batch[text_field] if isinstance(batch, pa.Table) else batch.column(text_field), text_chars)  # (rows, 3)
+        begin = 0
+        while begin < len(lengths):
+            reached = size + np.cumsum(lengths[begin:], axis=0)
+            full = (reached >= limits).any(axis=1)
+            end = begin + int(full.argmax()) + 1 if full.any() else len(lengths)
+            pending.append(batch.slice(begin, end - begin))
+            size = reached[end - begin - 1]
+            begin = end
+            if full.any():
+                yield pa.Table.from_batches(pending)
+                pending, size = [], np.zeros(3, dtype=np.int64)
+    if pending:
+        yield pa.Table.from_batches(pending)
+
+
+def _cut_lengths(texts: pa.Array, text_chars: int | None) -> np.ndarray:
+    chars = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    size = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    if text_chars is not None:
+        chars = np.minimum(chars, text_chars)
+    return np.stack([chars, np.ones_like(chars), size], axis=1)
+
+
+def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = None) -> dict[str, pa.Array]:
+    """The scores as columns, by name. A status from reading the text wins over "ok" and "empty"."""
+    columns = {
+        field.name: pa.array([getattr(row, field.name) for row in scores], type=field.type) for field in SCORE_FIELDS
+    }
+    if input_status is not None:
+        damaged = [status or None for status in input_status.to_pylist()]
+        merged = [row.status if status is None or row.status == "nan" else status for row, status in zip(scores, damaged, strict=True)]
+        columns["status"] = pa.array(merged, type=pa.string())
+    return columns
+
+
+def prefetch(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items while the next one is made in a thread: reading and tokenising overlap with the forward pass."""
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def offer(entry: tuple[bool, Any]) -> None:
+        while not stop.is_set():
+            try:
+                return made.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                offer((True, item))
+                if stop.is_set():
+                    return
+            offer((False, None))
+        except BaseException as error:  # handed to the consumer, which raises it
+            offer((False, error))
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, value = made.get()
+            if not more:
+                if value is not None:
+                    raise value
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join()
+
+
+def count_duplicate_ids(folder: Path) -> int:
+    """Rows of the parts in `folder` whose id an earlier row has too. DuckDB counts, and spills to disk if it must."""
+    import duckdb
+
+    files = sorted(str(path) for path in folder.glob("part-*.parquet"))
+    if not files:
+        return 0
+    with duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(folder / ".spill"), "threads": 2}) as connection:
+        rows, distinct = connection.execute("SELECT count(id), count(DISTINCT id) FROM read_parquet(?)", [files]).fetchone() or (0, 0)
+    return int(rows - distinct)
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def _identity(config: ScoreConfig, corpus: Corpus, scorer: Scorer) -> dict[str, Any]:
+    """Everything that decides the bytes of the parts."""
+    return {
+        "model": {"name": config.model, "fingerprint": scorer.decoder.fingerprint},
+        "dtype": str(scorer.decoder.dtype).removeprefix("torch."),
+        "device": scorer.decoder.device.type,
+        "path": scorer.path.name,
+        "sources": {file.name: file.fingerprint for file in corpus.files},
+        "text_field": config.text_field,
+        "id_field": config.id_field,
+        "keep_text": config.text,
+        "max_tokens": config.max_tokens,
+        "window": config.window,
+        "stride": scorer.stride if scorer.sliding else None,
+        "limit": config.limit,
+        "on_error": config.on_error,
+        "part_tokens": _part_tokens(config, scorer),
+        "batch_tokens": scorer.batch_tokens,
+    }
+
+
+def _policies(scorer: Scorer) -> dict[str, Any]:
+    return {
+        "bos_policy": "tokenizer",
+        "bos_added": scorer.encoder.n_prefix > 0,
+        "max_tokens": scorer.max_tokens,
+        "positions": "entropy and varentropy at all T positions, surprisal at the T-1 that have a target",
+        "window": "sliding" if scorer.sliding else "first",
+    }
+
+
+def _source_facts(file: Any) -> dict[str, Any]:
+    return {"name": file.name, "rows": file.n_rows, "fingerprint": file.fingerprint}
+
+
+def _plan(config: ScoreConfig, corpus: Corpus, scorer: Scorer, notes: tuple[str, ...]) -> Outcome:
+    """What `--dry-run` says: the inputs, the choices, and a forecast from the first texts."""
+    sample = next(iter(corpus.batches()), None)
+    texts = sample.column(corpus.text_field).to_pylist()[:200] if sample is not None else []
+    per_text = sum(len(item.ids) for item in scorer.encode(texts)) / max(len(texts), 1)
+    tokens = None if corpus.n_rows is None else round(per_text * corpus.n_rows)
+    data = {
+        "sources": [_source_facts(file) for file in corpus.files],
+        "rows": corpus.n_rows,
+        "estimated_tokens": tokens,
+        "rejected": len(corpus.rejected),
+        "part_tokens": _part_tokens(config, scorer),
+        "batch_tokens": scorer.batch_tokens,
+        "out": str(config.out),
+        "notes": list(notes),
+    }
+    size = f"{corpus.n_rows:,} texts, about {tokens:,} tokens" if tokens is not None else "a stream of unknown length"
+    lines = [f"would score {size} from {len(corpus.files)} files into {config.out / 'scores'}", *notes, "nothing was written"]
+    return Outcome(lines=lines, data=data)
