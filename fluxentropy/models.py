@@ -57,7 +57,7 @@ class ZooEntry:
         if self.wheel and not self.file:
             raise UsageError(f"zoo entry {self.name!r}: `wheel` needs `file`, the GGUF file's path inside the wheel")
         if self.dtype not in ("auto", *DTYPES):
-            raise UsageError(f"dtype {self.dtype!r} of zoo entry {self.name!r}: use auto, {', '.join(DTYPES)}")
+            raise UsageError(f"zoo entry {self.name!r}: dtype {self.dtype!r}: use auto, {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
     except (RuntimeError, torch.OutOfMemoryError) as error:
         raise ModelError(f"model {entry.name!r} does not fit on {place}: {str(error).splitlines()[0]}") from error
     if entry.hub:
-        fingerprint = f"{entry.hub}@{getattr(model.config, '_commit_hash', None) or entry.revision or 'unknown'}"
+        fingerprint = f"{entry.hub}@{_hub_commit(entry)}"
     notes = tuple(text for text in (place_note, kind_note, note) if text)
     return Decoder(name=entry.name, model=model, tokenizer=tokenizer, device=place, dtype=kind, fingerprint=fingerprint, notes=notes)
 
@@ -219,6 +219,15 @@ def _locate(entry: ZooEntry, offline: bool) -> tuple[str, str, str]:
     if not (folder / "config.json").is_file():
         convert_gguf(file, folder)
     return str(folder), fingerprint, f"GGUF weights dequantised to fp32, kept in {folder}"
+
+
+def _hub_commit(entry: ZooEntry) -> str:
+    """The commit that the Hub's cache holds for the entry's revision: its files lie in a folder of that name."""
+    from huggingface_hub import try_to_load_from_cache
+
+    assert entry.hub is not None
+    path = try_to_load_from_cache(entry.hub, "config.json", revision=entry.revision)
+    return Path(path).parent.name if isinstance(path, str) else entry.revision or "main"
 
 
 def _wheel_file(entry: ZooEntry) -> Path:

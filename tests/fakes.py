@@ -47,7 +47,7 @@ def make_config(kind: str = "llama", *, vocab_size: int = VOCABULARY, **changes:
     if kind == "gemma3":
         changes = {"final_logit_softcapping": 0.5, "head_dim": 8, "sliding_window": 16, "max_position_embeddings": 128} | changes
         return Gemma3TextConfig(**shape, **changes)
-    return LlamaConfig(**shape, max_position_embeddings=256, **changes)
+    return LlamaConfig(**shape, **{"max_position_embeddings": 256, **changes})
 
 
 def make_model(kind: str = "llama", *, seed: int = 0, scale: float = 8.0, **changes: Any) -> Any:

@@ -1,0 +1,278 @@
+"""`fluxentropy score` end to end on a tiny model: resume, refusals, bad rows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fakes import SENTENCES, save_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluxentropy.cli import main
+from fluxentropy.scoring import cut_parts, prefetch
+
+N_TEXTS = 120
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("source") / "texts.jsonl"
+    records = [{"id": f"t{n}", "text": " ".join(rng.choices(SENTENCES, k=rng.randint(1, 6))), "n": n} for n in range(N_TEXTS)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def command(source: str, model: str, out: Path, *more: str) -> list[str]:
+    return ["score", source, "--model", model, "--out", str(out), "--max-tokens", "100", "--part-tokens", "300", *more]
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON object on stdout, and stderr."""
+    code = main([*argv, "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out), captured.err
+
+
+def read(out: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted((out / "scores").glob("part-*.parquet")))
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    """Every file of a run, also the hidden ones, by name; the lock is empty once nobody holds it."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_a_run_holds_every_text_in_order_with_its_columns(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+) -> None:
+    code, data, err = run(capsys, *command(source, model, tmp_path / "run"))
+    table = read(tmp_path / "run")
+    assert (code, data["rows"], data["resumed_rows"], len(table)) == (0, N_TEXTS, 0, N_TEXTS)
+    assert table["id"].to_pylist() == [f"t{n}" for n in range(N_TEXTS)]
+    assert table["n"].to_pylist() == list(range(N_TEXTS))
+    assert set(table["status"].to_pylist()) == {"ok"}
+    assert all(np.isfinite(table[name].to_numpy()).all() for name in ("entropy_mean", "varentropy_sum", "bits_per_byte"))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["complete"] is True
+    assert manifest["counts"]["tokens"] == sum(table["n_tokens"].to_pylist()) == data["tokens"]
+    assert data["parts"] > 5
+    assert "dtype fp32" in err
+    assert (tmp_path / "run" / "config.resolved.yaml").is_file()
+
+
+def test_sigkill_at_any_time_and_rerun_gives_the_same_bytes(source: str, model: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert main(command(source, model, whole)) == 0
+    expected = snapshot(whole)
+    out = tmp_path / "killed"
+    argv = [sys.executable, "-m", "fluxentropy", *command(source, model, out)]
+    kills = 0
+    for parts in (0, 2, 5):  # wait until so many parts are there, then kill
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(out.glob("scores/part-*.parquet"))) < parts + 1:
+            time.sleep(0.002)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 3
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    assert main(command(source, model, out)) == 0
+    got = snapshot(out)
+    ignored = {"config.resolved.yaml"}  # names the --out
+    assert {name: data for name, data in got.items() if name not in ignored and ".aside-" not in name} == {
+        name: data for name, data in expected.items() if name not in ignored
+    }
+
+
+def test_sigint_ends_cleanly_with_130_and_resumes(source: str, model: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fluxentropy", *command(source, model, out, "--batch-tokens", "100")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(out.glob("scores/part-*.parquet")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to go on" in err
+    assert "Traceback" not in err
+    assert not list(out.rglob(".aside-*"))
+    assert main(command(source, model, out, "--batch-tokens", "100")) == 0
+    assert len(read(out)) == N_TEXTS
+
+
+def test_a_finished_run_is_not_done_again(capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path) -> None:
+    run(capsys, *command(source, model, tmp_path / "run"))
+    before = snapshot(tmp_path / "run")
+    code, data, _ = run(capsys, *command(source, model, tmp_path / "run"))
+    assert (code, data["resumed_rows"], data["scored_tokens"]) == (0, N_TEXTS, 0)
+    assert snapshot(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [(["--max-tokens", "50"], "max_tokens is 100 there and 50 here"), (["--no-text"], "keep_text is True there and False here")],
+)
+def test_another_configuration_is_refused_with_the_difference(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path, flags: list[str], difference: str
+) -> None:
+    run(capsys, *command(source, model, tmp_path / "run"))
+    base = ["score", source, "--model", model, "--out", str(tmp_path / "run"), "--part-tokens", "300"]
+    base += [] if "--max-tokens" in flags else ["--max-tokens", "100"]
+    code, data, _ = run(capsys, *base, *flags)
+    assert code == 1
+    assert difference in data["error"]
+    code, _, _ = run(capsys, *base, *flags, "--overwrite")
+    assert code == 0
+
+
+def test_a_changed_source_is_refused_by_name(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "one"}\n')
+    run(capsys, *command(str(source), model, tmp_path / "run"))
+    source.write_text('{"text": "two"}\n')
+    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run"))
+    assert code == 1
+    assert "sources.texts.jsonl" in data["error"]
+
+
+def test_odd_texts_are_rows_with_a_status(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    source = tmp_path / "odd.jsonl"
+    texts = [None, "", "   ", "a", "nul \x00 inside", "lone \ud800 surrogate", "ok text", "ok text", "word " * 40000]
+    source.write_text("".join(json.dumps({"id": "same", "text": text}) + "\n" for text in texts))
+    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run"))
+    rows = read(tmp_path / "run").to_pylist()
+    assert (code, len(rows), data["duplicate_ids"]) == (0, 9, 8)
+    status = [row["status"] for row in rows]
+    assert status == ["null_text", "empty", "ok", "ok", "ok", "lone_surrogates", "ok", "ok", "ok"]
+    assert [row["entropy_mean"] is None for row in rows] == [True, True, *[False] * 7]
+    assert [row["text"] for row in rows][:5] == texts[:5]
+    one_token = rows[3]
+    assert (one_token["n_tokens"], one_token["surprisal_mean"], one_token["perplexity"]) == (1, None, None)
+    assert rows[6]["entropy_mean"] == rows[7]["entropy_mean"]
+    assert (rows[8]["truncated"], rows[8]["n_tokens"], rows[8]["n_bytes"]) == (True, 100, 200000)
+    assert data["counts"]["status_null_text"] == 1
+
+
+def test_bad_lines_fail_at_once_or_are_counted(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    source = tmp_path / "bad.jsonl"
+    source.write_text('{"text": "good"}\nnot json\n{"text": "good too"}\n')
+    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run"))
+    assert code == 1
+    assert "bad.jsonl:2" in data["error"]
+    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run"), "--on-error", "skip")
+    assert (code, data["rows"], data["rejected"]) == (0, 2, 1)
+    (rejected,) = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert (rejected["source_file"], rejected["line"]) == ("bad.jsonl", 2)
+
+
+def test_standard_input_is_kept_so_that_a_run_resumes_without_it(source: str, model: str, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "fluxentropy", *command("-", model, tmp_path / "run"), "--json"]
+    with open(source) as file:
+        first = subprocess.run(argv, stdin=file, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    again = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert json.loads(again.stdout)["resumed_rows"] == N_TEXTS, again.stderr
+
+
+def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path) -> None:
+    code, data, _ = run(capsys, *command(source, model, tmp_path / "run", "--dry-run"))
+    assert (code, data["rows"]) == (0, N_TEXTS)
+    assert data["estimated_tokens"] > N_TEXTS
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--model", "no-such-model-anywhere", "--offline"], 1, "no-such-model-anywhere"),
+        (["--model", "./nowhere"], 1, "no such file or folder"),
+        (["--max-tokens", "9999"], 2, "beyond the window of"),
+        (["--text-field", "body"], 1, "body"),
+        (["--device", "abacus"], 2, "abacus"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path, flags: list[str], code: int, message: str
+) -> None:
+    base = ["score", source, "--out", str(tmp_path / "run"), *([] if "--model" in flags else ["--model", model])]
+    got, data, err = run(capsys, *base, *flags, *([] if "--max-tokens" in flags else ["--max-tokens", "100"]))
+    assert got == code
+    assert message in data["error"]
+    assert "Traceback" not in err
+
+
+def test_a_model_that_gives_nan_everywhere_fails_the_run(capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = save_model(tmp_path / "broken")
+    broken = AutoModelForCausalLM.from_pretrained(folder)
+    broken.model.norm.weight.data.fill_(float("nan"))
+    broken.save_pretrained(folder)
+    code, data, _ = run(capsys, *command(source, str(folder), tmp_path / "run"))
+    assert (code, data["counts"]["status_nan"]) == (1, N_TEXTS)
+    assert read(tmp_path / "run")["entropy_mean"].null_count == N_TEXTS
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 40), st.integers(1, 120), st.integers(1, 17))
+def test_parts_do_not_depend_on_batches_and_close_when_full(lengths: list[int], cap: int, part: int, rows: int) -> None:
+    table = pa.table({"text": pa.array(["x" * n for n in lengths], pa.string()), "n": pa.array(range(len(lengths)), pa.int64())})
+    whole = [part["n"].to_pylist() for part in cut_parts(table.to_batches(), "text", part, cap)]
+    small = [part["n"].to_pylist() for part in cut_parts(table.to_batches(max_chunksize=rows), "text", part, cap)]
+    assert whole == small
+    assert [n for ns in whole for n in ns] == list(range(len(lengths)))
+    size = [sum(min(lengths[n], cap) for n in ns) for ns in whole]
+    assert all(total >= part for total in size[:-1])
+    assert all(total - min(lengths[ns[-1]], cap) < part for total, ns in zip(size, whole, strict=True))
+
+
+def test_a_part_starts_anew_at_any_part_border() -> None:
+    table = pa.table({"text": ["x" * (n % 7) for n in range(100)]})
+    parts = list(cut_parts(table.to_batches(max_chunksize=9), "text", 20, None))
+    done = sum(len(part) for part in parts[:3])
+    rest = list(cut_parts(table.slice(done).to_batches(max_chunksize=9), "text", 20, None))
+    assert [part.to_pylist() for part in rest] == [part.to_pylist() for part in parts[3:]]
+
+
+def test_prefetch_keeps_order_hands_on_errors_and_stops_early() -> None:
+    assert list(prefetch(range(100))) == list(range(100))
+
+    def broken() -> Any:
+        yield 1
+        raise OSError("disk gone")
+
+    items = prefetch(broken())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)
+    made = []
+    for item in prefetch(made.append(n) or n for n in range(1000)):
+        if item == 3:
+            break
+    assert len(made) < 10
