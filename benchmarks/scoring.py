@@ -70,7 +70,9 @@ def once_log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return entropy, (p * (logp + entropy.unsqueeze(-1)) ** 2).sum(-1)
 
 
-def run_plain(decoder: Decoder, batches: list[list[Tensor]], stats: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[float]:
+def run_plain(
+    decoder: Decoder, batches: list[list[Tensor]], stats: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> list[float]:
     """Mean entropies of the texts in `batches`, with full logits of right-padded rows and an attention mask."""
     means: list[float] = []
     for batch in batches:
@@ -188,7 +190,9 @@ def measure(dtype: str, texts: list[str], rounds: int) -> dict[str, Any]:
             print(f"{dtype} round {number + 1}: {name:16} {rate:8.0f} tok/s   others {load:.2f} cores", flush=True)
     median = {name: statistics.median(values) for name, values in speed.items()}
     best = max(value for name, value in median.items() if name.startswith("roofline"))
-    ratios = {name: median["ours"] / median[name] for name in ("plain", "single", "sorted")} | {"roofline": median["ours"] / best}
+    ratios = {name: median["ours"] / median[name] for name in ("plain", "single", "sorted")} | {
+        "roofline": median["ours"] / best
+    }
     return {"tokens_per_second": median, "ours_over": ratios, "other_cores": statistics.median(others)}
 
 
@@ -217,13 +221,17 @@ def main() -> None:
     for dtype, result in results.items():
         result["peak_memory_gib"] = round(peak_memory(dtype, texts) / 2**30, 2)
         ratios = ", ".join(f"{value:.2f} x {name}" for name, value in result["ours_over"].items())
-        print(f"{dtype}: {result['tokens_per_second']['ours']:.0f} tok/s = {ratios}; peak {result['peak_memory_gib']} GiB")
+        print(
+            f"{dtype}: {result['tokens_per_second']['ours']:.0f} tok/s = {ratios}; peak {result['peak_memory_gib']} GiB"
+        )
     if len(results) > 1:
         first, *rest = results
         for dtype in rest:
             gain = results[dtype]["tokens_per_second"]["ours"] / results[first]["tokens_per_second"]["ours"]
             print(f"{dtype} is {gain:.2f} x {first}")
-    write_json(options.out / "scoring.json", {"torch": torch.__version__, "cores": psutil.cpu_count(), "results": results})
+    write_json(
+        options.out / "scoring.json", {"torch": torch.__version__, "cores": psutil.cpu_count(), "results": results}
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["make_scorer", "score_dataset", "score_stream", "token_stats"]
 
-_MODULES = {name: "fluxentropy.adapters" for name in ("make_scorer", "score_dataset", "score_stream")}
-_MODULES["token_stats"] = "fluxentropy.estimators"
+_MODULES = {
+    "make_scorer": "fluxentropy.adapters",
+    "score_dataset": "fluxentropy.adapters",
+    "score_stream": "fluxentropy.adapters",
+    "token_stats": "fluxentropy.estimators",
+}
 
 
 def __getattr__(name: str) -> Any:

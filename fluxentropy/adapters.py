@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fluxentropy.errors import UsageError
 from fluxentropy.models import find_model
+from fluxentropy.parts import prefetch
 from fluxentropy.scorer import Scorer, Scores, open_scorer
-from fluxentropy.scoring import SCORE_NAMES, prefetch
+from fluxentropy.scoring import SCORE_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -28,7 +29,9 @@ def make_scorer(model: str | Scorer, **options: Any) -> Scorer:
     return model if isinstance(model, Scorer) else open_scorer(find_model(model), **options)[0]
 
 
-def score_dataset(dataset: D, model: str | Scorer, *, text_field: str = "text", batch_size: int = WINDOW, **options: Any) -> D:
+def score_dataset(
+    dataset: D, model: str | Scorer, *, text_field: str = "text", batch_size: int = WINDOW, **options: Any
+) -> D:
     """`dataset` with the score columns added; a streaming data set stays one, and is scored as it is read.
 
     The result is cached by `datasets` under a fingerprint of the data, the model and the policies, as with `map`.
@@ -48,12 +51,26 @@ def score_dataset(dataset: D, model: str | Scorer, *, text_field: str = "text", 
         return dataset.map(add, batched=True, batch_size=batch_size)
     from datasets.fingerprint import Hasher
 
-    key = (dataset._fingerprint, scorer.decoder.fingerprint, str(scorer.decoder.dtype), scorer.max_tokens, scorer.sliding, scorer.stride, text_field, batch_size)
+    key = (
+        dataset._fingerprint,
+        scorer.decoder.fingerprint,
+        str(scorer.decoder.dtype),
+        scorer.max_tokens,
+        scorer.sliding,
+        scorer.stride,
+        text_field,
+        batch_size,
+    )
     return dataset.map(add, batched=True, batch_size=batch_size, new_fingerprint=Hasher.hash(key), desc="scoring")
 
 
 def score_stream(
-    records: Iterable[Mapping[str, Any] | str], model: str | Scorer, *, text_field: str = "text", window: int = WINDOW, **options: Any
+    records: Iterable[Mapping[str, Any] | str],
+    model: str | Scorer,
+    *,
+    text_field: str = "text",
+    window: int = WINDOW,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yield each record with its scores added, in order, holding at most some `window`s of them in memory.
 

@@ -26,7 +26,9 @@ def demo(config: DemoConfig) -> Outcome:
     texts = config.out / "texts.jsonl"
     write_text(texts, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in passages(config.passages)))
     run = config.out / "run"
-    scored = score(ScoreConfig(sources=(str(texts),), model=config.model, out=run, offline=True, overwrite=config.overwrite))
+    scored = score(
+        ScoreConfig(sources=(str(texts),), model=config.model, out=run, offline=True, overwrite=config.overwrite)
+    )
     by_entropy = config.out / "sorted_by_entropy.parquet"
     sort(SortConfig(run=str(run), by="entropy_mean", descending=True, out=by_entropy))
     rows = [row for row in pq.read_table(by_entropy).to_pylist() if row["entropy_mean"] is not None]

@@ -120,6 +120,6 @@ class Encoder:
             first = 0 if start else ends[0]
             last = ends[stop - 1] if truncated else len(text)
             return len(text[first:last].encode())
-        whole = self.tokenizer.decode(ids[start:]) if truncated else text
-        first_token = "" if start else self.tokenizer.decode(ids[:1])
+        whole = str(self.tokenizer.decode(ids[start:])) if truncated else text
+        first_token = "" if start else str(self.tokenizer.decode(ids[:1]))
         return max(len(whole.encode()) - len(first_token.encode()), 0)

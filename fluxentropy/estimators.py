@@ -100,7 +100,7 @@ def token_stats(
         chosen = None if flat_targets is None else flat_targets[start : start + ROWS]
         if torch.is_grad_enabled():
             chunks.append(
-                checkpoint(_project_stats, head, hidden, chosen, temperature, top_k, use_reentrant=False)  # type: ignore[no-untyped-call]
+                checkpoint(_project_stats, head, hidden, chosen, temperature, top_k, use_reentrant=False)
             )
         else:
             chunks.append(_project_stats(head, hidden, chosen, temperature, top_k))
@@ -111,7 +111,7 @@ def token_stats(
 def concatenate(parts: Sequence[TokenStats], then: Callable[[Tensor], Tensor] = lambda column: column) -> TokenStats:
     """The statistics of consecutive positions as one, joined along the first axis; `then` is applied to each tensor."""
     columns = zip(*parts, strict=True)
-    return TokenStats(*(None if column[0] is None else then(torch.cat(column)) for column in columns))
+    return TokenStats(*(None if column[0] is None else then(torch.cat(column)) for column in columns))  # type: ignore[arg-type]
 
 
 def check_finite(stats: TokenStats) -> None:
@@ -167,7 +167,9 @@ def _merge(a: _Sums, b: _Sums) -> _Sums:
     return _Sums(top, a0 + b0, a1 + b1, a2 + b2)
 
 
-def _stats(blocks: Iterator[Tensor] | list[Tensor], targets: Tensor | None, temperature: float, top_k: int | None) -> TokenStats:
+def _stats(
+    blocks: Iterator[Tensor] | list[Tensor], targets: Tensor | None, temperature: float, top_k: int | None
+) -> TokenStats:
     """Fold column blocks (..., C) into the statistics of the whole rows."""
     total: _Sums | None = None
     chosen: Tensor | None = None
@@ -228,7 +230,9 @@ def _finish(sums: _Sums, chosen: Tensor | None, largest: _Largest | None) -> Tok
         shifted = (largest.values - top.unsqueeze(-1)).to(s0.dtype).exp()
         top_probs = (shifted / s0.unsqueeze(-1)).masked_fill(undefined.unsqueeze(-1), torch.nan).to(narrow)
     max_prob = ((sums.top - top).to(s0.dtype).exp() / s0).masked_fill(undefined, torch.nan)
-    return TokenStats(entropy.to(narrow), varentropy.to(narrow), max_prob.to(narrow), surprisal, top_probs, largest and largest.tokens)
+    return TokenStats(
+        entropy.to(narrow), varentropy.to(narrow), max_prob.to(narrow), surprisal, top_probs, largest and largest.tokens
+    )
 
 
 def _project_stats(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from fluxentropy.estimators import TokenStats, concatenate, token_stats
@@ -32,7 +33,7 @@ PROBE_LENGTHS = (33, 12)
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}  # mean, nats
 
 
-class Path(Protocol):
+class ForwardPath(Protocol):
     """Runs a decoder on right-padded rows and returns the statistics of chosen positions."""
 
     name: str
@@ -70,7 +71,7 @@ class FastPath:
     name = "fast"
 
     def __init__(self, model: PreTrainedModel, *, packed: bool = False) -> None:
-        """`packed` rewrites the model's layers in place for oneDNN (see `pack_layers`): it then serves only this path."""
+        """`packed` rewrites the model's layers in place (see `pack_layers`): it then serves only this path."""
         self.head = TailHead(model, packed=packed)
         if packed:
             pack_layers(model)
@@ -97,7 +98,7 @@ class _GivenHidden(nn.Module):
     hidden: Tensor
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return _GivenOutput(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+        return _GivenOutput(last_hidden_state=self.hidden)
 
 
 class TailHead:
@@ -136,8 +137,8 @@ class TailHead:
 
 
 # --- prepacked layers for CPUs ----------------------------------------------------------------------------------------
-# oneDNN on weights in its own blocked layout: 2.3 x the default float32 product on AMD Zen 5 (docs/LOG.md), never slower
-# than it where measured. The operators are those that torch.compile itself emits for frozen CPU graphs.
+# oneDNN on weights in its own blocked layout: 2.3 x the default float32 product on AMD Zen 5 (docs/LOG.md). The
+# operators are those that torch.compile itself emits for frozen CPU graphs.
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -158,30 +159,33 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:  # (..., in) -> (..., out)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
+        return result
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The layer's output multiplied by `other`, fused: (..., in), (..., out) -> (..., out)."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
+        return result
 
 
 class PackedGatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)) with the activation and the product fused into the matrix products."""
 
-    def __init__(self, mlp: nn.Module) -> None:
+    def __init__(self, gate: PackedLinear, up: PackedLinear, down: PackedLinear) -> None:
         super().__init__()
-        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.gate, self.up, self.down = gate, up, down
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
-        return self.down(self.up.times(x, self.gate(x, "swish")))
+        result: Tensor = self.down(self.up.times(x, self.gate(x, "swish")))
+        return result
 
 
-def pack_layers(model: nn.Module) -> None:
+def pack_layers(model: PreTrainedModel) -> None:
     """Replace every linear layer of the base model by a packed one, releasing the old weight as it goes.
 
     What is not packed is copied first: a memory-mapped weight file stays in memory while any view into it lives.
     """
-    base = getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
+    base = getattr(model, model.base_model_prefix)
     linear = {id(module.weight) for module in base.modules() if type(module) is nn.Linear}
     for parameter in base.parameters():
         if id(parameter) not in linear:
@@ -193,19 +197,26 @@ def pack_layers(model: nn.Module) -> None:
                 del child.weight  # the list above still holds the old layer
     for parent in list(base.modules()):
         for name, child in list(parent.named_children()):
-            layers = [getattr(child, key, None) for key in ("gate_proj", "up_proj", "down_proj")]
-            silu = isinstance(getattr(child, "act_fn", None), nn.SiLU) or type(getattr(child, "act_fn", None)).__name__ == "SiLUActivation"
-            if silu and all(isinstance(layer, PackedLinear) for layer in layers) and len(list(child.children())) == 4:
-                setattr(parent, name, PackedGatedMLP(child))
+            gated = [getattr(child, key, None) for key in ("gate_proj", "up_proj", "down_proj")]
+            silu = isinstance(getattr(child, "act_fn", None), (nn.SiLU, SiLUActivation))
+            if silu and all(isinstance(layer, PackedLinear) for layer in gated) and len(list(child.children())) == 4:
+                setattr(parent, name, PackedGatedMLP(*gated))  # type: ignore[arg-type]
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many tokens the model knows: the rows of its input embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
+
+
 def probe_rows(model: PreTrainedModel) -> list[Tensor]:
     """Two rows of pseudo-random token ids, of different lengths, on the model's device."""
     rng = np.random.default_rng(0)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    vocabulary = embedding_rows(model)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or PROBE_LENGTHS[0]
     rows = [rng.integers(0, vocabulary, size=min(length, limit)) for length in PROBE_LENGTHS]
     return [torch.from_numpy(row).to(model.device) for row in rows]
@@ -215,7 +226,10 @@ def reference_entropies(model: PreTrainedModel) -> Tensor:
     """Entropies (N,) of the probe rows, each alone through the model's plain forward."""
     path = PlainPath(model)
     with torch.inference_mode():
-        rows = [path(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device), None) for row in probe_rows(model)]
+        rows = [
+            path(row[None], torch.ones(1, len(row), dtype=torch.bool, device=row.device), None)
+            for row in probe_rows(model)
+        ]
     return torch.cat([stats.entropy for stats in rows])
 
 
@@ -224,14 +238,16 @@ def is_causal(model: PreTrainedModel) -> bool:
     row = probe_rows(model)[0]
     half = len(row) // 2
     with torch.inference_mode():
-        whole, early = (model(input_ids=ids[None], use_cache=False).logits[0, :half].float() for ids in (row, row[:half]))
+        whole, early = (
+            model(input_ids=ids[None], use_cache=False).logits[0, :half].float() for ids in (row, row[:half])
+        )
     change = (whole - early).abs().nanmean() / whole.std().clamp(min=1e-30)
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.2
     return not bool(change > tolerance)  # NaN logits say nothing about causality
 
 
-def path_error(path: Path, model: PreTrainedModel, reference: Tensor) -> float:
-    """Mean absolute deviation, in nats, of the path's entropies on the padded batch of probe rows from the reference."""
+def path_error(path: ForwardPath, model: PreTrainedModel, reference: Tensor) -> float:
+    """Mean absolute deviation, in nats, of the path's entropies on the padded probe rows from the reference."""
     rows = probe_rows(model)
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     keep = torch.arange(ids.shape[1], device=ids.device) < torch.tensor([[len(row)] for row in rows], device=ids.device)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,17 @@ from fluxentropy.batching import Row, plan_batches, windows
 from fluxentropy.encoding import Encoded, Encoder
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.estimators import TokenStats, concatenate
-from fluxentropy.forward import PROBE_TOLERANCE, FastPath, Path, PlainPath, can_pack, is_causal, path_error, reference_entropies
+from fluxentropy.forward import (
+    PROBE_TOLERANCE,
+    FastPath,
+    ForwardPath,
+    PlainPath,
+    can_pack,
+    embedding_rows,
+    is_causal,
+    path_error,
+    reference_entropies,
+)
 from fluxentropy.models import Decoder, ZooEntry, load_decoder
 
 CPU_BATCH_TOKENS = 2048  # larger batches fall out of the caches: slower, and they need more memory
@@ -86,7 +97,7 @@ class Scorer:
         window: str = "first",
         stride: int | None = None,
         batch_tokens: int | None = None,
-        path: Path | None = None,
+        path: ForwardPath | None = None,
     ) -> None:
         if decoder.window is not None and max_tokens > decoder.window:
             raise UsageError(
@@ -99,10 +110,15 @@ class Scorer:
         self.stride = stride or max(max_tokens // 2, 1)
         self.encoder = Encoder(decoder.tokenizer, None if self.sliding else max_tokens)
         if self.sliding and self.stride > max_tokens - self.encoder.n_prefix:
-            raise UsageError(f"stride {self.stride}: windows of {max_tokens} tokens leave room for {max_tokens - self.encoder.n_prefix}")
+            raise UsageError(
+                f"stride {self.stride}: windows of {max_tokens} tokens, special ones included, have room for "
+                f"{max_tokens - self.encoder.n_prefix}"
+            )
         self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS)
-        self.path = path or choose_path(decoder)[0]
-        self.vocabulary = int(decoder.model.get_input_embeddings().weight.shape[0])
+        chosen = path or choose_path(decoder)[0]
+        assert chosen is not None  # without packing there is always the plain path
+        self.path: ForwardPath = chosen
+        self.vocabulary = embedding_rows(decoder.model)
         self.work = Work()
 
     def encode(self, texts: Sequence[str | None]) -> list[Encoded]:
@@ -126,12 +142,10 @@ class Scorer:
                 rows += self._rows(index, item)
         totals = np.zeros((len(encoded), len(_TOTALS)))
         self._run(rows, totals, on_batch)
-        return [
-            _scores(item, totals[first[item.ids.tobytes()]] if len(item.ids) else None) for item in encoded
-        ]
+        return [_scores(item, totals[first[item.ids.tobytes()]] if len(item.ids) else None) for item in encoded]
 
     def token_stats(self, encoded: Encoded, top_k: int | None = None) -> TokenStats:
-        """Statistics of every position of one text, float32 (T,); surprisal[t] is that of token t + 1, NaN at the end."""
+        """Statistics of every position of one text, float32 (T,); surprisal[t] is token t + 1's, NaN at the end."""
         return concatenate([self._forward([row], top_k) for row in self._rows(0, encoded)])
 
     def _rows(self, index: int, item: Encoded) -> list[Row]:
@@ -148,7 +162,10 @@ class Scorer:
 
     def _run(self, rows: Sequence[Row], totals: np.ndarray, on_batch: Callable[[int], None] | None) -> None:
         """Add the totals of every row to its text's line of `totals` (texts, 9)."""
-        pending = [[rows[i] for i in batch] for batch in reversed(plan_batches([len(row.ids) for row in rows], self.batch_tokens))]
+        pending = [
+            [rows[i] for i in batch]
+            for batch in reversed(plan_batches([len(row.ids) for row in rows], self.batch_tokens))
+        ]
         while pending:
             batch = pending.pop()
             try:
@@ -158,7 +175,8 @@ class Scorer:
                     raise
                 if len(batch) == 1:
                     raise ModelError(
-                        f"a text of {len(batch[0].ids)} tokens does not fit in the memory of {self.decoder.device}: lower --max-tokens"
+                        f"a text of {len(batch[0].ids)} tokens does not fit in the memory of {self.decoder.device}: "
+                        f"lower --max-tokens"
                     ) from error
                 torch.cuda.empty_cache()  # does nothing without CUDA
                 self.batch_tokens = max(self.batch_tokens // 2, 1)
@@ -181,7 +199,7 @@ class Scorer:
         targets = torch.from_numpy(np.concatenate([row.targets for row in batch]))  # (N,)
         with torch.inference_mode():
             stats = self.path(ids.to(device), keep.to(device), targets.to(device), top_k=top_k)
-            stats = TokenStats(*(None if column is None else column.cpu() for column in stats))
+            stats = concatenate([stats], lambda column: column.cpu())
         self.work.tokens += sum(len(row.ids) for row in batch)
         self.work.padded += ids.numel()
         self.work.seconds += time.perf_counter() - started
@@ -190,13 +208,24 @@ class Scorer:
 
 # --- from per-token statistics to per-text scores ---------------------------------------------------------------------
 
-_TOTALS = ("positions", "entropy", "varentropy", "sqrt_varentropy", "targets", "surprisal", "entropy_last", "varentropy_last")
+_TOTALS = (
+    "positions",
+    "entropy",
+    "varentropy",
+    "sqrt_varentropy",
+    "targets",
+    "surprisal",
+    "entropy_last",
+    "varentropy_last",
+)
 
 
 def _add_totals(totals: np.ndarray, batch: Sequence[Row], stats: TokenStats) -> None:
     """Add each row's sums, in float64, to the line of its text; the last row of a text also sets the last position."""
     assert stats.surprisal is not None
-    entropy, varentropy, surprisal = (column.double().numpy() for column in (stats.entropy, stats.varentropy, stats.surprisal))
+    entropy, varentropy, surprisal = (
+        column.double().numpy() for column in (stats.entropy, stats.varentropy, stats.surprisal)
+    )
     start = 0
     for row in batch:
         n = len(row.ids) - row.keep_from
@@ -210,7 +239,7 @@ def _add_totals(totals: np.ndarray, batch: Sequence[Row], stats: TokenStats) -> 
 
 def _scores(item: Encoded, totals: np.ndarray | None) -> Scores:
     """The scores of one text from its totals (8,), or the empty scores of a text without tokens."""
-    counts = {"n_tokens": len(item.ids), "n_bytes": item.n_bytes, "truncated": item.truncated}
+    counts: dict[str, Any] = {"n_tokens": len(item.ids), "n_bytes": item.n_bytes, "truncated": item.truncated}
     if totals is None:
         return Scores(**counts, status="empty")
     if not np.isfinite(totals).all():
@@ -237,7 +266,9 @@ def _scores(item: Encoded, totals: np.ndarray | None) -> Scores:
 # --- the path through the model ---------------------------------------------------------------------------------------
 
 
-def open_scorer(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False, **options: object) -> tuple[Scorer, tuple[str, ...]]:
+def open_scorer(
+    entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False, **options: object
+) -> tuple[Scorer, tuple[str, ...]]:
     """Load a model and return its scorer and notes on what was chosen; `options` are those of `Scorer`.
 
     On a CPU the model's layers are prepacked. Where the packed model fails its probe, it is loaded again, unpacked.
@@ -254,7 +285,7 @@ def open_scorer(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", o
     return Scorer(decoder, path=path, **options), (*decoder.notes, note)  # type: ignore[arg-type]
 
 
-def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[Path | None, str]:
+def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | None, str]:
     """The fastest path that agrees with the model's plain forward, and a note; None when `pack` was tried and failed.
 
     Packing rewrites the model: after a None the model must be loaded again.
@@ -262,7 +293,10 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[Path | None, s
     model = decoder.model
     reference = reference_entropies(model)
     if not is_causal(model):
-        raise ModelError(f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: a later token changes earlier predictions")
+        raise ModelError(
+            f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: "
+            f"a later token changes earlier predictions"
+        )
     tolerance = PROBE_TOLERANCE[decoder.dtype]
     try:
         path = FastPath(model, packed=pack)
@@ -276,4 +310,8 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[Path | None, s
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)
+    )

@@ -9,20 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import queue
 import resource
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fluxentropy.config import ScoreConfig, to_yaml
@@ -30,13 +26,13 @@ from fluxentropy.corpus import Corpus, open_corpus
 from fluxentropy.encoding import Encoded
 from fluxentropy.models import ZooEntry, find_model
 from fluxentropy.outcome import Outcome
+from fluxentropy.parts import cut_parts, prefetch
 from fluxentropy.progress import Progress
 from fluxentropy.scorer import Scorer, Scores, open_scorer
 from fluxentropy.store import RunDirectory, atomic_path, read_json, write_json
 from fluxentropy.versions import versions
 
 CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
-PART_ROWS, PART_BYTES = 2**14, 2**26
 SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
 CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its number of tokens
 
@@ -47,14 +43,14 @@ SCORE_FIELDS = [
 ] + [pa.field("truncated", pa.bool_()), pa.field("status", pa.string())]
 SCORE_NAMES = tuple(field.name for field in SCORE_FIELDS)
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
 
 def score(config: ScoreConfig) -> Outcome:
     """Score every text of the sources into `config.out`, going on where an earlier run of the same command stopped."""
-    entry = find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    entry = find_model(
+        config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     if config.dry_run:
         with tempfile.TemporaryDirectory() as spool:
             corpus = _open_corpus(config, Path(spool))
@@ -145,7 +141,9 @@ class _ScoreRun:
         for table in cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap):
             yield table, self.scorer.encode(table[self.corpus.text_field].to_pylist())
 
-    def _write_part(self, number: int, table: pa.Table, encoded: list[Encoded], progress: Progress, resumed: int) -> dict[str, int]:
+    def _write_part(
+        self, number: int, table: pa.Table, encoded: list[Encoded], progress: Progress, resumed: int
+    ) -> dict[str, int]:
         scores = self.scorer.score_encoded(encoded, on_batch=lambda n: progress.update(n))
         columns = score_columns(scores, table["input_status"])
         kept = table.drop_columns(["input_status", *([] if self.config.text else [self.corpus.text_field])])
@@ -161,7 +159,7 @@ class _ScoreRun:
         return counts
 
     def _forecast(self, progress: Progress, number: int, rows: int, resumed: int) -> None:
-        """Tell the progress line the number of texts done, and the total of tokens that this rate of tokens a text makes."""
+        """Tell the progress line how many texts are done, and the total of tokens if the others are as long."""
         self.texts += rows
         if self.corpus.n_rows:
             progress.total = round(progress.done / self.texts * (self.corpus.n_rows - resumed))
@@ -194,59 +192,39 @@ class _ScoreRun:
             "dtype": str(self.scorer.decoder.dtype).removeprefix("torch."),
             "path": self.scorer.path.name,
         }
-        odd = {name.removeprefix("status_"): n for name, n in counts.items() if name.startswith("status_") and name != "status_ok"}
-        lines = [f"{data['rows']:,} texts, {data['tokens']:,} tokens scored in {self.config.out / 'scores'} ({facts['parts']} parts)"]
+        odd = {
+            name.removeprefix("status_"): n
+            for name, n in counts.items()
+            if name.startswith("status_") and name != "status_ok"
+        }
+        lines = [
+            f"{data['rows']:,} texts, {data['tokens']:,} tokens scored in {self.config.out / 'scores'}, "
+            f"{facts['parts']} parts"
+        ]
         if work.tokens:
-            lines.append(f"{rate:,.0f} tok/s, {work.seconds:.1f} s in the forward pass, peak memory {peak / 2**30:.2f} GiB")
+            lines.append(
+                f"{rate:,.0f} tok/s, {work.seconds:.1f} s in the forward pass, peak memory {peak / 2**30:.2f} GiB"
+            )
         if odd:
             lines.append("not ok: " + ", ".join(f"{n} {name}" for name, n in odd.items()))
         if facts["rejected"]:
             lines.append(f"{facts['rejected']} rows rejected, see {self.config.out / 'rejected.jsonl'}")
         if facts["duplicate_ids"]:
-            lines.append(f"{facts['duplicate_ids']} texts share an id with an earlier one (told apart by source_file and source_row)")
-        all_nan = counts.get("status_nan", 0) > 0 and counts.get("status_nan", 0) + counts.get("status_empty", 0) == counts["rows"]
+            lines.append(
+                f"{facts['duplicate_ids']} texts share an id with an earlier one, see source_file and source_row"
+            )
+        all_nan = (
+            counts.get("status_nan", 0) > 0
+            and counts.get("status_nan", 0) + counts.get("status_empty", 0) == counts["rows"]
+        )
         if all_nan:
-            lines.append(f"the model {self.scorer.decoder.name} gave NaN for every text: try --dtype fp32, or another model")
+            lines.append(
+                f"the model {self.scorer.decoder.name} gave NaN for every text: try --dtype fp32, or another model"
+            )
         return Outcome(lines=lines, data=data, exit_code=1 if all_nan else 0)
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
-def cut_parts(
-    batches: Iterable[pa.RecordBatch], text_field: str, part_chars: int, text_chars: int | None
-) -> Iterator[pa.Table]:
-    """Group the rows of `batches` into parts of about `part_chars` characters, a text counting at most `text_chars`.
-
-    A part also ends at 16,384 rows or 64 MiB of text. Where it ends depends on the rows alone, not on how they are
-    batched.
-    """
-    pending: list[pa.RecordBatch] = []
-    size = np.zeros(3, dtype=np.int64)  # characters, rows, bytes
-    limits = np.array([part_chars, PART_ROWS, PART_BYTES])
-    for batch in batches:
-        lengths = _cut_lengths(batch[text_field] if isinstance(batch, pa.Table) else batch.column(text_field), text_chars)  # (rows, 3)
-        begin = 0
-        while begin < len(lengths):
-            reached = size + np.cumsum(lengths[begin:], axis=0)
-            full = (reached >= limits).any(axis=1)
-            end = begin + int(full.argmax()) + 1 if full.any() else len(lengths)
-            pending.append(batch.slice(begin, end - begin))
-            size = reached[end - begin - 1]
-            begin = end
-            if full.any():
-                yield pa.Table.from_batches(pending)
-                pending, size = [], np.zeros(3, dtype=np.int64)
-    if pending:
-        yield pa.Table.from_batches(pending)
-
-
-def _cut_lengths(texts: pa.Array, text_chars: int | None) -> np.ndarray:
-    chars = pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    size = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    if text_chars is not None:
-        chars = np.minimum(chars, text_chars)
-    return np.stack([chars, np.ones_like(chars), size], axis=1)
+# --- columns ----------------------------------------------------------------------------------------------------------
 
 
 def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = None) -> dict[str, pa.Array]:
@@ -256,46 +234,12 @@ def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = N
     }
     if input_status is not None:
         damaged = [status or None for status in input_status.to_pylist()]
-        merged = [row.status if status is None or row.status == "nan" else status for row, status in zip(scores, damaged, strict=True)]
+        merged = [
+            row.status if status is None or row.status == "nan" else status
+            for row, status in zip(scores, damaged, strict=True)
+        ]
         columns["status"] = pa.array(merged, type=pa.string())
     return columns
-
-
-def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items while the next one is made in a thread: reading and tokenising overlap with the forward pass."""
-    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def offer(entry: tuple[bool, Any]) -> None:
-        while not stop.is_set():
-            try:
-                return made.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                offer((True, item))
-                if stop.is_set():
-                    return
-            offer((False, None))
-        except BaseException as error:  # handed to the consumer, which raises it
-            offer((False, error))
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, value = made.get()
-            if not more:
-                if value is not None:
-                    raise value
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()
 
 
 def count_duplicate_ids(folder: Path) -> int:
@@ -305,8 +249,12 @@ def count_duplicate_ids(folder: Path) -> int:
     files = sorted(str(path) for path in folder.glob("part-*.parquet"))
     if not files:
         return 0
-    with duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(folder / ".spill"), "threads": 2}) as connection:
-        rows, distinct = connection.execute("SELECT count(id), count(DISTINCT id) FROM read_parquet(?)", [files]).fetchone() or (0, 0)
+    with duckdb.connect(
+        config={"memory_limit": "1GB", "temp_directory": str(folder / ".spill"), "threads": 2}
+    ) as connection:
+        rows, distinct = connection.execute(
+            "SELECT count(id), count(DISTINCT id) FROM read_parquet(?)", [files]
+        ).fetchone() or (0, 0)
     return int(rows - distinct)
 
 
@@ -365,5 +313,9 @@ def _plan(config: ScoreConfig, corpus: Corpus, scorer: Scorer, notes: tuple[str,
         "notes": list(notes),
     }
     size = f"{corpus.n_rows:,} texts, about {tokens:,} tokens" if tokens is not None else "a stream of unknown length"
-    lines = [f"would score {size} from {len(corpus.files)} files into {config.out / 'scores'}", *notes, "nothing was written"]
+    lines = [
+        f"would score {size} from {len(corpus.files)} files into {config.out / 'scores'}",
+        *notes,
+        "nothing was written",
+    ]
     return Outcome(lines=lines, data=data)

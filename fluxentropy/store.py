@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fluxentropy.errors import RunError, UsageError
+from fluxentropy.errors import RunError
 
 FULL_HASH_LIMIT = 256 * 2**20  # bytes; larger files are fingerprinted by evenly spaced samples
 SAMPLE_BLOCKS, SAMPLE_BYTES = 256, 64 * 2**10
@@ -101,7 +101,8 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`; None where there is no such file. `RunError` names a damaged one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
@@ -153,7 +154,9 @@ class RunDirectory:
     Errors: RunError when the directory is not a run directory, is another run's, or is held by another process.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, folder: str = "scores", suffix: str = ".parquet") -> None:
+    def __init__(
+        self, path: Path, *, overwrite: bool = False, folder: str = "scores", suffix: str = ".parquet"
+    ) -> None:
         self.path = path
         self.overwrite = overwrite
         self.parts = path / folder
@@ -194,7 +197,9 @@ class RunDirectory:
         self.identity = json.loads(json.dumps(identity))
         manifest = read_json(self.manifest)
         if manifest and (difference := _difference(manifest.get("identity"), self.identity)):
-            raise RunError(f"{self.path} holds another run: {difference}. Choose another --out, or start afresh with --overwrite")
+            raise RunError(
+                f"{self.path} holds another run: {difference}. Choose another --out, or start afresh with --overwrite"
+            )
         write_text(self.path / "config.resolved.yaml", config_yaml)
         if manifest is None:
             write_json(self.manifest, {"complete": False, "identity": self.identity})

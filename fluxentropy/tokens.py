@@ -19,7 +19,9 @@ from fluxentropy.store import write_text
 
 def tokens(config: TokensConfig) -> Outcome:
     """Write the token view of the first `config.limit` texts of the sources to `config.out` and a CSV beside it."""
-    entry = find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    entry = find_model(
+        config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
     corpus = open_corpus(
         config.sources,
         text_field=config.text_field,

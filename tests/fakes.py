@@ -34,7 +34,9 @@ def make_tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokeniz
     tokenizer.train_from_iterator(SENTENCES * 20, trainer)
     if bos or eos:
         template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>" if bos else None)
 
 
@@ -43,9 +45,20 @@ def make_config(kind: str = "llama", *, vocab_size: int = VOCABULARY, **changes:
     shape = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 1}
     if kind == "gpt2":
         return GPT2Config(**shape, n_embd=32, n_layer=2, n_head=2, n_positions=128, **changes)
-    shape |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape |= {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     if kind == "gemma3":
-        changes = {"final_logit_softcapping": 0.5, "head_dim": 8, "sliding_window": 16, "max_position_embeddings": 128} | changes
+        changes = {
+            "final_logit_softcapping": 0.5,
+            "head_dim": 8,
+            "sliding_window": 16,
+            "max_position_embeddings": 128,
+        } | changes
         return Gemma3TextConfig(**shape, **changes)
     return LlamaConfig(**shape, **{"max_position_embeddings": 256, **changes})
 

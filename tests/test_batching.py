@@ -20,7 +20,9 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
 
 
 @given(st.integers(1, 60), st.integers(2, 12), st.data())
-def test_windows_keep_each_position_once_with_its_target_and_context(length: int, size: int, data: st.DataObject) -> None:
+def test_windows_keep_each_position_once_with_its_target_and_context(
+    length: int, size: int, data: st.DataObject
+) -> None:
     n_prefix = data.draw(st.integers(0, min(1, size - 1)))
     stride = data.draw(st.integers(1, size - n_prefix))
     ids = np.arange(100, 100 + length + n_prefix)

@@ -51,7 +51,9 @@ def test_a_long_text_is_cut_before_tokenising_and_gives_the_same_tokens(monkeypa
     encoder = Encoder(tokenizer, max_tokens)
     seen = []
     original = encoder._tokenize
-    monkeypatch.setattr(encoder, "_tokenize", lambda texts, cut=None: (seen.extend(map(len, texts)), original(texts, cut))[1])
+    monkeypatch.setattr(
+        encoder, "_tokenize", lambda texts, cut=None: (seen.extend(map(len, texts)), original(texts, cut))[1]
+    )
     (encoded,) = encoder.encode([text])
     assert encoded.ids.tolist() == tokenizer(text).input_ids[:max_tokens]
     assert encoded.truncated

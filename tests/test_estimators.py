@@ -21,7 +21,9 @@ CASES = {
     "offset": lambda g: torch.randn(32, 5000, generator=g) + 1e4,
     "negative offset": lambda g: torch.randn(32, 5000, generator=g) - 1e4,
     "huge": lambda g: torch.randn(32, 5000, generator=g) * 1e4,
-    "masked": lambda g: torch.randn(32, 5000, generator=g).masked_fill(torch.rand(32, 5000, generator=g) < 0.7, -torch.inf),
+    "masked": lambda g: torch.randn(32, 5000, generator=g).masked_fill(
+        torch.rand(32, 5000, generator=g) < 0.7, -torch.inf
+    ),
     "large vocabulary": lambda g: torch.randn(8, 262_144, generator=g) * 4,
 }
 

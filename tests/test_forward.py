@@ -91,7 +91,9 @@ def test_causality_is_told_from_bidirectional_attention() -> None:
     model = make_model()
     assert is_causal(model)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    config = BertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
     bert = BertLMHeadModel(config).eval()
     assert not is_causal(bert)
 

@@ -56,7 +56,9 @@ def write_gguf(path: Path, *, seed: int = 0) -> Path:
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             data = data.reshape(heads, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
         kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(names.get_name(name, (".weight",)), gguf.quants.quantize(np.ascontiguousarray(data), kind), raw_dtype=kind)
+        writer.add_tensor(
+            names.get_name(name, (".weight",)), gguf.quants.quantize(np.ascontiguousarray(data), kind), raw_dtype=kind
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -130,7 +132,9 @@ def test_a_hub_model_loads_from_the_hubs_cache_when_offline(tmp_path: Path, monk
         load_decoder(find_model("someone/absent"), offline=True)
 
 
-def test_a_gguf_file_is_converted_once_and_gives_the_models_own_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_is_converted_once_and_gives_the_models_own_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
     decoder = load_decoder(find_model(str(file)))
     assert "dequantised to fp32" in decoder.notes[-1]
@@ -175,10 +179,18 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_encoders_are_refused(tmp_path: Path) -> None:
     from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
-    small = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    small = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     torch.manual_seed(0)
     BertLMHeadModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
-    T5ForConditionalGeneration(T5Config(vocab_size=400, d_model=32, num_layers=1, num_heads=2)).save_pretrained(tmp_path / "t5")
+    T5ForConditionalGeneration(T5Config(vocab_size=400, d_model=32, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path / "t5"
+    )
     for name in ("bert", "t5"):
         make_tokenizer().save_pretrained(tmp_path / name)
     with pytest.raises(ModelError, match=r"'bert' \(bert\) is not a causal decoder"):
@@ -205,12 +217,14 @@ def test_bf16_is_labelled_approximate(tmp_path: Path) -> None:
     assert math.isclose(approximate, true, abs_tol=0.2)
 
 
-def test_a_model_of_every_kind_is_packed_and_falls_back_if_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_every_kind_is_packed_and_falls_back_if_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save_model(tmp_path / "model")
     scorer, _ = open_scorer(find_model(str(folder)), max_tokens=64)
     expected = scorer.score(["the lazy dog"])[0]
     monkeypatch.setattr("fluxentropy.forward.PackedLinear.forward", lambda self, x, activation="none": x)
-    fallback, notes = open_scorer(find_model(str(folder)), max_tokens=64)
+    fallback, _ = open_scorer(find_model(str(folder)), max_tokens=64)
     assert fallback.path.name == "fast"
     assert fallback.score(["the lazy dog"])[0].entropy_mean == pytest.approx(expected.entropy_mean, rel=1e-4)
     assert make_config().model_type == "llama"

@@ -18,11 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes import SENTENCES, save_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fluxentropy.cli import main
-from fluxentropy.scoring import cut_parts, prefetch
 
 N_TEXTS = 120
 
@@ -36,7 +33,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("source") / "texts.jsonl"
-    records = [{"id": f"t{n}", "text": " ".join(rng.choices(SENTENCES, k=rng.randint(1, 6))), "n": n} for n in range(N_TEXTS)]
+    records = [
+        {"id": f"t{n}", "text": " ".join(rng.choices(SENTENCES, k=rng.randint(1, 6))), "n": n} for n in range(N_TEXTS)
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
@@ -70,7 +69,9 @@ def test_a_run_holds_every_text_in_order_with_its_columns(
     assert table["id"].to_pylist() == [f"t{n}" for n in range(N_TEXTS)]
     assert table["n"].to_pylist() == list(range(N_TEXTS))
     assert set(table["status"].to_pylist()) == {"ok"}
-    assert all(np.isfinite(table[name].to_numpy()).all() for name in ("entropy_mean", "varentropy_sum", "bits_per_byte"))
+    assert all(
+        np.isfinite(table[name].to_numpy()).all() for name in ("entropy_mean", "varentropy_sum", "bits_per_byte")
+    )
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["complete"] is True
     assert manifest["counts"]["tokens"] == sum(table["n_tokens"].to_pylist()) == data["tokens"]
@@ -123,7 +124,9 @@ def test_sigint_ends_cleanly_with_130_and_resumes(source: str, model: str, tmp_p
     assert len(read(out)) == N_TEXTS
 
 
-def test_a_finished_run_is_not_done_again(capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_done_again(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+) -> None:
     run(capsys, *command(source, model, tmp_path / "run"))
     before = snapshot(tmp_path / "run")
     code, data, _ = run(capsys, *command(source, model, tmp_path / "run"))
@@ -133,7 +136,10 @@ def test_a_finished_run_is_not_done_again(capsys: pytest.CaptureFixture[str], so
 
 @pytest.mark.parametrize(
     ("flags", "difference"),
-    [(["--max-tokens", "50"], "max_tokens is 100 there and 50 here"), (["--no-text"], "keep_text is True there and False here")],
+    [
+        (["--max-tokens", "50"], "max_tokens is 100 there and 50 here"),
+        (["--no-text"], "keep_text is True there and False here"),
+    ],
 )
 def test_another_configuration_is_refused_with_the_difference(
     capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path, flags: list[str], difference: str
@@ -215,7 +221,13 @@ def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], source: str,
     ],
 )
 def test_mistakes_are_one_clear_line(
-    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path, flags: list[str], code: int, message: str
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    model: str,
+    tmp_path: Path,
+    flags: list[str],
+    code: int,
+    message: str,
 ) -> None:
     base = ["score", source, "--out", str(tmp_path / "run"), *([] if "--model" in flags else ["--model", model])]
     got, data, err = run(capsys, *base, *flags, *([] if "--max-tokens" in flags else ["--max-tokens", "100"]))
@@ -224,7 +236,9 @@ def test_mistakes_are_one_clear_line(
     assert "Traceback" not in err
 
 
-def test_a_model_that_gives_nan_everywhere_fails_the_run(capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path) -> None:
+def test_a_model_that_gives_nan_everywhere_fails_the_run(
+    capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = save_model(tmp_path / "broken")
@@ -234,45 +248,3 @@ def test_a_model_that_gives_nan_everywhere_fails_the_run(capsys: pytest.CaptureF
     code, data, _ = run(capsys, *command(source, str(folder), tmp_path / "run"))
     assert (code, data["counts"]["status_nan"]) == (1, N_TEXTS)
     assert read(tmp_path / "run")["entropy_mean"].null_count == N_TEXTS
-
-
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 40), st.integers(1, 120), st.integers(1, 17))
-def test_parts_do_not_depend_on_batches_and_close_when_full(lengths: list[int], cap: int, part: int, rows: int) -> None:
-    table = pa.table({"text": pa.array(["x" * n for n in lengths], pa.string()), "n": pa.array(range(len(lengths)), pa.int64())})
-    whole = [part["n"].to_pylist() for part in cut_parts(table.to_batches(), "text", part, cap)]
-    small = [part["n"].to_pylist() for part in cut_parts(table.to_batches(max_chunksize=rows), "text", part, cap)]
-    assert whole == small
-    assert [n for ns in whole for n in ns] == list(range(len(lengths)))
-    size = [sum(min(lengths[n], cap) for n in ns) for ns in whole]
-    assert all(total >= part for total in size[:-1])
-    assert all(total - min(lengths[ns[-1]], cap) < part for total, ns in zip(size, whole, strict=True))
-
-
-def test_a_part_starts_anew_at_any_part_border() -> None:
-    table = pa.table({"text": ["x" * (n % 7) for n in range(100)]})
-    parts = list(cut_parts(table.to_batches(max_chunksize=9), "text", 20, None))
-    done = sum(len(part) for part in parts[:3])
-    rest = list(cut_parts(table.slice(done).to_batches(max_chunksize=9), "text", 20, None))
-    assert [part.to_pylist() for part in rest] == [part.to_pylist() for part in parts[3:]]
-
-
-def test_prefetch_keeps_order_hands_on_errors_and_stops_early() -> None:
-    assert list(prefetch(range(100))) == list(range(100))
-
-    def broken() -> Any:
-        yield 1
-        raise OSError("disk gone")
-
-    items = prefetch(broken())
-    assert next(items) == 1
-    with pytest.raises(OSError, match="disk gone"):
-        next(items)
-    made = []
-    for item in prefetch(made.append(n) or n for n in range(1000)):
-        if item == 3:
-            break
-    assert len(made) < 10

@@ -58,9 +58,12 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     (tmp_path / ".aside-full").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="cannot write .*full: No space left"), atomic_path(tmp_path / "full") as aside:
-        with open(aside, "wb", buffering=0) as file:
-            file.write(b"x")
+    with (
+        pytest.raises(RunError, match="cannot write .*full: No space left"),
+        atomic_path(tmp_path / "full") as aside,
+        open(aside, "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
@@ -157,7 +160,9 @@ def test_two_writers_at_once_the_second_is_refused_and_told_who(tmp_path: Path) 
         f"with RunDirectory(pathlib.Path({str(tmp_path / 'run')!r})):\n"
         "    print('open', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout.readline() == "open\n"
         with pytest.raises(RunError, match=f"is being written by process {holder.pid}"):
             touch_run(tmp_path / "run")
