@@ -1,0 +1,6 @@
+"""`python -m fluxentropy` is the same as `fluxentropy`."""
+
+from fluxentropy.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,242 @@
+"""The command line: names of commands -> "module:function", and nothing else about them.
+
+A command is a function that takes its configuration and returns an `Outcome`. Its module is imported when the command
+runs and not before, so that help and mistakes answer at once. What is printed, and the exit code, is decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token, UnknownOptionError
+from cyclopts.argument import ArgumentCollection
+from cyclopts.config import Dict
+
+from fluxentropy import __version__
+from fluxentropy.config import DemoConfig, ScoreConfig, SortConfig, TokensConfig
+from fluxentropy.errors import FluxentropyError, UsageError
+from fluxentropy.outcome import Outcome
+from fluxentropy.process import DEBUG, Terminated, debugging, quiet_libraries, sigterm_raises, to_json, write_line
+from fluxentropy.yamlfile import read_yaml, to_plain, to_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command: its name, where its function is, what configures it, and its help."""
+
+    name: str
+    target: str
+    """module:function"""
+    config: type
+    help: str
+    examples: str
+
+
+COMMANDS = (
+    Command(
+        name="demo",
+        target="fluxentropy.demo:demo",
+        config=DemoConfig,
+        help="Run the whole pipeline on text that every Python installation carries.",
+        examples="""\
+fluxentropy demo
+fluxentropy demo --out demo-small --passages 50""",
+    ),
+    Command(
+        name="score",
+        target="fluxentropy.scoring:score",
+        config=ScoreConfig,
+        help="Score texts with a language model: entropy, varentropy and surprisal of each text, as Parquet.",
+        examples="""\
+fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
+fluxentropy score data/*.parquet --model gpt2 --window sliding --out runs/long
+zcat web.jsonl.gz | fluxentropy score - --model ./my-model --out runs/piped""",
+    ),
+    Command(
+        name="tokens",
+        target="fluxentropy.tokens:tokens",
+        config=TokensConfig,
+        help="Show a few texts token by token: a heatmap as HTML, and the numbers as CSV.",
+        examples="""\
+fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
+fluxentropy tokens notes.txt --model gpt2 --limit 2 --top-k 10 --out n.html""",
+    ),
+    Command(
+        name="sort",
+        target="fluxentropy.sorting:sort",
+        config=SortConfig,
+        help="Sort a scored corpus of any size by one of its scores.",
+        examples="""\
+fluxentropy sort runs/web --out sorted.parquet
+fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl""",
+    ),
+)
+
+DESCRIPTION = """\
+fluxentropy measures how uncertain a language model is about each text of a corpus (entropy, varentropy, surprisal), \
+and sorts the corpus by it."""
+
+EXAMPLES = """\
+Examples:
+  # everything once, on a small text
+  fluxentropy demo
+  # score a corpus; the same command again resumes a run that was stopped
+  fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
+  # the corpus in the order of a score, lowest first
+  fluxentropy sort runs/web --by entropy_mean --out sorted.parquet
+  # look at single tokens
+  fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
+  # write the options to a file, and run from it; flags win over the file
+  fluxentropy score web.jsonl --model gpt2 --out runs/b --print-config > b.yaml
+  fluxentropy score --config b.yaml --limit 100
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted."""
+
+
+# --- the parser -------------------------------------------------------------------------------------------------------
+
+
+@Parameter(name="*", group=Group("Command line", sort_key=9), negative=(), show_default=False)
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """What every command takes."""
+
+    config: Path | None = None
+    """YAML file with options of this command (max_tokens: 512); flags win over it."""
+    print_config: bool = False
+    """Print the resolved options as YAML, a file for --config, and stop."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+def build_app(commands: Sequence[Command] = COMMANDS) -> App:
+    """The command line of `commands`; calling it with arguments runs one and returns the exit code."""
+    app = App(
+        name="fluxentropy",
+        help=DESCRIPTION,
+        help_epilogue=EXAMPLES,
+        help_format="plaintext",
+        version=__version__,
+        default_parameter=Parameter(negative_iterable=()),
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    setup = Group("Shell and help", sort_key=9)
+    for flag in ("--help", "--version"):
+        app[flag].group = setup
+    app.register_install_completion_command(group=setup, help="Install completion for your shell.")
+    app.command(_completion_printer(app), name="--show-completion", group=setup)
+    for place, command in enumerate(commands):
+        app.command(
+            _runner(command),
+            name=command.name,
+            help=command.help,
+            help_epilogue="Examples:\n  " + command.examples.replace("\n", "\n  "),
+            config=_complete_from_yaml(command.config),
+            sort_key=place,
+        )
+    return app
+
+
+def _runner(command: Command) -> Callable[..., int]:
+    """The function that cyclopts sees: its options are the fields of the command's dataclass, flat."""
+
+    def run(config: Any, *, switches: Switches = Switches()) -> int:
+        return _run(command, config, switches)
+
+    run.__annotations__ = {"config": Annotated[command.config, Parameter(name="*")], "switches": Switches}
+    if all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(command.config)):
+        run.__defaults__ = (command.config(),)
+    return run
+
+
+def _complete_from_yaml(cls: type) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
+    """What cyclopts calls after reading the flags: it fills what they left open from the file of `--config`."""
+
+    def fill(app: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        _check_flags(arguments)
+        tokens = arguments["--config"].tokens
+        if tokens:
+            path = Path(tokens[-1].value)
+            Dict({names[-1]: read_yaml(path, cls)}, source=str(path))(app, names, arguments)
+
+    return fill
+
+
+def _check_flags(arguments: ArgumentCollection) -> None:
+    """Refuse what cyclopts lets pass: 3.7 for a whole number, and unknown flags where `-` may stand for stdin."""
+    for argument in arguments:
+        for token in argument.tokens:
+            if argument.resolved_hint is int and "." in token.value:
+                raise UsageError(f"{token.keyword} {token.value}: use a whole number")
+            if argument.parameter.allow_leading_hyphen and token.value.startswith("-") and token.value != "-":
+                unknown = Token(keyword=token.value.partition("=")[0], source="cli")
+                raise UnknownOptionError(token=unknown, argument_collection=arguments)
+
+
+def _completion_printer(app: App) -> Callable[..., None]:
+    def show(shell: Literal["bash", "zsh", "fish"] = "bash") -> None:
+        """Print the completion script of a shell: bash, zsh or fish."""
+        write_line(app.generate_completion(shell=shell))
+
+    return show
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COMMANDS) -> int:
+    """Run the command line `argv` (default: that of the process) and return its exit code.
+
+    A failure is one line on stderr; with `--json` also `{"error": ..., "exit_code": ...}` on stdout.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with sigterm_raises():
+            return build_app(commands)(argv, exit_on_error=False, print_error=False) or 0
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if debugging():
+            traceback.print_exc()
+        message, code = _explain(error)
+        print(message, file=sys.stderr)
+        if "--json" in argv:
+            write_line(to_json({"error": message.removeprefix("error: "), "exit_code": code}))
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to say about `error`, and the exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted; run the same command again to go on", 130
+        case Terminated():
+            return "terminated; run the same command again to go on", 143
+        case MissingArgumentError(argument=argument, keyword=None) if argument and argument.field_info.required:
+            flag = argument.name.lstrip("-").upper() if argument.field_info.is_positional else argument.name
+            return f"error: {flag} is missing: give it on the command line or in a --config file", 2
+        case CycloptsError():
+            return f"error: {error}", 2
+        case FluxentropyError():
+            return f"error: {error}", error.exit_code
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"unexpected error: {said}; set {DEBUG}=1 to see where it comes from", 1
+
+
+def _run(command: Command, config: Any, switches: Switches) -> int:
+    """Run one command and print what it hands back."""
+    if switches.print_config:
+        write_line(to_json(to_plain(config)) if switches.json else to_yaml(config).rstrip())
+        return 0
+    module, _, function = command.target.partition(":")
+    with quiet_libraries(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
+        outcome: Outcome = getattr(importlib.import_module(module), function)(config)
+    for line in [to_json(outcome.data)] if switches.json else outcome.lines:
+        write_line(line)
+    return outcome.exit_code

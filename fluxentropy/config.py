@@ -1,0 +1,219 @@
+"""The options of every command: frozen dataclasses, read from flags and YAML, written back as YAML.
+
+The text under each field is what `--help` shows. A field `max_tokens` is the flag `--max-tokens` and the YAML key
+`max_tokens`; a field `lr` of a nested dataclass `optim` is `--optim.lr`, and `lr` in the mapping `optim`. What flags
+and YAML leave open gets the defaults of its own class, so a nested field takes `default_factory=ItsClass`.
+
+    >>> config = SortConfig(run="runs/web", out=Path("sorted.parquet"), limit=3)
+    >>> print(to_yaml(config), end="")
+    run: runs/web
+    by: entropy_mean
+    descending: false
+    out: sorted.parquet
+    limit: 3
+    memory: 1GB
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from fluxentropy.errors import UsageError
+from fluxentropy.yamlfile import to_yaml
+
+__all__ = ["DemoConfig", "ScoreConfig", "SortConfig", "TokensConfig", "parse_bytes", "to_yaml"]
+
+# The panels of `--help`, in this order.
+INPUT = Parameter(group=Group("Input", sort_key=1))
+MODEL = Parameter(group=Group("Model", sort_key=2))
+WORK = Parameter(group=Group("Work", sort_key=3))
+OUTPUT = Parameter(group=Group("Output", sort_key=4))
+SWITCH = Parameter(negative=(), show_default=False)  # off unless given
+
+BYTE_UNITS = {
+    **{unit: 1000**power for power, unit in enumerate(["B", "KB", "MB", "GB", "TB"])},
+    **{unit: 1024**power for power, unit in enumerate(["KIB", "MIB", "GIB", "TIB"], start=1)},
+}
+
+
+# --- shared by several commands ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Which texts."""
+
+    sources: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True), INPUT] = field(kw_only=False)
+    """Files (.parquet, .arrow, .jsonl[.gz|.zst], .csv, .txt), folders or globs of them, - for JSONL on stdin, \
+hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
+    text_field: Annotated[str, INPUT] = "text"
+    """Column that holds the text."""
+    id_field: Annotated[str | None, INPUT] = None
+    """Column that identifies a text. Default: id where it exists, else file name and row number."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UsageError("no source: name a file, a folder, a glob, a data set, or - for JSONL on stdin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and where it runs."""
+
+    model: Annotated[str, MODEL]
+    """Name from the zoo, Hub id, local folder, or .gguf file."""
+    device: Annotated[str, MODEL] = "auto"
+    """auto, cpu, cuda, cuda:1, mps, ..."""
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
+    """Precision of the weights; statistics are always accumulated in float32 or better."""
+    max_tokens: Annotated[int, MODEL] = 512
+    """Longest piece of text the model sees at once, in tokens."""
+    zoo: Annotated[Path | None, MODEL] = None
+    """YAML file with more zoo entries."""
+    revision: Annotated[str | None, MODEL] = None
+    """Branch, tag or commit of the model on the Hub."""
+    trust_remote_code: Annotated[bool, SWITCH, MODEL] = False
+    """Allow the model to run the Python code it ships with."""
+    offline: Annotated[bool, SWITCH, MODEL] = False
+    """Use only what is already on this machine."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("--model is empty: give a zoo name, a Hub id, a folder or a .gguf file")
+        _at_least(1, self, "max_tokens")
+
+
+# --- one a command ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ModelOptions, SourceOptions):
+    """Options of `fluxentropy score`."""
+
+    window: Annotated[Literal["first", "sliding"], MODEL] = "first"
+    """What happens to longer texts: first scores the first --max-tokens, sliding scores all of it in windows."""
+    stride: Annotated[int | None, MODEL] = None
+    """Tokens between the starts of two windows, with --window sliding. Default: half of --max-tokens."""
+    limit: Annotated[int | None, INPUT] = None
+    """Stop after this many texts."""
+    on_error: Annotated[Literal["fail", "skip"], INPUT] = "fail"
+    """What happens to rows that cannot be read: stop and name the row, or count them and go on."""
+    batch_tokens: Annotated[int | None, WORK] = None
+    """Tokens in a batch, padding included. Default: what fits the device."""
+    part_tokens: Annotated[int | None, WORK] = None
+    """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
+    dry_run: Annotated[bool, SWITCH, WORK] = False
+    """Check everything and show what would be done, without scoring."""
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+    text: Annotated[bool, OUTPUT] = True
+    """Keep the text in the scores."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        for name in ("limit", "batch_tokens", "part_tokens", "stride"):
+            _at_least(1, self, name)
+        if self.window == "sliding" and self.max_tokens < 2:
+            raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
+        if self.stride is not None and self.window != "sliding":
+            raise UsageError(f"--stride {self.stride} with --window {self.window}: add --window sliding, or drop it")
+        if self.stride is not None and self.stride > self.max_tokens:
+            raise UsageError(
+                f"--stride {self.stride} is larger than --max-tokens {self.max_tokens}, which would leave tokens "
+                f"unscored: use at most {self.max_tokens}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig(ModelOptions, SourceOptions):
+    """Options of `fluxentropy tokens`."""
+
+    limit: Annotated[int, INPUT] = 8
+    """Number of texts to show."""
+    top_k: Annotated[int, OUTPUT] = 5
+    """Likely alternatives to show for each token."""
+    out: Annotated[Path, OUTPUT]
+    """HTML file to write; a CSV with the same numbers is put beside it."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        _at_least(1, self, "limit")
+        _at_least(0, self, "top_k")
+        _suffix_of(self, "out", (".html", ".htm"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortConfig:
+    """Options of `fluxentropy sort`."""
+
+    run: Annotated[str, INPUT] = field(kw_only=False)
+    """Run directory of `score`."""
+    by: Annotated[str, INPUT] = "entropy_mean"
+    """Column to sort by."""
+    descending: Annotated[bool, SWITCH, INPUT] = False
+    """Largest first."""
+    out: Annotated[Path, OUTPUT]
+    """File to write, .parquet or .jsonl."""
+    limit: Annotated[int | None, OUTPUT] = None
+    """Write only the first rows of the order."""
+    memory: Annotated[str, WORK] = "1GB"
+    """Memory to use at most; larger corpora are sorted on disk."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "limit")
+        parse_bytes(self.memory)
+        _suffix_of(self, "out", (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Options of `fluxentropy demo`."""
+
+    out: Annotated[Path, OUTPUT] = Path("demo")
+    """Folder to write."""
+    model: Annotated[str, MODEL] = "smollm2-135m-instruct"
+    """Name from the zoo, Hub id, local folder, or .gguf file."""
+    passages: Annotated[int, INPUT] = 200
+    """Number of passages to score."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a demo."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "passages")
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def parse_bytes(size: str) -> int:
+    """Bytes in a size with a unit; `UsageError` says how to write one.
+
+    >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
+    (1500000000, 2097152)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
+    unit = BYTE_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) == 0:
+        raise UsageError(f"--memory {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
+    return int(float(match[1]) * unit)
+
+
+def _at_least(smallest: int, config: object, name: str) -> None:
+    value = getattr(config, name)
+    if value is not None and value < smallest:
+        raise UsageError(f"--{name.replace('_', '-')} {value}: use {smallest} or more")
+
+
+def _suffix_of(config: object, name: str, suffixes: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if not str(value).endswith(suffixes):
+        raise UsageError(f"--{name} {value}: use a name that ends in {' or '.join(suffixes)}")

@@ -1,0 +1,247 @@
+"""`fluxentropy sort`: a globally sorted corpus of any size, in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fluxentropy.errors import UsageError
+from fluxentropy.mergesort import Keys, sort_order, sorted_blocks
+from fluxentropy.outcome import Outcome
+from fluxentropy.progress import Progress
+from fluxentropy.store import atomic_path
+from fluxentropy.tablefiles import TableFiles, open_writer, output_suffix, table_files
+from fluxentropy.yamlfile import did_you_mean
+
+if TYPE_CHECKING:
+    from fluxentropy.config import SortConfig
+
+TIE_BREAKERS = ("id", "source_file", "source_row")  # in this order, always ascending, where the columns exist
+LEAST_MEMORY = 2**24  # bytes
+SHOWN_ROWS, SHOWN_LETTERS = 3, 70
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortSummary:
+    """What a sort wrote."""
+
+    rows: int
+    rows_read: int
+    nulls: int  # rows without a value; they are last
+    nan: int  # rows whose value is NaN; they come before those without a value
+    lowest: list[tuple[Any, Any]]  # (value, text), the lowest first; NaN and null are left out
+    highest: list[tuple[Any, Any]]  # the highest first
+
+
+def sort(config: SortConfig) -> Outcome:
+    """Sort the rows of a run, or of Parquet files, into one file; `config` documents the options.
+
+    Errors: those of `sort_scores`.
+    """
+    from fluxentropy.config import parse_bytes
+
+    started = time.perf_counter()
+    summary = sort_scores(
+        config.run,
+        config.out,
+        by=config.by,
+        descending=config.descending,
+        limit=config.limit,
+        memory=parse_bytes(config.memory),
+        progress=True,
+    )
+    data = {
+        "rows": summary.rows,
+        "rows_read": summary.rows_read,
+        "nulls": summary.nulls,
+        "nan": summary.nan,
+        "by": config.by,
+        "descending": config.descending,
+        "out": str(config.out),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return Outcome(lines=_lines(summary, config), data=data)
+
+
+def _lines(summary: SortSummary, config: SortConfig) -> list[str]:
+    direction = "descending" if config.descending else "ascending"
+    of_all = f" of {summary.rows_read:,}" if summary.rows < summary.rows_read else ""
+    lines = [f"{summary.rows:,}{of_all} rows by {config.by}, {direction}"]
+    if summary.nan or summary.nulls:
+        lines.append(f"last: {summary.nan:,} with NaN, then {summary.nulls:,} without a value")
+    for title, rows in (("lowest", summary.lowest), ("highest", summary.highest)):
+        lines += [f"{title} {config.by}:", *(f"  {_shown(value)}  {_shown(text)}" for value, text in rows)]
+    return [*lines, str(config.out)]
+
+
+def _shown(value: Any) -> str:
+    r"""A value in at most 70 characters, without any that a terminal would act on.
+
+    >>> _shown("a\nb \x1b[31m"), _shown(2.123456789)
+    ('a\\nb \\x1b[31m', '2.12346')
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)[: SHOWN_LETTERS + 1]
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return text if len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 1] + "…"
+
+
+def sort_scores(
+    source: str,
+    out: Path,
+    *,
+    by: str = "entropy_mean",
+    descending: bool = False,
+    limit: int | None = None,
+    memory: int = 10**9,
+    progress: bool = False,
+) -> SortSummary:
+    """Write the rows of `source` to `out`, in the order of the column `by`.
+
+    `source` is a run directory, a Parquet file, or a folder or glob of them. Rows with equal values are ordered by
+    `id`, then `source_file`, then `source_row`, as far as these columns exist, and then keep the order they have.
+    -0.0 equals 0.0. NaN comes after all numbers and null after NaN, in both directions; no row is lost. `limit` keeps
+    the first rows only. Columns and their types stay as they are.
+
+    `out` is Parquet or JSON Lines by its suffix. It is put in place whole, over a file that is there already. The
+    sort holds at most about `memory` bytes, beside the 150 MB or so that Python and Arrow take for themselves; what
+    does not fit waits in a folder beside `out`, removed at the end. `progress` shows progress on stderr.
+
+    Errors: `UsageError` for an unknown column, one without an order, or an output that is part of the input;
+    `SourceError` and `RunError` for an input that is missing, unfinished or damaged; `RunError` when `out` cannot be
+    written.
+    """
+    suffix = output_suffix(out)
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: use 1 or more")
+    if memory < LEAST_MEMORY:
+        raise UsageError(f"--memory {memory} bytes: use {LEAST_MEMORY // 2**20} MiB or more")
+    files = table_files(source)
+    _check_output(out, source, files)
+    table = TableFiles.open(files)
+    keys = _keys(table.schema, by, descending, source)
+    plain = pa.schema([_without_dictionary(column) for column in table.schema], table.schema.metadata)
+    written = min(table.rows, limit or table.rows)
+    tally = _Tally(by=by, text=next((name for name in ("text", "id") if name in plain.names), by))
+    with atomic_path(out) as aside, _spill_folder(out) as spill:
+        batches = _counted(table.batches(plain, memory // 32), table.rows, "rows read", progress)
+        blocks = sorted_blocks(batches, plain, keys, memory=memory, spill=spill, limit=limit)
+        with open_writer(aside, suffix, table.schema, row_bytes=table.row_bytes, memory=memory) as writer:
+            for block in _counted(blocks, written, "rows written", progress):
+                tally.add(block)
+                writer.write(block)
+    lowest, highest = (tally.last[::-1], tally.first) if descending else (tally.first, tally.last[::-1])
+    return SortSummary(
+        rows=written, rows_read=table.rows, nulls=tally.nulls, nan=tally.nan, lowest=lowest, highest=highest
+    )
+
+
+def _check_output(out: Path, source: str, files: Sequence[Path]) -> None:
+    """Refuse an output that would become part of the input, or replace it."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: give the name of a file")
+    target = out.resolve()
+    folder = Path(source).resolve()
+    run = files[0].resolve().parent if files[0].parent.name == "scores" else None
+    if target in [file.resolve() for file in files]:
+        raise UsageError(f"--out {out} is part of the input: give another name")
+    if run is not None and target.is_relative_to(run):
+        raise UsageError(f"--out {out} lies among the scores in {run}: give a name outside of that folder")
+    if run is None and folder.is_dir() and target.is_relative_to(folder) and target.suffix == ".parquet":
+        raise UsageError(f"--out {out} lies in {source} and would be part of the input next time: give a name outside")
+
+
+def _keys(schema: pa.Schema, by: str, descending: bool, source: str) -> Keys:
+    """The order of the rows: `by`, then the tie breakers there are. `UsageError` where there is no such order."""
+    names = schema.names
+    if by not in names:
+        near = did_you_mean(by, names)
+        columns = "" if ": use one of" in near else f"; the columns are {', '.join(names)}"
+        raise UsageError(f"--by {by}: no such column in {source}{near}{columns}")
+    repeated = sorted(name for name in {by, *TIE_BREAKERS} if names.count(name) > 1)
+    if repeated:
+        raise UsageError(f"{source} has several columns named {repeated[0]}: rename all but one")
+    if not _has_order(schema.field(by)):
+        raise UsageError(f"--by {by}: values of type {schema.field(by).type} have no order, use a number or a string")
+    ties = [name for name in TIE_BREAKERS if name in names and name != by and _has_order(schema.field(name))]
+    return [(by, "descending" if descending else "ascending"), *((name, "ascending") for name in ties)]
+
+
+def _has_order(column: pa.Field) -> bool:
+    try:
+        sort_order(pa.schema([column]).empty_table(), [(column.name, "ascending")])
+    except (pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return False
+    return not pa.types.is_nested(column.type)
+
+
+def _without_dictionary(column: pa.Field) -> pa.Field:
+    """`column` with the values themselves: parts have dictionaries of their own, which do not mix in a sort."""
+    return column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _counted(tables: Iterator[Any], total: int, unit: str, progress: bool) -> Iterator[Any]:
+    """`tables`, and their progress on stderr where `progress` asks for it."""
+    if not progress:
+        yield from tables
+        return
+    first = list(itertools.islice(tables, 1))  # sorted rows come late: the clock starts with the first of them
+    with Progress(total, unit=unit) as line:
+        for table in itertools.chain(first, tables):
+            yield table
+            line.update(table.num_rows)
+
+
+class _Tally:
+    """Looks at the sorted rows as they pass, for the summary."""
+
+    def __init__(self, *, by: str, text: str) -> None:
+        self.by, self.text = by, text
+        self.nulls = self.nan = 0
+        self.first: list[tuple[Any, Any]] = []
+        self.last: list[tuple[Any, Any]] = []
+
+    def add(self, table: pa.Table) -> None:
+        values = table.column(self.by)
+        nulls = values.null_count
+        nan = pc.sum(pc.is_nan(values), min_count=0).as_py() if pa.types.is_floating(values.type) else 0
+        self.nulls += nulls
+        self.nan += nan
+        shown = table.select([self.by, self.text]).slice(0, len(table) - nulls - nan)
+        if len(self.first) < SHOWN_ROWS:
+            self.first += _rows(shown.slice(0, SHOWN_ROWS - len(self.first)))
+        self.last = (self.last + _rows(shown.slice(max(len(shown) - SHOWN_ROWS, 0))))[-SHOWN_ROWS:]
+
+
+def _rows(table: pa.Table) -> list[tuple[Any, Any]]:
+    return [(_python(table[0][row]), _python(table[1][row])) for row in range(len(table))]
+
+
+def _python(scalar: pa.Scalar) -> Any:
+    """The value; of text that is not UTF-8, what can be read."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes().decode(errors="replace")
+
+
+@contextmanager
+def _spill_folder(out: Path) -> Iterator[Path]:
+    """A folder for sorted runs; what a killed process left in it is removed first."""
+    folder = out.with_name(f".spill-{out.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
