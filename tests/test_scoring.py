@@ -248,3 +248,62 @@ def test_a_model_that_gives_nan_everywhere_fails_the_run(
     code, data, _ = run(capsys, *command(source, str(folder), tmp_path / "run"))
     assert (code, data["counts"]["status_nan"]) == (1, N_TEXTS)
     assert read(tmp_path / "run")["entropy_mean"].null_count == N_TEXTS
+
+
+def test_an_empty_corpus_is_a_finished_run_of_no_texts(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "empty.jsonl"
+    source.write_text("")
+    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run"))
+    assert (code, data["rows"], data["parts"]) == (0, 0, 0)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["complete"] is True
+
+
+def test_one_text_of_50_mb_is_cut_or_slid_over(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "large.txt"
+    source.write_text("entropy measures uncertainty, " * (50_000_000 // 30))
+    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run", "--no-text"))
+    (row,) = read(tmp_path / "run").to_pylist()
+    assert (code, row["n_tokens"], row["truncated"]) == (0, 100, True)
+    assert row["n_bytes"] == source.stat().st_size
+    assert "text" not in row
+    assert data["seconds"] < 60
+
+
+def test_a_million_tiny_texts(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array([f"dog {n % 1000}" for n in range(1_000_000)])})
+    pq.write_table(table, tmp_path / "tiny.parquet")
+    argv = ["score", str(tmp_path / "tiny.parquet"), "--model", model, "--out", str(tmp_path / "run")]
+    code, data, _ = run(capsys, *argv, "--max-tokens", "100")
+    assert (code, data["rows"], data["duplicate_ids"]) == (0, 1_000_000, 0)
+    assert data["parts"] == 62  # 16,384 rows each
+    assert data["scored_tokens"] < data["tokens"] / 10  # the same text is run once a part
+    assert data["peak_memory_bytes"] < 3 * 2**30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+def test_a_full_disk_fails_by_name_and_the_run_resumes(source: str, model: str, tmp_path: Path) -> None:
+    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+    limited += "from fluxentropy.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = command(source, model, tmp_path / "run")
+    failed = subprocess.run([sys.executable, "-c", limited, *argv], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "cannot write" in failed.stderr
+    assert "part-" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not list((tmp_path / "run").rglob(".aside-*"))
+    assert main(argv) == 0
+    assert len(read(tmp_path / "run")) == N_TEXTS
+
+
+def test_an_unwritable_target_is_named(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, data, _ = run(capsys, *command(source, model, tmp_path / "file" / "run"))
+    assert code == 1
+    assert f"cannot write {tmp_path / 'file' / 'run'}" in data["error"]
