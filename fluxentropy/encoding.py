@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 CHARS_PER_TOKEN = 32  # a text's first max_tokens * this many characters are tokenised first; more only where needed
@@ -72,31 +73,33 @@ class Encoder:
 
     def _tokenize(self, texts: Sequence[str], cut: Sequence[bool] | None = None) -> list[Encoded]:
         """Encode `texts`; where `cut`, the text goes on beyond what is given, and tokens near its end are dropped."""
+        if not texts:
+            return []
         batch: Any = self.tokenizer(
             list(texts),
             add_special_tokens=True,
             return_attention_mask=False,
-            return_special_tokens_mask=True,
-            return_offsets_mapping=self.fast,
+            return_token_type_ids=False,
+            return_special_tokens_mask=not self.fast,
             verbose=False,
         )
         result = []
         for index, text in enumerate(texts):
             ids = batch["input_ids"][index]
-            special = batch["special_tokens_mask"][index]
-            ends = [end for _, end in batch["offset_mapping"][index]] if self.fast else None
-            result.append(self._encoded(text, ids, special, ends, cut is not None and cut[index]))
+            encoding = batch.encodings[index] if self.fast else None
+            special = encoding.special_tokens_mask if encoding is not None else batch["special_tokens_mask"][index]
+            result.append(self._encoded(text, ids, special, encoding, cut is not None and cut[index]))
         return result
 
-    def _encoded(self, text: str, ids: list[int], special: list[int], ends: list[int] | None, cut: bool) -> Encoded:
+    def _encoded(self, text: str, ids: list[int], special: list[int], encoding: Encoding | None, cut: bool) -> Encoded:
         n_bytes = len(text.encode())
         start, stop = 0, len(ids)
         while start < stop and special[start]:
             start += 1
         while stop > start and special[stop - 1]:
             stop -= 1
-        if cut and ends is not None:
-            while stop > start and ends[stop - 1] > len(text) - SAFE_CHARS:
+        if cut and encoding is not None:
+            while stop > start and _end(encoding, stop - 1) > len(text) - SAFE_CHARS:
                 stop -= 1
         if stop == start:
             return Encoded(ids=np.zeros(0, dtype=np.int64), n_bytes=n_bytes)
@@ -108,18 +111,24 @@ class Encoder:
             ids=kept,
             n_prefix=start,
             n_bytes=n_bytes,
-            n_predicted_bytes=self._predicted_bytes(text, kept, start, stop, ends, truncated),
+            n_predicted_bytes=self._predicted_bytes(text, kept, start, encoding, truncated),
             truncated=truncated,
         )
 
     def _predicted_bytes(
-        self, text: str, ids: np.ndarray, start: int, stop: int, ends: list[int] | None, truncated: bool
+        self, text: str, ids: np.ndarray, start: int, encoding: Encoding | None, truncated: bool
     ) -> int:
         """UTF-8 bytes of the text that the tokens after the first cover; the first token has no prediction."""
-        if ends is not None:
-            first = 0 if start else ends[0]
-            last = ends[stop - 1] if truncated else len(text)
+        if encoding is not None:
+            first = 0 if start else _end(encoding, 0)
+            last = _end(encoding, len(ids) - 1) if truncated else len(text)
             return len(text[first:last].encode())
         whole = str(self.tokenizer.decode(ids[start:])) if truncated else text
         first_token = "" if start else str(self.tokenizer.decode(ids[:1]))
         return max(len(whole.encode()) - len(first_token.encode()), 0)
+
+
+def _end(encoding: Encoding, token: int) -> int:
+    """The character of the text at which a token ends."""
+    chars = encoding.token_to_chars(token)
+    return chars[1] if chars else 0

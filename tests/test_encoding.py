@@ -68,6 +68,10 @@ def test_a_long_text_of_few_long_tokens_is_tokenised_further() -> None:
     assert encoded.ids.tolist() == tokenizer(text).input_ids[:40]
 
 
+def test_no_texts_are_no_tokens() -> None:
+    assert Encoder(make_tokenizer(), 5).encode([]) == []
+
+
 def test_without_offsets_predicted_bytes_come_from_decoding() -> None:
     encoder = Encoder(make_tokenizer(), 5)
     encoder.fast = False

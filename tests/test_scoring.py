@@ -260,9 +260,7 @@ def test_an_empty_corpus_is_a_finished_run_of_no_texts(
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["complete"] is True
 
 
-def test_one_text_of_50_mb_is_cut_or_slid_over(
-    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
-) -> None:
+def test_one_text_of_50_mb_is_cut_or_slid_over(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
     source = tmp_path / "large.txt"
     source.write_text("entropy measures uncertainty, " * (50_000_000 // 30))
     code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run", "--no-text"))
@@ -287,7 +285,7 @@ def test_a_million_tiny_texts(capsys: pytest.CaptureFixture[str], model: str, tm
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
 def test_a_full_disk_fails_by_name_and_the_run_resumes(source: str, model: str, tmp_path: Path) -> None:
     limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
     limited += "from fluxentropy.cli import main; sys.exit(main(sys.argv[1:]))"
     argv = command(source, model, tmp_path / "run")
     failed = subprocess.run([sys.executable, "-c", limited, *argv], capture_output=True, text=True)

@@ -64,5 +64,7 @@ def test_the_command_writes_a_page_and_a_table(
 
 def test_an_empty_source_is_named(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
-    assert main(["tokens", str(tmp_path / "none.jsonl"), "--model", str(folder), "--out", str(tmp_path / "v.html")]) == 1
+    assert (
+        main(["tokens", str(tmp_path / "none.jsonl"), "--model", str(folder), "--out", str(tmp_path / "v.html")]) == 1
+    )
     assert "none.jsonl" in capsys.readouterr().err
