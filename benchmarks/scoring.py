@@ -1,6 +1,6 @@
 """How fast the scorer is, as ratios against plain ways to compute the same numbers, all in one run.
 
-    python benchmarks/scoring.py [--rounds 3] [--texts 52] [--dtypes fp32,bf16] [--out bench]
+    python benchmarks/scoring.py [--rounds 3] [--texts 26] [--dtypes fp32,bf16] [--out bench]
 
 Contenders, on the same texts of 60 to 3,000 characters, cut at 512 tokens:
   plain      right-padded batches of 26 in arrival order, full logits, a log-softmax each for entropy and varentropy
@@ -210,7 +210,7 @@ def peak_memory(dtype: str, texts: list[str]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--texts", type=int, default=52)
+    parser.add_argument("--texts", type=int, default=26)
     parser.add_argument("--dtypes", default="fp32,bf16")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     options = parser.parse_args()

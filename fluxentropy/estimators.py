@@ -99,9 +99,7 @@ def token_stats(
         hidden = rows[start : start + ROWS]
         chosen = None if flat_targets is None else flat_targets[start : start + ROWS]
         if torch.is_grad_enabled():
-            chunks.append(
-                checkpoint(_project_stats, head, hidden, chosen, temperature, top_k, use_reentrant=False)
-            )
+            chunks.append(checkpoint(_project_stats, head, hidden, chosen, temperature, top_k, use_reentrant=False))
         else:
             chunks.append(_project_stats(head, hidden, chosen, temperature, top_k))
     shape = inputs.shape[:-1]

@@ -171,7 +171,7 @@ class _ScoreRun:
     def _outcome(self, facts: dict[str, Any], resumed: int, seconds: float) -> Outcome:
         counts, work = facts["counts"], self.scorer.work
         rate = work.tokens / seconds if work.tokens else 0.0
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_memory()
         data = {
             "out": str(self.config.out),
             "model": self.scorer.decoder.name,
@@ -240,6 +240,16 @@ def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = N
         ]
         columns["status"] = pa.array(merged, type=pa.string())
     return columns
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held. Linux's own mark: getrusage would count the parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def count_duplicate_ids(folder: Path) -> int:
