@@ -25,8 +25,8 @@ def demo(config: DemoConfig) -> Outcome:
     """Score the embedded passages, sort them by entropy, and draw the most and the least uncertain ones."""
     texts = config.out / f"passages-{config.passages}.jsonl"
     if config.overwrite or not texts.exists():  # a resumed demo keeps its text, whatever was installed since
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in passages(config.passages))
-        write_text(texts, "".join(lines))
+        records = (json.dumps(record, ensure_ascii=False) + "\n" for record in passages(config.passages))
+        write_text(texts, "".join(records))
     run = config.out / "run"
     scored = score(
         ScoreConfig(sources=(str(texts),), model=config.model, out=run, offline=True, overwrite=config.overwrite)

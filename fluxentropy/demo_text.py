@@ -56,7 +56,7 @@ def passages(n: int = 200, *, seed: int = 0) -> list[Passage]:
         "docstring": _pick(_docstrings(library, name) for name in files),
         "source code": _pick(_cut(name, _read(library / name)) for name in files),
         "package description": _pick(_descriptions(rng)),
-        "character table": islice(_pick(_table(library, name) for name in tables), n // 20),
+        "character table": islice(_pick(_table(library, name) for name in tables), n // 100),
     }
     found: dict[str, Passage] = {}  # by text
     while streams and len(found) < n:
