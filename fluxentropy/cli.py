@@ -23,7 +23,16 @@ from fluxentropy import __version__
 from fluxentropy.config import DemoConfig, ScoreConfig, SortConfig, TokensConfig
 from fluxentropy.errors import FluxentropyError, UsageError
 from fluxentropy.outcome import Outcome
-from fluxentropy.process import DEBUG, Terminated, debugging, quiet_libraries, sigterm_raises, to_json, write_line
+from fluxentropy.process import (
+    DEBUG,
+    Terminated,
+    debugging,
+    keep_freed_memory,
+    quiet_libraries,
+    sigterm_raises,
+    to_json,
+    write_line,
+)
 from fluxentropy.yamlfile import read_yaml, to_plain, to_yaml
 
 
@@ -234,6 +243,7 @@ def _run(command: Command, config: Any, switches: Switches) -> int:
     if switches.print_config:
         write_line(to_json(to_plain(config)) if switches.json else to_yaml(config).rstrip())
         return 0
+    keep_freed_memory()
     module, _, function = command.target.partition(":")
     with quiet_libraries(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
         outcome: Outcome = getattr(importlib.import_module(module), function)(config)

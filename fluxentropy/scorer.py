@@ -29,7 +29,7 @@ from fluxentropy.forward import (
 )
 from fluxentropy.models import Decoder, ZooEntry, load_decoder
 
-CPU_BATCH_TOKENS = 2048  # larger batches fall out of the caches: slower, and they need more memory
+CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
 GPU_BATCH_TOKENS = 65536
 SCORES = (
     "entropy_mean",

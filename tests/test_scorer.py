@@ -134,7 +134,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_scores() -> None
     scorer = Scorer(decoder, max_tokens=60, path=Small())
     for got, want in zip(scorer.score(TEXTS), expected, strict=True):
         assert_equal(got, want)
-    assert scorer.batch_tokens < 2048
+    assert scorer.batch_tokens < 1024
     assert len(calls) > 3
 
 
