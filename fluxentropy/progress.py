@@ -61,11 +61,11 @@ class Progress:
             self._say(self._line(now))
 
     def close(self) -> None:
-        """Say what was done in all, unless it was nothing, or done before anything was said. Later calls do nothing."""
-        seconds = self._clock() - self._started
-        if self._closed or not self.done or (self._said == self._started and seconds < 1):
+        """Say what was done in all, unless nothing was. Later calls do nothing."""
+        if self._closed or not self.done:
             return
         self._closed = True
+        seconds = self._clock() - self._started
         rate = [f"{count(self.done / seconds)} {self.unit}/s"] if seconds > 0 else []
         self._say(" | ".join([f"{count(self.done)} {self.unit} in {duration(seconds)}", *rate, *self._extras()]))
         if self._terminal:
