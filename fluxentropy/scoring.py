@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.config import ScoreConfig, to_yaml
-from fluxentropy.corpus import Corpus, open_corpus
+from fluxentropy.corpus import Corpus, SourceFile, open_corpus
 from fluxentropy.encoding import Encoded
 from fluxentropy.models import ZooEntry, find_model
 from fluxentropy.outcome import Outcome
@@ -302,7 +302,7 @@ def _policies(scorer: Scorer) -> dict[str, Any]:
     }
 
 
-def _source_facts(file: Any) -> dict[str, Any]:
+def _source_facts(file: SourceFile) -> dict[str, Any]:
     return {"name": file.name, "rows": file.n_rows, "fingerprint": file.fingerprint}
 
 

@@ -313,7 +313,7 @@ def test_libraries_are_quiet_and_we_are_not(
 
     def target(config: Any) -> Outcome:
         warnings.warn_explicit("advice", UserWarning, "x.py", 1, module="transformers.modeling")
-        logging.getLogger("some.library").warning("more advice")
+        logging.getLogger("another").warning("more advice")
         warnings.warn_explicit("2 texts were cut", UserWarning, "y.py", 1, module="fluxentropy.scoring")
         return Outcome(lines=[])
 

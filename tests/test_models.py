@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from fakes import make_config, make_model, make_tokenizer, save_model
+from fakes import make_model, make_tokenizer, save_model
 
 from fluxentropy import models
 from fluxentropy.errors import ModelError, UsageError
@@ -227,4 +227,3 @@ def test_a_model_of_every_kind_is_packed_and_falls_back_if_that_fails(
     fallback, _ = open_scorer(find_model(str(folder)), max_tokens=64)
     assert fallback.path.name == "fast"
     assert fallback.score(["the lazy dog"])[0].entropy_mean == pytest.approx(expected.entropy_mean, rel=1e-4)
-    assert make_config().model_type == "llama"
