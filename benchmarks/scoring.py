@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from fluxentropy.demo_text import passages
 from fluxentropy.forward import PackedLinear, can_pack
-from fluxentropy.models import Decoder, find_model, load_decoder
+from fluxentropy.models import Decoder, load_decoder
 from fluxentropy.process import keep_freed_memory
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.store import write_json, write_text
+from fluxentropy.zoo_entries import find_model
 
 MAX_TOKENS, BATCH, ROOFLINE_ROWS = 512, 26, 2048
 

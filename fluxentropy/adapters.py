@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fluxentropy.errors import UsageError
-from fluxentropy.models import find_model
 from fluxentropy.parts import prefetch
-from fluxentropy.scorer import Scorer, Scores, open_scorer
-from fluxentropy.scoring import SCORE_NAMES
+from fluxentropy.scorer import Scorer, open_scorer
+from fluxentropy.scores import SCORE_NAMES, Scores
+from fluxentropy.zoo_entries import find_model
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

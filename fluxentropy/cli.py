@@ -20,7 +20,15 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from fluxentropy import __version__
-from fluxentropy.config import DemoConfig, ScoreConfig, SortConfig, TokensConfig
+from fluxentropy.config import (
+    AgreeConfig,
+    DemoConfig,
+    ModelsConfig,
+    ScoreConfig,
+    SortConfig,
+    TokensConfig,
+    ZooConfig,
+)
 from fluxentropy.errors import FluxentropyError, UsageError
 from fluxentropy.outcome import Outcome
 from fluxentropy.process import (
@@ -86,11 +94,39 @@ fluxentropy tokens notes.txt --model gpt2 --limit 2 --top-k 10 --out n.html""",
 fluxentropy sort runs/web --out sorted.parquet
 fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl""",
     ),
+    Command(
+        name="zoo",
+        target="fluxentropy.zoo:zoo",
+        config=ZooConfig,
+        help="Score texts with every model of a zoo, then compare them.",
+        examples="""\
+fluxentropy zoo web.jsonl --zoo offline --out zoo/web
+fluxentropy zoo data/*.parquet --zoo my-models.yaml --limit 10000 --out zoo/sample""",
+    ),
+    Command(
+        name="agree",
+        target="fluxentropy.agree:agree",
+        config=AgreeConfig,
+        help="Say how far models agree on texts: rank correlations, distances, PCA.",
+        examples="""\
+fluxentropy agree runs/small runs/large --out agreement
+fluxentropy agree zoo/web --by surprisal_mean --baseline gpt2 --out agreement
+fluxentropy agree table.csv --out agreement""",
+    ),
+    Command(
+        name="models",
+        target="fluxentropy.model_listing:models",
+        config=ModelsConfig,
+        help="List the models of the zoo: source, size, licence, what is here.",
+        examples="""\
+fluxentropy models
+fluxentropy models --zoo my-models.yaml --json""",
+    ),
 )
 
 DESCRIPTION = """\
-fluxentropy measures how uncertain a language model is about each text of a corpus (entropy, varentropy, surprisal), \
-and sorts the corpus by it."""
+fluxentropy measures how uncertain language models are about each text of a corpus (entropy, varentropy, surprisal), \
+sorts the corpus by it, and compares the models."""
 
 EXAMPLES = """\
 Examples:
@@ -100,6 +136,10 @@ Examples:
   fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
   # the corpus in the order of a score, lowest first
   fluxentropy sort runs/web --by entropy_mean --out sorted.parquet
+  # the same with several models: how far do they agree?
+  fluxentropy models
+  fluxentropy zoo web.jsonl --zoo offline --out zoo/web
+  fluxentropy agree zoo/web --by surprisal_mean --out agreement
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file

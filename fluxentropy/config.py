@@ -26,7 +26,17 @@ from cyclopts import Group, Parameter
 from fluxentropy.errors import UsageError
 from fluxentropy.yamlfile import to_yaml
 
-__all__ = ["DemoConfig", "ScoreConfig", "SortConfig", "TokensConfig", "parse_bytes", "to_yaml"]
+__all__ = [
+    "AgreeConfig",
+    "DemoConfig",
+    "ModelsConfig",
+    "ScoreConfig",
+    "SortConfig",
+    "TokensConfig",
+    "ZooConfig",
+    "parse_bytes",
+    "to_yaml",
+]
 
 # The panels of `--help`, in this order.
 INPUT = Parameter(group=Group("Input", sort_key=1))
@@ -62,38 +72,43 @@ hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, and where it runs."""
+class PlaceOptions:
+    """Where models run, how much of a text they see, and what they may do."""
 
-    model: Annotated[str, MODEL]
-    """Name from the zoo, Hub id, local folder, or .gguf file."""
     device: Annotated[str, MODEL] = "auto"
     """auto, cpu, cuda, cuda:1, mps, ..."""
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
     """Precision of the weights; statistics are always accumulated in float32 or better."""
     max_tokens: Annotated[int, MODEL] = 512
     """Longest piece of text the model sees at once, in tokens."""
+    offline: Annotated[bool, SWITCH, MODEL] = False
+    """Use only what is already on this machine."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model."""
+
+    model: Annotated[str, MODEL]
+    """Name from the zoo, Hub id, local folder, or .gguf file."""
     zoo: Annotated[Path | None, MODEL] = None
     """YAML file with more zoo entries."""
     revision: Annotated[str | None, MODEL] = None
     """Branch, tag or commit of the model on the Hub."""
     trust_remote_code: Annotated[bool, SWITCH, MODEL] = False
     """Allow the model to run the Python code it ships with."""
-    offline: Annotated[bool, SWITCH, MODEL] = False
-    """Use only what is already on this machine."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UsageError("--model is empty: give a zoo name, a Hub id, a folder or a .gguf file")
-        _at_least(1, self, "max_tokens")
-
-
-# --- one a command ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(ModelOptions, SourceOptions):
-    """Options of `fluxentropy score`."""
+class ScoringOptions(PlaceOptions):
+    """How texts are scored: what `score` and `zoo` share."""
 
     window: Annotated[Literal["first", "sliding"], MODEL] = "first"
     """What happens to longer texts: first scores the first --max-tokens, sliding scores all of it in windows."""
@@ -107,18 +122,13 @@ class ScoreConfig(ModelOptions, SourceOptions):
     """Tokens in a batch, padding included. Default: what fits the device."""
     part_tokens: Annotated[int | None, WORK] = None
     """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
-    dry_run: Annotated[bool, SWITCH, WORK] = False
-    """Check everything and show what would be done, without scoring."""
-    out: Annotated[Path, OUTPUT]
-    """Run directory. The same command again resumes it."""
     text: Annotated[bool, OUTPUT] = True
     """Keep the text in the scores."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds a run."""
 
     def __post_init__(self) -> None:
-        SourceOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
+        super().__post_init__()
         for name in ("limit", "batch_tokens", "part_tokens", "stride"):
             _at_least(1, self, name)
         if self.window == "sliding" and self.max_tokens < 2:
@@ -133,7 +143,97 @@ class ScoreConfig(ModelOptions, SourceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensConfig(ModelOptions, SourceOptions):
+class AgreementOptions:
+    """How models are compared: what `zoo` and `agree` share."""
+
+    by: Annotated[str, WORK] = "entropy_mean"
+    """Score to compare, of runs."""
+    models: Annotated[tuple[str, ...] | None, MODEL] = None
+    """Only these models, separated by commas."""
+    baseline: Annotated[str | None, MODEL] = None
+    """Model whose order the plots follow. Default: the first."""
+    bootstrap: Annotated[int, WORK] = 1000
+    """Samples of the texts that the confidence intervals rest on; 0 for none."""
+    seed: Annotated[int, WORK] = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "bootstrap")
+        _at_least(0, self, "seed")
+        if self.models is not None:  # `--models a,b` and `--models a --models b` are the same
+            object.__setattr__(self, "models", tuple(name for item in self.models for name in item.split(",") if name))
+
+
+# --- one a command ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScoringOptions, ModelOptions, SourceOptions):
+    """Options of `fluxentropy score`."""
+
+    dry_run: Annotated[bool, SWITCH, WORK] = False
+    """Check everything and show what would be done, without scoring."""
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        ScoringOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooConfig(AgreementOptions, ScoringOptions, SourceOptions):
+    """Options of `fluxentropy zoo`."""
+
+    zoo: Annotated[Path, MODEL]
+    """YAML file of the models, or the name of one that comes with the package: offline, small, published."""
+    out: Annotated[Path, OUTPUT]
+    """Folder to write: a run directory for each model, and the comparison. The same command again resumes it."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ScoringOptions.__post_init__(self)
+        AgreementOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredOptions:
+    """Which scores."""
+
+    inputs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
+    """Run directories of score, a folder that zoo wrote, or one wide table (.csv, .parquet) with a column for each \
+model, or with columns NAME_Characteristic_Value."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UsageError("no input: name run directories, a folder that zoo wrote, or a table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreeConfig(AgreementOptions, ScoredOptions):
+    """Options of `fluxentropy agree`."""
+
+    out: Annotated[Path, OUTPUT]
+    """Folder to write."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds another comparison."""
+
+    def __post_init__(self) -> None:
+        ScoredOptions.__post_init__(self)
+        AgreementOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """Options of `fluxentropy models`."""
+
+    zoo: Annotated[Path | None, INPUT] = None
+    """YAML file of models, or the name of one that comes with the package. Default: all that come with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig(PlaceOptions, ModelOptions, SourceOptions):
     """Options of `fluxentropy tokens`."""
 
     limit: Annotated[int, INPUT] = 8
@@ -146,6 +246,7 @@ class TokensConfig(ModelOptions, SourceOptions):
     def __post_init__(self) -> None:
         SourceOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
+        PlaceOptions.__post_init__(self)
         _at_least(1, self, "limit")
         _at_least(0, self, "top_k")
         _suffix_of(self, "out", (".html", ".htm"))

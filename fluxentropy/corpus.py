@@ -9,6 +9,7 @@ file is one text; every other file has one text a row. Memory does not grow with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -28,6 +29,8 @@ from fluxentropy.store import fingerprint_file, fingerprint_json
 from fluxentropy.textfiles import Rejected, TextFile, reading
 
 BATCH_ROWS, BATCH_BYTES = 1024, 2**25  # of a batch, at most; a row that is larger comes alone
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,19 @@ def open_corpus(
         Columns(label=str(file.path or file.name), schema=reader.schema, empty=reader.n_rows == 0)
         for file, reader in zip(files, readers, strict=True)
     ]
+    if found_field := _other_spelling(columns, text_field):
+        log.info(f"no field {text_field!r}: the texts are taken from {found_field!r}")
+        return open_corpus(
+            sources,
+            text_field=found_field,
+            id_field=id_field,
+            on_error=on_error,
+            limit=limit,
+            spool=spool,
+            offline=offline,
+            scans=scans,
+            reserved=reserved,
+        )
     layout = make_layout(columns, text_field, id_field, reserved)
     return Corpus(
         files=tuple(files),
@@ -177,6 +193,15 @@ def open_corpus(
         _readers=tuple(readers),
         _limit=limit,
     )
+
+
+def _other_spelling(columns: Sequence[Columns], text_field: str) -> str | None:
+    """`Text` where the default field `text` stands in no source, and `Text`, or `TEXT`, in all of them."""
+    names = [set(source.schema.names) for source in columns if not source.empty]
+    if text_field != "text" or not names or any("text" in found for found in names):
+        return None
+    spellings = {name for name in set.intersection(*names) if name.lower() == "text"}
+    return spellings.pop() if len(spellings) == 1 else None
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------

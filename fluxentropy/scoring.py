@@ -24,24 +24,18 @@ import pyarrow.parquet as pq
 from fluxentropy.config import ScoreConfig, to_yaml
 from fluxentropy.corpus import Corpus, SourceFile, open_corpus
 from fluxentropy.encoding import Encoded
-from fluxentropy.models import ZooEntry, find_model
 from fluxentropy.outcome import Outcome
 from fluxentropy.parts import cut_parts, prefetch
 from fluxentropy.progress import Progress
-from fluxentropy.scorer import Scorer, Scores, open_scorer
+from fluxentropy.scorer import Scorer, open_scorer
+from fluxentropy.scores import SCORE_FIELDS, SCORE_NAMES, score_columns
 from fluxentropy.store import RunDirectory, atomic_path, read_json, write_json
 from fluxentropy.versions import versions
+from fluxentropy.zoo_entries import ZooEntry, find_model
 
 CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
 SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
 CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its number of tokens
-
-SCORE_FIELDS = [
-    pa.field(field.name, pa.int64() if field.name.startswith("n_") else pa.float64())
-    for field in dataclasses.fields(Scores)
-    if field.name not in ("truncated", "status")
-] + [pa.field("truncated", pa.bool_()), pa.field("status", pa.string())]
-SCORE_NAMES = tuple(field.name for field in SCORE_FIELDS)
 
 log = logging.getLogger(__name__)
 
@@ -222,24 +216,6 @@ class _ScoreRun:
                 f"the model {self.scorer.decoder.name} gave NaN for every text: try --dtype fp32, or another model"
             )
         return Outcome(lines=lines, data=data, exit_code=1 if all_nan else 0)
-
-
-# --- columns ----------------------------------------------------------------------------------------------------------
-
-
-def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = None) -> dict[str, pa.Array]:
-    """The scores as columns, by name. A status from reading the text wins over "ok" and "empty"."""
-    columns = {
-        field.name: pa.array([getattr(row, field.name) for row in scores], type=field.type) for field in SCORE_FIELDS
-    }
-    if input_status is not None:
-        damaged = [status or None for status in input_status.to_pylist()]
-        merged = [
-            row.status if status is None or row.status == "nan" else status
-            for row, status in zip(scores, damaged, strict=True)
-        ]
-        columns["status"] = pa.array(merged, type=pa.string())
-    return columns
 
 
 def peak_memory() -> int:

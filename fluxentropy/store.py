@@ -196,9 +196,9 @@ class RunDirectory:
         """
         self.identity = json.loads(json.dumps(identity))
         manifest = read_json(self.manifest)
-        if manifest and (difference := _difference(manifest.get("identity"), self.identity)):
+        if manifest and (found := difference(manifest.get("identity"), self.identity)):
             raise RunError(
-                f"{self.path} holds another run: {difference}. Choose another --out, or start afresh with --overwrite"
+                f"{self.path} holds another run: {found}. Choose another --out, or start afresh with --overwrite"
             )
         write_text(self.path / "config.resolved.yaml", config_yaml)
         if manifest is None:
@@ -271,15 +271,15 @@ class RunDirectory:
 RUN_FILES = ("config.resolved.yaml", "rejected.jsonl", "input")
 
 
-def _difference(old: Any, new: Any, name: str = "") -> str:
+def difference(old: Any, new: Any, name: str = "") -> str:
     """The first difference between two JSON values in words, empty where they are equal.
 
-    >>> _difference({"model": {"name": "a"}}, {"model": {"name": "b"}})
+    >>> difference({"model": {"name": "a"}}, {"model": {"name": "b"}})
     "model.name is 'a' there and 'b' here"
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*new, *(key for key in old if key not in new)]:
-            if text := _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")):
+            if text := difference(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")):
                 return text
         return ""
     return "" if old == new else f"{name} is {_short(old)} there and {_short(new)} here"

@@ -11,10 +11,10 @@ from fluxentropy.corpus import open_corpus
 from fluxentropy.encoding import Encoded
 from fluxentropy.errors import SourceError
 from fluxentropy.heatmap import TokenRow, TokenView, render_html, write_csv
-from fluxentropy.models import find_model
 from fluxentropy.outcome import Outcome
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.store import write_text
+from fluxentropy.zoo_entries import find_model
 
 
 def tokens(config: TokensConfig) -> Outcome:

@@ -67,7 +67,7 @@ def read_yaml(path: Path, cls: type) -> dict[str, Any]:
         data = {}
     if not isinstance(data, dict):
         raise UsageError(f"{path}: expected a mapping such as `max_tokens: 512`, found a {type(data).__name__}")
-    _check_mapping(data, cls, path, "")
+    check_mapping(data, cls, path, "")
     return data
 
 
@@ -90,7 +90,7 @@ def _loader() -> type:
     return Loader
 
 
-def _check_mapping(data: dict[Any, Any], cls: type, path: Path, prefix: str) -> None:
+def check_mapping(data: dict[Any, Any], cls: type, path: Path, prefix: str) -> None:
     """Check keys and types of `data` against `cls`; `prefix` is where it stands in the file, such as `optim.`."""
     hints = get_type_hints(cls)
     for key, value in data.items():
@@ -99,7 +99,7 @@ def _check_mapping(data: dict[Any, Any], cls: type, path: Path, prefix: str) -> 
         hint = hints[key]
         nested = next((h for h in (hint, *get_args(hint)) if dataclasses.is_dataclass(h)), None)
         if isinstance(nested, type) and isinstance(value, dict):
-            _check_mapping(value, nested, path, f"{prefix}{key}.")
+            check_mapping(value, nested, path, f"{prefix}{key}.")
         elif not _fits(value, hint):
             raise UsageError(f"{path}: {prefix}{key}: {value!r} is not {_describe(hint)}")
 

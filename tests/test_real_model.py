@@ -20,8 +20,9 @@ import torch
 
 from fluxentropy.cli import main
 from fluxentropy.estimators import token_stats
-from fluxentropy.models import find_model, load_decoder
+from fluxentropy.models import load_decoder
 from fluxentropy.scorer import Scorer, open_scorer
+from fluxentropy.zoo_entries import find_model
 
 MODEL = "smollm2-135m-instruct"
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))

@@ -13,7 +13,8 @@ from fakes import SENTENCES, make_model, make_tokenizer
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.forward import FastPath, PlainPath
 from fluxentropy.models import Decoder
-from fluxentropy.scorer import Scorer, Scores, choose_path
+from fluxentropy.scorer import Scorer, choose_path
+from fluxentropy.scores import Scores
 
 TEXTS = [*SENTENCES, " ".join(SENTENCES), SENTENCES[1], "e", "", " ", "\x00\x01"]
 

