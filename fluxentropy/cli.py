@@ -23,6 +23,7 @@ from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
     DemoConfig,
+    HellaswagConfig,
     ModelsConfig,
     ScoreConfig,
     SortConfig,
@@ -114,6 +115,16 @@ fluxentropy agree zoo/web --by surprisal_mean --baseline gpt2 --out agreement
 fluxentropy agree table.csv --out agreement""",
     ),
     Command(
+        name="hellaswag",
+        target="fluxentropy.hellaswag:hellaswag",
+        config=HellaswagConfig,
+        help="Answer HellaSwag, or another multiple-choice set, and score each context.",
+        examples="""\
+fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
+fluxentropy hellaswag --model gpt2 --data val.jsonl.gz --limit 300 --out runs/h
+fluxentropy hellaswag --model gpt2 --task piqa --out runs/piqa""",
+    ),
+    Command(
         name="models",
         target="fluxentropy.model_listing:models",
         config=ModelsConfig,
@@ -140,6 +151,8 @@ Examples:
   fluxentropy models
   fluxentropy zoo web.jsonl --zoo offline --out zoo/web
   fluxentropy agree zoo/web --by surprisal_mean --out agreement
+  # does entropy tell whether the model answers right?
+  fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file

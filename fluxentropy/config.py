@@ -29,6 +29,7 @@ from fluxentropy.yamlfile import to_yaml
 __all__ = [
     "AgreeConfig",
     "DemoConfig",
+    "HellaswagConfig",
     "ModelsConfig",
     "ScoreConfig",
     "SortConfig",
@@ -250,6 +251,33 @@ class TokensConfig(PlaceOptions, ModelOptions, SourceOptions):
         _at_least(1, self, "limit")
         _at_least(0, self, "top_k")
         _suffix_of(self, "out", (".html", ".htm"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HellaswagConfig(PlaceOptions, ModelOptions):
+    """Options of `fluxentropy hellaswag`."""
+
+    data: Annotated[str | None, INPUT] = None
+    """Questions with ctx, endings and label: .jsonl[.gz|.zst], .parquet, .arrow, a folder or glob, - for JSONL on \
+stdin, or hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]. Default: the task's own data set on the Hub."""
+    task: Annotated[str, INPUT] = "hellaswag"
+    """How records become questions: hellaswag, arc_easy, arc_challenge, piqa, winogrande, or a YAML file."""
+    limit: Annotated[int | None, INPUT] = None
+    """Stop after this many questions."""
+    max_tokens: Annotated[int | None, MODEL] = None  # type: ignore[assignment]
+    """Longest context with one ending, in tokens; longer ones lose their beginning. Default: the model's window."""
+    batch_tokens: Annotated[int | None, WORK] = None
+    """Tokens in a batch, padding included. Default: what fits the device."""
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""
+
+    def __post_init__(self) -> None:
+        ModelOptions.__post_init__(self)
+        PlaceOptions.__post_init__(self)
+        for name in ("limit", "batch_tokens"):
+            _at_least(1, self, name)
 
 
 @dataclass(frozen=True, kw_only=True)

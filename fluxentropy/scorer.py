@@ -95,7 +95,7 @@ class Scorer:
                 f"stride {self.stride}: windows of {max_tokens} tokens, special ones included, have room for "
                 f"{max_tokens - self.encoder.n_prefix}"
             )
-        self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS)
+        self.batch_tokens = batch_tokens or default_batch_tokens(decoder)
         chosen = path or choose_path(decoder)[0]
         assert chosen is not None  # without packing there is always the plain path
         self.path: ForwardPath = chosen
@@ -244,13 +244,26 @@ def _scores(item: Encoded, totals: np.ndarray | None) -> Scores:
     )
 
 
+def default_batch_tokens(decoder: Decoder) -> int:
+    """Padded tokens of a batch, where nobody asked for another number."""
+    return CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS
+
+
 # --- the path through the model ---------------------------------------------------------------------------------------
 
 
 def open_scorer(
     entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False, **options: object
 ) -> tuple[Scorer, tuple[str, ...]]:
-    """Load a model and return its scorer and notes on what was chosen; `options` are those of `Scorer`.
+    """Load a model and return its scorer and notes on what was chosen; `options` are those of `Scorer`."""
+    decoder, path, notes = open_path(entry, device=device, dtype=dtype, offline=offline)
+    return Scorer(decoder, path=path, **options), notes  # type: ignore[arg-type]
+
+
+def open_path(
+    entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False
+) -> tuple[Decoder, ForwardPath, tuple[str, ...]]:
+    """Load a model and choose the path through it; also notes on what was chosen.
 
     On a CPU the model's layers are prepacked. Where the packed model fails its probe, it is loaded again, unpacked.
     """
@@ -263,7 +276,8 @@ def open_scorer(
         path = None
     if path is None:
         path, note = choose_path(decoder)
-    return Scorer(decoder, path=path, **options), (*decoder.notes, note)  # type: ignore[arg-type]
+    assert path is not None  # without packing there is always the plain path
+    return decoder, path, (*decoder.notes, note)
 
 
 def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | None, str]:

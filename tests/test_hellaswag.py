@@ -1,0 +1,147 @@
+"""`fluxentropy hellaswag`: every column filled, resumed to the same bytes, bad questions flagged or named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import SENTENCES, save_model
+
+from fluxentropy import hellaswag
+from fluxentropy.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "questions.jsonl", [question(i) for i in range(11)])
+
+
+def question(i: int, **changes: object) -> dict:
+    endings = [f"{SENTENCES[(i + k) % 4].split()[0]} {k}" for k in range(4)]
+    return {"ind": 100 + i, "ctx": SENTENCES[i % 4] + " he" * (i % 3), "endings": endings, "label": i % 4} | changes
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict, str]:
+    code = main([*map(str, argv), "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def command(data: object, model: Path, out: Path) -> list[object]:
+    return ["hellaswag", "--data", data, "--model", model, "--out", out]
+
+
+def test_every_question_has_a_row_with_every_column(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, err = run(capsys, *command(data, model, tmp_path / "run"))
+    assert code == 0, err
+    items = pq.read_table(tmp_path / "run" / "items.parquet")
+    assert items["ind"].to_pylist() == [100 + i for i in range(11)]
+    assert items["label"].to_pylist() == [i % 4 for i in range(11)]
+    assert {name: items[name].null_count for name in items.column_names if items[name].null_count} == {}
+    rows = items.to_pylist()
+    assert [row["correct"] for row in rows] == [row["pred"] == row["label"] for row in rows]
+    assert result["acc"]["value"] == pytest.approx(sum(row["correct"] for row in rows) / 11)
+    assert (result["acc_norm"]["n"], result["status"]) == (11, {"ok": 11})
+    assert all(row["entropy_lower_mean"] <= row["entropy_mean"] + 1e-5 for row in rows)
+    assert all(row["entropy_mean"] <= row["entropy_upper_mean"] + 1e-5 for row in rows)
+    main([str(word) for word in command(data, model, tmp_path / "run")])
+    out, err = capsys.readouterr()
+    assert "resuming after 1 parts, 11 questions" in err
+    assert out.startswith(f"11 questions answered in {tmp_path / 'run' / 'items.parquet'}\nacc       ")
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hellaswag, "PART_ITEMS", 4)
+    run(capsys, *command(data, model, tmp_path / "whole"))
+    make_item, calls = hellaswag.make_item, []
+
+    def stops(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return make_item(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hellaswag, "make_item", stops)
+    assert run(capsys, *command(data, model, tmp_path / "stopped"))[0] == 130
+    assert not (tmp_path / "stopped" / "items.parquet").exists()
+    monkeypatch.setattr(hellaswag, "make_item", make_item)
+    assert run(capsys, *command(data, model, tmp_path / "stopped"))[1]["resumed_items"] == 4
+    for name in ("items.parquet", "manifest.json", "items/part-00002.parquet"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_questions_that_cannot_be_judged_are_flagged_rows(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        question(0, label="0"),
+        question(1, label="9"),
+        question(2, label=""),
+        question(3, endings=["x", ""], label="0"),
+        question(4, ctx="the quick brown fox " * 200, label="0"),
+        question(5, endings=["x", "the quick brown fox " * 200], label="0"),
+    ]
+    data = write(tmp_path / "odd.jsonl", rows)
+    code, result, _ = run(capsys, *command(data, model, tmp_path / "run"))
+    assert code == 0, result
+    items = pq.read_table(tmp_path / "run" / "items.parquet").to_pylist()
+    assert [row["status"] for row in items] == [
+        "ok",
+        "label_out_of_range",
+        "ok",
+        "empty_ending",
+        "ok",
+        "ending_too_long",
+    ]
+    assert [row["correct"] is None for row in items] == [False, True, True, True, False, True]
+    assert [row["truncated"] for row in items] == [False, False, False, False, True, False]
+    assert result["acc"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--task", "hellaswog"], 2, "did you mean hellaswag?"),
+        (["--limit", "0"], 2, "--limit 0: use 1 or more"),
+        (["--max-tokens", "0"], 2, "--max-tokens 0: use 1 or more"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list, code: int, message: str
+) -> None:
+    found, result, _ = run(capsys, *command(data, model, tmp_path / "run"), *flags)
+    assert (found, message in result["error"]) == (code, True), result
+
+
+def test_a_file_that_is_missing_or_holds_no_questions_is_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, _ = run(capsys, *command(tmp_path / "none.jsonl", model, tmp_path / "run"))
+    assert (code, "none.jsonl" in result["error"]) == (1, True)
+    data = write(tmp_path / "texts.jsonl", [{"text": "a"}])
+    code, result, _ = run(capsys, *command(data, model, tmp_path / "other"))
+    assert (code, "no field 'ctx'" in result["error"]) == (1, True), result
+
+
+def test_another_model_or_task_in_the_same_folder_is_refused(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, *command(data, model, tmp_path / "run"))
+    code, result, _ = run(capsys, *command(data, model, tmp_path / "run"), "--limit", 5)
+    assert (code, "limit is None there and 5 here" in result["error"]) == (1, True)
