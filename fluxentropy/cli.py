@@ -23,6 +23,7 @@ from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
     DemoConfig,
+    DiagnoseConfig,
     ModelsConfig,
     ScoreConfig,
     SortConfig,
@@ -122,6 +123,16 @@ fluxentropy agree table.csv --out agreement""",
 fluxentropy models
 fluxentropy models --zoo my-models.yaml --json""",
     ),
+    Command(
+        name="diagnose",
+        target="fluxentropy.diagnose:diagnose",
+        config=DiagnoseConfig,
+        help="Say whether metrics predict a yes-or-no outcome: logistic regressions, tests, plots.",
+        examples="""\
+fluxentropy diagnose items.parquet --target correct --out diagnosis
+fluxentropy diagnose answers.csv --target correct --metrics entropy,varentropy,sqrt_varentropy --out diagnosis
+fluxentropy diagnose answers.csv --target correct --balance --seed 1 --out balanced""",
+    ),
 )
 
 DESCRIPTION = """\
@@ -140,6 +151,8 @@ Examples:
   fluxentropy models
   fluxentropy zoo web.jsonl --zoo offline --out zoo/web
   fluxentropy agree zoo/web --by surprisal_mean --out agreement
+  # do entropy and varentropy predict which answers are right?
+  fluxentropy diagnose items.parquet --target correct --out diagnosis
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file
