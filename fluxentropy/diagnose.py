@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ COMMAND = "diagnose"
 PRODUCT = re.compile(
     r"logit_.*\.txt|(surface_.*|distributions|effects|fitted_curves|contingency|correlation_matrices|reliability)\.(png|svg)"
 )
+SLOW = 3e8  # rows times models times replicates, of some seconds
 LIBRARIES = ("numpy", "scipy", "statsmodels", "scikit-learn", "matplotlib", "pyarrow")
 
 
@@ -42,11 +45,13 @@ def diagnose(config: DiagnoseConfig) -> Outcome:
             if PRODUCT.fullmatch(file.name) and file not in files:  # of the diagnosis that --overwrite replaces
                 file.unlink()
         hashes = {file.name: sha256_file(file) for file in files}
-        run.finish({"files": hashes, "n": result.n, "versions": versions(LIBRARIES)})
+        counts = {"rows": table.n_rows, "used": table.n, "excluded": table.excluded}
+        run.finish({"files": hashes, "counts": counts, "versions": versions(LIBRARIES)})
     record = to_record(result)
     names = [file.name for file in files]
     lines = [
         headline(result).replace("**", "").replace("`", ""),
+        *_left_out(table),
         "",
         f"summary    {config.out / 'summary.md'}",
         f"numbers    {config.out / 'diagnostics.json'}",
@@ -56,8 +61,21 @@ def diagnose(config: DiagnoseConfig) -> Outcome:
     return Outcome(lines=lines, data={"out": str(config.out), "files": names, **record})
 
 
+def _left_out(table: MetricTable) -> list[str]:
+    """What the table has that was not used, in a line a column."""
+    lost = [f"{name} of {table.n_rows:,} rows: {_counts(faults)}" for name, faults in table.excluded.items()]
+    return [f"left out, {text}" for text in lost] + [f"not used, {name}: {why}" for name, why in table.skipped.items()]
+
+
+def _counts(faults: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {fault}" for fault, count in faults.items())
+
+
 def _diagnose(config: DiagnoseConfig, table: MetricTable, pairs: list[tuple[str, str]]) -> Diagnostics:
-    with Progress(len(table.metrics) + len(pairs), unit="models") as progress:
+    """The results; a table that takes a while shows progress."""
+    models = len(table.metrics) + len(pairs)
+    slow = models * table.n * (config.bootstrap + 100) > SLOW
+    with Progress(models, unit="models") if slow else nullcontext() as progress:
         return diagnose_table(
             table,
             pairs,
@@ -65,7 +83,7 @@ def _diagnose(config: DiagnoseConfig, table: MetricTable, pairs: list[tuple[str,
             seed=config.seed,
             replicates=config.bootstrap,
             folds=config.folds,
-            on_model=lambda: progress.update(1),
+            on_model=lambda: progress.update(1) if progress else None,
         )
 
 

@@ -153,7 +153,7 @@ def _density_2d(x: np.ndarray, z: np.ndarray, box: tuple[float, float, float, fl
     counts, _, _ = np.histogram2d(z, x, bins=200, range=((low, high), (left, right)))
     factor = len(x) ** (-1 / 6)  # Scott's, in two dimensions
     widths = [
-        float(np.clip(values.std() * factor / size * 200, 3, 25))
+        float(np.clip(values.std() * factor / size * 200, 5, 25))
         for values, size in ((z, high - low), (x, right - left))
     ]
     smooth: np.ndarray = gaussian_filter(counts, widths, mode="constant")

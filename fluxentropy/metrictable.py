@@ -175,7 +175,10 @@ class _File:
 
 def _open(source: str) -> list[_File]:
     items = Path(source) / ITEMS
-    files = [_open_file(found, source) for found in find_sources([str(items) if items.is_file() else source])]
+    found = find_sources([str(items) if items.is_file() else source])
+    if Path(source).is_dir():  # where notes and the summaries of an earlier diagnosis may lie
+        found = [file for file in found if file.format != "txt"]
+    files = [_open_file(file, source) for file in found]
     if not any(file.reader.n_rows for file in files):
         raise SourceError(f"{source}: no rows")
     return files

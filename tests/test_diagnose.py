@@ -87,6 +87,29 @@ def test_the_same_command_again_and_another_one(
     assert not {name for name in left if "+" in name} and {"notes.txt", "logit_entropy.txt"} <= left
 
 
+def test_what_is_left_out_is_said(
+    items: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    entropy = rng.normal(size=300)
+    entropy[:7] = np.nan
+    entropy[7] = np.inf
+    correct = [None, *(rng.random(299) < 0.5).tolist()]
+    path = items(entropy=entropy, correct=correct, perplexity=np.full(300, np.nan), varentropy=np.full(300, 1.0))
+    command = ["diagnose", path, "--target", "correct", "--bootstrap", "0", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr()
+    assert "left out, correct of 300 rows: 1 missing\n" in printed.out
+    assert "left out, entropy of 300 rows: 7 nan, 1 infinite\n" in printed.out
+    assert "not used, perplexity: it has no finite value\n" in printed.out
+    record = json.loads((tmp_path / "out" / "diagnostics.json").read_text())
+    assert (record["n"], record["n_rows"]) == (292, 300)
+    assert record["excluded"] == {"correct": {"missing": 1}, "entropy": {"nan": 7, "infinite": 1}}
+    assert record["metrics"]["entropy"]["mean"] == pytest.approx(np.mean(entropy[8:]))
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
+    assert counts == {"rows": 300, "used": 292, "excluded": record["excluded"]}
+
+
 def test_balancing(items: Callable[..., str], tmp_path: Path) -> None:
     correct = np.arange(300) % 3 == 0
     command = ["diagnose", items(correct=correct), "--target", "correct", "--metrics", "entropy", "--balance"]

@@ -73,6 +73,8 @@ def test_a_folder_and_a_run_directory(table: Callable[..., str], tmp_path: Path)
     source = Path(table("one.parquet"))
     (tmp_path / "two.csv").write_text("entropy,varentropy,correct\n5,6,yes\n")
     assert read_metric_table(str(tmp_path), "correct").metrics["entropy"].tolist() == [*ROWS["entropy"], 5.0]
+    (tmp_path / "logit_entropy.txt").write_text("a summary")
+    assert read_metric_table(str(tmp_path), "correct").n == 7
     run = tmp_path / "run"
     run.mkdir()
     source.rename(run / "items.parquet")
