@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +18,8 @@ from fluxentropy.diagnostics_panels import label, panels, view
 from fluxentropy.figure_labels import lettering
 from fluxentropy.figures import GREY, SINGLE, new_figure
 
+Box = tuple[float, float, float, float]  # left, right, low, high
+CELLS = 200  # of a surface, along either side
 FEW_POINTS = 400  # of a surface: more than these are shown by contours of their density
 
 
@@ -31,25 +34,23 @@ def draw_contingency(result: Diagnostics) -> Figure:
     for axes, (name, found) in zip(grid, tested.items(), strict=True):
         image = axes.imshow(residuals[name], cmap="RdBu_r", norm=norm, aspect="auto")
         part = found.table / found.table.sum(axis=0)
-        for row, column in np.ndindex(found.table.shape):
-            shade = abs(residuals[name][row, column]) / limit
-            axes.text(
-                column,
-                row,
-                f"{found.table[row, column]:,}\n{part[row, column]:.1%}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if shade > 0.65 else "black",
-            )
+        texts = {cell: f"{count:,}\n{part[cell]:.1%}" for cell, count in np.ndenumerate(found.table)}
+        _write_cells(axes, texts, np.abs(residuals[name]) / limit)
         axes.set_xticks(range(found.table.shape[1]), _bin_labels(found.edges))
         axes.set_yticks([0, 1], ["false", "true"])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
         axes.set_xlabel(label(name))
         axes.set_ylabel(lettering(result.table.target_name, 30))
     figure.colorbar(image, ax=grid, label="Pearson residual", pad=0.02, aspect=12, shrink=1 / -(-len(tested) // 2))
     return figure
+
+
+def _write_cells(axes: Axes, texts: Mapping[tuple[int, ...], str], shades: np.ndarray) -> None:
+    """Write into the cells of a heat map without frame, in white where the shade (0 to 1) is dark."""
+    for cell, text in texts.items():
+        colour = "white" if shades[cell] > 0.65 else "black"
+        axes.text(cell[1], cell[0], text, ha="center", va="center", fontsize=6.5, color=colour)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _residuals(table: np.ndarray) -> np.ndarray:
@@ -86,23 +87,12 @@ def draw_correlations(result: Diagnostics) -> Figure:
         np.fill_diagonal(shown, np.nan)
         axes.set_facecolor("#ededed")  # the diagonal
         image = axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1)
-        for row, column in np.ndindex(shown.shape):
-            value = shown[row, column]
-            text = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "" if row == column else "–"
-            axes.text(
-                column,
-                row,
-                text,
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color="white" if abs(value) > 0.65 else "black",
-            )
+        texts = {cell: f"{value:.2f}".replace("-", "−") for cell, value in np.ndenumerate(shown) if np.isfinite(value)}
+        undefined = np.argwhere(np.isnan(shown) & ~np.eye(len(shown), dtype=bool))
+        _write_cells(axes, texts | dict.fromkeys(map(tuple, undefined), "–"), np.abs(shown))
         names_shown = [lettering(name, 22) for name in [*names, target]]
         axes.set_xticks(range(len(places)), names_shown, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(places)), names_shown)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
         if len(groups) > 1:
             axes.set_title(regime)
     figure.colorbar(image, ax=list(parts), shrink=0.8, pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1], label="correlation")
@@ -114,32 +104,20 @@ def draw_surface(result: Diagnostics, model: Model) -> Figure:
     """The fitted probability over two metrics, where there are rows, and where the rows of either outcome lie."""
     first, second = model.fit.names
     x, z, y = result.metrics[first].values, result.metrics[second].values, result.table.target
-    (left, right), (low, high) = view(x), view(z)
-    grid = np.meshgrid(np.linspace(left, right, 200), np.linspace(low, high, 200))
+    box = (*view(x), *view(z))
+    grid = np.meshgrid(np.linspace(*box[:2], CELLS), np.linspace(*box[2:], CELLS))
     surface = model.fit.predict({first: grid[0], second: grid[1]})
-    everywhere = _density_2d(x, z, (left, right, low, high))
-    border = _level(everywhere, 0.99)
-    inside = surface[everywhere >= border]
+    density = _density_2d(x, z, box)
+    border = _level(density, 0.99)
+    inside = surface[density >= border]
+    ticks = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(float(inside.min()), float(inside.max()))
     figure = new_figure(SINGLE, 2.9)
     axes = figure.add_subplot()
-    ticks = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(float(inside.min()), float(inside.max()))
-    levels = np.unique(np.clip(ticks, 0, 1))
-    filled = axes.contourf(*grid, surface, levels=levels, cmap="viridis")
-    outline = axes.contourf(*grid, everywhere, levels=[border, np.inf], colors="none")
+    filled = axes.contourf(*grid, surface, levels=np.unique(np.clip(ticks, 0, 1)), cmap="viridis")
+    outline = axes.contourf(*grid, density, levels=[border, np.inf], colors="none")
     filled.set_clip_path(outline.get_paths()[0], transform=axes.transData)
-    if result.n <= FEW_POINTS:
-        for chosen, face, edge, word in ((~y, "black", "white", "false"), (y, "white", "black", "true")):
-            axes.scatter(x[chosen], z[chosen], s=11, facecolors=face, edgecolors=edge, linewidths=0.5, label=word)
-    else:
-        for chosen, style, word in ((~y, (0, (3, 2)), "false"), (y, "solid", "true")):
-            density = _density_2d(x[chosen], z[chosen], (left, right, low, high))
-            cuts = sorted({_level(density, share) for share in (0.5, 0.9)})
-            axes.contour(*grid, density, levels=cuts, colors="black", linewidths=0.8, linestyles=[style])
-            axes.plot([], [], color="black", linewidth=0.8, linestyle=style, label=word)
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, high)
-    axes.set_xlabel(label(first))
-    axes.set_ylabel(label(second))
+    (_draw_points if result.n <= FEW_POINTS else _draw_outlines)(axes, x, z, y, box)
+    axes.set(xlim=box[:2], ylim=box[2:], xlabel=label(first), ylabel=label(second))
     figure.colorbar(filled, ax=axes, label="fitted probability of true", pad=0.02)
     what = "rows" if result.n <= FEW_POINTS else "half and 90% of the rows"
     title = f"{what} where {lettering(result.table.target_name, 30)} is"
@@ -147,13 +125,29 @@ def draw_surface(result: Diagnostics, model: Model) -> Figure:
     return figure
 
 
-def _density_2d(x: np.ndarray, z: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
-    """A smoothed density over a grid of 200 x 200 points in `box`, rows along z."""
+def _draw_points(axes: Axes, x: np.ndarray, z: np.ndarray, y: np.ndarray, _: Box) -> None:
+    for chosen, face, edge, word in ((~y, "black", "white", "false"), (y, "white", "black", "true")):
+        axes.scatter(x[chosen], z[chosen], s=11, facecolors=face, edgecolors=edge, linewidths=0.5, label=word)
+
+
+def _draw_outlines(axes: Axes, x: np.ndarray, z: np.ndarray, y: np.ndarray, box: Box) -> None:
+    """Lines around half and 90% of the rows of either outcome."""
+    grid = np.meshgrid(np.linspace(*box[:2], CELLS), np.linspace(*box[2:], CELLS))
+    styles: tuple[Any, ...] = ((~y, (0, (3, 2)), "false"), (y, "solid", "true"))
+    for chosen, style, word in styles:
+        density = _density_2d(x[chosen], z[chosen], box)
+        levels = sorted({_level(density, share) for share in (0.5, 0.9)})
+        axes.contour(*grid, density, levels=levels, colors="black", linewidths=0.8, linestyles=[style])
+        axes.plot([], [], color="black", linewidth=0.8, linestyle=style, label=word)
+
+
+def _density_2d(x: np.ndarray, z: np.ndarray, box: Box) -> np.ndarray:
+    """A smoothed density over a grid of CELLS x CELLS points in `box`, rows along z."""
     left, right, low, high = box
-    counts, _, _ = np.histogram2d(z, x, bins=200, range=((low, high), (left, right)))
+    counts, _, _ = np.histogram2d(z, x, bins=CELLS, range=((low, high), (left, right)))
     factor = len(x) ** (-1 / 6)  # Scott's, in two dimensions
     widths = [
-        float(np.clip(values.std() * factor / size * 200, 5, 25))
+        float(np.clip(values.std() * factor / size * CELLS, 5, 25))
         for values, size in ((z, high - low), (x, right - left))
     ]
     smooth: np.ndarray = gaussian_filter(counts, widths, mode="constant")

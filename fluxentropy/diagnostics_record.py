@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fluxentropy.diagnostics import Diagnostics, Metric, Model, regimes
 from fluxentropy.effects import POWER, SIGNIFICANT
+from fluxentropy.jsonvalues import plain
 from fluxentropy.logit import Z95
 from fluxentropy.prediction import Share
 
@@ -48,8 +49,8 @@ def to_record(result: Diagnostics) -> dict[str, Any]:
             ],
         },
     }
-    plain: dict[str, Any] = _plain(record)
-    return plain
+    values: dict[str, Any] = plain(record)
+    return values
 
 
 def _describe(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -186,18 +187,3 @@ def _correlation(result: Diagnostics) -> dict[str, Any]:
         "point_biserial": biserial,
         "regimes": regimes(list(result.metrics)),
     }
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it.
-
-    >>> _plain({"a": np.array([1.5, np.nan]), "b": np.int64(2)})
-    {'a': [1.5, None], 'b': 2}
-    """
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not np.isfinite(value) else value
