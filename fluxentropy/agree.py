@@ -14,6 +14,7 @@ from fluxentropy.agreement import Agreement, check_scores, measure_agreement
 from fluxentropy.config import AgreeConfig, AgreementOptions, to_yaml
 from fluxentropy.consensus import write_consensus
 from fluxentropy.errors import SourceError, UsageError
+from fluxentropy.jsonvalues import plain
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.runscores import CONSENSUS, read_runs, run_folders
@@ -163,17 +164,8 @@ def to_record(result: Agreement) -> dict[str, Any]:
         "rank_sd_by_quintile": result.rank_sd_by_quintile,
         "bootstrap": {"replicates": result.replicates, "level": 0.95, "intervals": result.intervals},
     }
-    return _plain(record)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    values: dict[str, Any] = plain(record)
+    return values
 
 
 def summary(result: Agreement, labels: Sequence[str], measure: str) -> list[str]:

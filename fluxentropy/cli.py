@@ -23,6 +23,7 @@ from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
     DemoConfig,
+    DiagnoseConfig,
     HellaswagConfig,
     ModelsConfig,
     ScoreConfig,
@@ -125,6 +126,16 @@ fluxentropy hellaswag --model gpt2 --data val.jsonl.gz --limit 300 --out runs/h
 fluxentropy hellaswag --model gpt2 --task piqa --out runs/piqa""",
     ),
     Command(
+        name="diagnose",
+        target="fluxentropy.diagnose:diagnose",
+        config=DiagnoseConfig,
+        help="Say whether metrics predict a yes-or-no outcome: logistic regressions, tests, plots.",
+        examples="""\
+fluxentropy diagnose items.parquet --target correct --out diagnosis
+fluxentropy diagnose answers.csv --target correct --metrics entropy,varentropy,sqrt_varentropy --out diagnosis
+fluxentropy diagnose answers.csv --target correct --balance --seed 1 --out balanced""",
+    ),
+    Command(
         name="models",
         target="fluxentropy.model_listing:models",
         config=ModelsConfig,
@@ -151,8 +162,9 @@ Examples:
   fluxentropy models
   fluxentropy zoo web.jsonl --zoo offline --out zoo/web
   fluxentropy agree zoo/web --by surprisal_mean --out agreement
-  # does entropy tell whether the model answers right?
+  # do entropy and varentropy predict which answers are right?
   fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
+  fluxentropy diagnose runs/hellaswag --target correct_norm --out diagnosis
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file

@@ -29,6 +29,7 @@ from fluxentropy.yamlfile import to_yaml
 __all__ = [
     "AgreeConfig",
     "DemoConfig",
+    "DiagnoseConfig",
     "HellaswagConfig",
     "ModelsConfig",
     "ScoreConfig",
@@ -301,6 +302,43 @@ class SortConfig:
         _at_least(1, self, "limit")
         parse_bytes(self.memory)
         _suffix_of(self, "out", (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """Options of `fluxentropy diagnose`."""
+
+    table: Annotated[str, INPUT] = field(kw_only=False)
+    """Table of items (.csv, .tsv, .parquet, .arrow, .jsonl[.gz|.zst]), a folder of such files, or a run directory."""
+    target: Annotated[str, INPUT]
+    """Column to predict: True and False, yes and no, or 1 and 0."""
+    metrics: Annotated[tuple[str, ...] | None, INPUT] = None
+    """Columns to predict it from, separated by commas. Default: every column with a known metric. sqrt_varentropy is \
+made from varentropy where the table lacks it."""
+    pairs: Annotated[tuple[str, ...] | None, WORK] = None
+    """Pairs of metrics to fit together, as a+b and separated by commas; or all, or none. Default: each entropy with \
+the varentropy of its kind."""
+    balance: Annotated[bool, SWITCH, WORK] = False
+    """Use a random sample of the larger class, as large as the smaller one."""
+    bootstrap: Annotated[int, WORK] = 2000
+    """Samples of the rows that the confidence interval of the AUC rests on; 0 for none."""
+    folds: Annotated[int, WORK] = 10
+    """Folds of the cross-validation."""
+    seed: Annotated[int, WORK] = 0
+    """Seed of the balancing, the bootstrap and the folds."""
+    out: Annotated[Path, OUTPUT]
+    """Folder to write."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds another diagnosis."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "bootstrap")
+        _at_least(2, self, "folds")
+        _at_least(0, self, "seed")
+        for name in ("metrics", "pairs"):  # `--metrics a,b` and `--metrics a --metrics b` are the same
+            if (given := getattr(self, name)) is not None:
+                values = tuple(value.strip() for item in given for value in item.split(",") if value.strip())
+                object.__setattr__(self, name, values or None)
 
 
 @dataclass(frozen=True, kw_only=True)

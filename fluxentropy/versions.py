@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 
 from fluxentropy import __version__
 
 RECORDED = ("torch", "transformers", "tokenizers", "pyarrow")
 
 
-def versions() -> dict[str, str]:
-    """Installed versions by distribution name, with Python's."""
+def versions(names: Sequence[str] = RECORDED) -> dict[str, str]:
+    """Installed versions of the distributions `names`, with this package's and Python's."""
     found = {"fluxentropy": __version__, "python": platform.python_version()}
-    for name in RECORDED:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -26,7 +26,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.outcome import Outcome
 from fluxentropy.yamlfile import to_plain
 
-HEAVY = {"torch", "numpy", "pyarrow", "transformers", "datasets", "polars", "duckdb"}
+HEAVY = {"torch", "numpy", "pyarrow", "transformers", "datasets", "polars", "duckdb", "scipy", "matplotlib", "sklearn"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from fluxentropy.config import DemoConfig, ScoreConfig, SortConfig, TokensConfig, parse_bytes, to_yaml
+from fluxentropy.config import DemoConfig, DiagnoseConfig, ScoreConfig, SortConfig, TokensConfig, parse_bytes, to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.yamlfile import read_yaml
 
 SCORE: dict[str, Any] = {"sources": ("a.jsonl",), "model": "gpt2", "out": Path("run")}
 TOKENS: dict[str, Any] = {"sources": ("a.jsonl",), "model": "gpt2", "out": Path("a.html")}
 SORT: dict[str, Any] = {"run": "run", "out": Path("a.parquet")}
+DIAGNOSE: dict[str, Any] = {"table": "a.csv", "target": "correct", "out": Path("diagnosis")}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,9 @@ SORT: dict[str, Any] = {"run": "run", "out": Path("a.parquet")}
         (SortConfig, SORT, {"out": Path("a.csv")}, "--out a.csv: use a name that ends in .parquet or .jsonl"),
         (SortConfig, SORT, {"limit": 0}, "--limit 0: use 1 or more"),
         (SortConfig, SORT, {"memory": "lots"}, "--memory lots: write a number with a unit"),
+        (DiagnoseConfig, DIAGNOSE, {"bootstrap": -1}, "--bootstrap -1: use 0 or more"),
+        (DiagnoseConfig, DIAGNOSE, {"folds": 1}, "--folds 1: use 2 or more"),
+        (DiagnoseConfig, DIAGNOSE, {"seed": -1}, "--seed -1: use 0 or more"),
         (DemoConfig, {}, {"passages": 0}, "--passages 0: use 1 or more"),
     ],
 )
@@ -60,6 +64,7 @@ def test_stride_bounds(stride: int) -> None:
         ScoreConfig(**SCORE | {"sources": ("a", "été: #1")}, zoo=Path("z.yaml"), revision="123", text=False, limit=7),
         TokensConfig(**TOKENS, id_field="null"),
         SortConfig(**SORT, by="no"),
+        DiagnoseConfig(**DIAGNOSE, metrics=("a", "b"), pairs=("a+b",)),
         DemoConfig(),
     ],
 )
@@ -78,10 +83,16 @@ def test_yaml_round_trip(config: Any, tmp_path: Path) -> None:
     assert to_yaml(type(config)(**data)) == to_yaml(config)
 
 
+def test_lists_are_separated_by_commas() -> None:
+    config = DiagnoseConfig(**DIAGNOSE, metrics=("a, b", "c"), pairs=("a+b,",))
+    assert (config.metrics, config.pairs) == (("a", "b", "c"), ("a+b",))
+    assert DiagnoseConfig(**DIAGNOSE, metrics=("",)).metrics is None
+
+
 def test_every_field_is_documented() -> None:
     import inspect
 
-    for cls in (ScoreConfig, TokensConfig, SortConfig, DemoConfig):
+    for cls in (ScoreConfig, TokensConfig, SortConfig, DiagnoseConfig, DemoConfig):
         source = "".join(inspect.getsource(base) for base in cls.__mro__[:-1])
         for field in dataclasses.fields(cls):
             assert re.search(rf'^    {field.name}: .*\n    """\S', source, re.MULTILINE), field.name

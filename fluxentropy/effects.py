@@ -1,0 +1,146 @@
+"""Effects of a metric on a yes-or-no target beside the regression: group comparison, association, power, correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+SIGNIFICANT = 0.05  # two-sided
+POWER = 0.8
+FEW = 5.0  # expected rows in a cell, below which the chi-square approximation is poor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anova:
+    """One-way analysis of variance of a metric between the two classes."""
+
+    F: float
+    p: float
+    eta_squared: float  # share of the metric's variance between the classes
+
+
+def anova(y: np.ndarray, x: np.ndarray) -> Anova | None:
+    """Compare the means of `x` (n,) where `y` (n,) bool is false and true; None where x is constant in both."""
+    low, high = x[~y], x[y]
+    if len(x) < 3 or np.ptp(low) == np.ptp(high) == 0:
+        return None
+    found = stats.f_oneway(low, high)
+    F = float(found.statistic)
+    return Anova(F=F, p=float(found.pvalue), eta_squared=F / (F + len(x) - 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contingency:
+    """Rows by quartile of a metric and by class, and the chi-square test that the two are independent."""
+
+    edges: list[float]  # between the bins; a value that is an edge belongs to the lower bin
+    table: np.ndarray  # (2, bins): false, true
+    statistic: float
+    dof: int
+    p: float
+    cramers_v: float
+    least_expected: float  # rows in a cell, under independence
+
+
+def quartile_test(y: np.ndarray, x: np.ndarray) -> Contingency | None:
+    """Cut `x` (n,) at its quartiles and test whether `y` (n,) bool depends on the bin; None where there is one bin."""
+    edges = np.unique(np.quantile(x, [0.25, 0.5, 0.75]))
+    places = np.searchsorted(edges, x, side="left")
+    table = np.stack([np.bincount(places[y == value], minlength=len(edges) + 1) for value in (False, True)])
+    filled = table.sum(axis=0) > 0  # ties may leave the highest bin empty
+    table, edges = table[:, filled], edges[filled[1:]]
+    if table.shape[1] < 2:
+        return None
+    found = stats.chi2_contingency(table, correction=False)
+    return Contingency(
+        edges=edges.tolist(),
+        table=table,
+        statistic=float(found.statistic),
+        dof=int(found.dof),
+        p=float(found.pvalue),
+        cramers_v=float(np.sqrt(found.statistic / len(x))),  # the smaller side of the table is 2
+        least_expected=float(found.expected_freq.min()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """A correlation coefficient with its p-value and its 95 % interval (Fisher's z)."""
+
+    r: float
+    p: float
+    low: float
+    high: float
+
+
+def point_biserial(y: np.ndarray, x: np.ndarray) -> Correlation | None:
+    """Pearson's correlation of `x` (n,) with `y` (n,) as 0 and 1; None where x is constant. Its p is the ANOVA's."""
+    if np.ptp(x) == 0:
+        return None
+    found = stats.pearsonr(x, y.astype(np.float64))
+    with np.errstate(all="ignore"):
+        low, high = found.confidence_interval(0.95)
+    return Correlation(r=float(found.statistic), p=float(found.pvalue), low=float(low), high=float(high))
+
+
+def correlations(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pearson's and Spearman's correlation matrices (k, k), NaN where a column is constant."""
+    values = np.column_stack(list(columns.values())).astype(np.float64)
+    ranks = np.column_stack([stats.rankdata(column) for column in values.T])
+    return _pearson(values), _pearson(ranks)
+
+
+def _pearson(columns: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        found = np.corrcoef(columns, rowvar=False).reshape(columns.shape[1], columns.shape[1])
+    found[np.ptp(columns, axis=0) == 0] = np.nan
+    found[:, np.ptp(columns, axis=0) == 0] = np.nan
+    return found
+
+
+# --- how many rows ----------------------------------------------------------------------------------------------------
+
+
+def rows_needed(log_odds: float, rate: float, inflation: float = 1.0, power: float = POWER) -> float:
+    """Rows for which an effect is significant with probability `power` (Hsieh, Bloch and Larsen 1998).
+
+    `log_odds` is the coefficient per standard deviation, `rate` the share of true rows, `inflation` the variance
+    inflation of the metric beside others: n = (z_0.975 + z_power)² inflation / (rate (1 - rate) log_odds²).
+
+    >>> round(rows_needed(np.log(1.1), 0.5))
+    3456
+    """
+    z = stats.norm.ppf(1 - SIGNIFICANT / 2) + stats.norm.ppf(power)
+    return float(z**2 * inflation / (rate * (1 - rate) * log_odds**2)) if log_odds else np.inf
+
+
+def power_at(log_odds: float, rate: float, n: int, inflation: float = 1.0) -> float:
+    """The probability that n rows show such an effect at all, on either side: the inverse of `rows_needed`."""
+    limit = stats.norm.ppf(1 - SIGNIFICANT / 2)
+    shift = abs(log_odds) * np.sqrt(n * rate * (1 - rate) / inflation)
+    return float(stats.norm.sf(limit - shift) + stats.norm.cdf(-limit - shift))
+
+
+def detectable(rate: float, n: int, inflation: float = 1.0, power: float = POWER) -> float:
+    """The smallest log odds per standard deviation that n rows show with probability `power`."""
+    z = stats.norm.ppf(1 - SIGNIFICANT / 2) + stats.norm.ppf(power)
+    return float(z * np.sqrt(inflation / (n * rate * (1 - rate))))
+
+
+# --- many tests -------------------------------------------------------------------------------------------------------
+
+
+def holm(pvalues: Sequence[float]) -> np.ndarray:
+    """Holm's (1979) adjusted p-values: reject those below 0.05, and the chance of any false alarm stays below 0.05.
+
+    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(pvalues, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
+    return adjusted
