@@ -22,6 +22,7 @@ from cyclopts.config import Dict
 from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
+    BinConfig,
     DemoConfig,
     DiagnoseConfig,
     HellaswagConfig,
@@ -97,6 +98,16 @@ fluxentropy sort runs/web --out sorted.parquet
 fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl""",
     ),
     Command(
+        name="bin",
+        target="fluxentropy.binning:bin_corpus",
+        config=BinConfig,
+        help="Cut a scored corpus into bins of Arrow shards, at exact edges.",
+        examples="""\
+fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
+fluxentropy bin runs/web --quantiles 10,25,50,75,90 --workers 4 --out bins/q
+fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b""",
+    ),
+    Command(
         name="zoo",
         target="fluxentropy.zoo:zoo",
         config=ZooConfig,
@@ -165,6 +176,8 @@ Examples:
   # do entropy and varentropy predict which answers are right?
   fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
   fluxentropy diagnose runs/hellaswag --target correct_norm --out diagnosis
+  # eight bins of equal counts, as Arrow shards to train on
+  fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,17 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, *, overwrite: bool = False, folder: str = "scores", suffix: str = ".parquet"
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        folder: str = "scores",
+        suffix: str = ".parquet",
+        owned: Sequence[str] = (),
     ) -> None:
+        """`owned` are patterns of what else a run of this kind puts into its folder."""
         self.path = path
+        self.owned = tuple(owned)
         self.overwrite = overwrite
         self.parts = path / folder
         self.suffix = suffix
@@ -260,8 +268,11 @@ class RunDirectory:
 
         The manifest goes first, so that a kill in between leaves no run that looks whole.
         """
-        for name in ("manifest.json", *RUN_FILES, self.parts.name):
-            path = self.path / name
+        names = ("manifest.json", *RUN_FILES, self.parts.name)
+        for path in [
+            *(self.path / name for name in names),
+            *(path for name in self.owned for path in self.path.glob(name)),
+        ]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
