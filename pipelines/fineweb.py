@@ -27,12 +27,8 @@ HUB = "hf://datasets/HuggingFaceFW/fineweb"
 def main() -> int:
     """Run the three steps; print what each says, and return the exit code of the first that fails."""
     parser = argparse.ArgumentParser(description="Score, bin and verify FineWeb or another corpus.")
-    parser.add_argument(
-        "sources", nargs="*", help="files, folders, globs or Hub data sets; default: FineWeb on the Hub"
-    )
-    parser.add_argument(
-        "--dump", default="sample-10BT", help="FineWeb's configuration on the Hub, such as CC-MAIN-2024-10"
-    )
+    parser.add_argument("sources", nargs="*", help="files, folders, globs or Hub data sets")
+    parser.add_argument("--dump", default="sample-10BT", help="FineWeb's configuration: CC-MAIN-2024-10, …")
     parser.add_argument("--model", required=True, help="zoo name, Hub id, folder or .gguf file")
     parser.add_argument("--limit", type=int, help="score only the first texts")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest piece of a text that the model sees")
