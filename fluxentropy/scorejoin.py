@@ -53,7 +53,7 @@ def join_scores(files: Sequence[ScoredFile], run: str, names: Sequence[str], fol
                 f"SELECT a.file_row_number AS at, {columns} FROM read_parquet(?, file_row_number = true) a "
                 f"LEFT JOIN read_parquet(?) b ON a.id = b.id",
                 [str(file.path), other],
-            ).to_arrow_table()  # type: ignore[assignment]
+            ).to_arrow_table()
             ordered = table.take(pc.sort_indices(table["at"])).drop_columns(["at"])
             assert len(ordered) == file.rows
             with atomic_path(beside) as aside:

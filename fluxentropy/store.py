@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -149,7 +150,8 @@ class RunDirectory:
 
         with RunDirectory(out, overwrite=False) as run:  # locked; another command's directory is refused
             run.begin(identity, config_yaml)             # another run's directory is refused
-            for number in range(len(run.done()), n): ...
+            for number in range(n):
+                if number not in run.done(): ...
 
     Errors: RunError when the directory is not a run directory, is another run's, or is held by another process.
     """
@@ -212,15 +214,15 @@ class RunDirectory:
         if manifest is None:
             write_json(self.manifest, {"complete": False, "identity": self.identity})
 
-    def done(self) -> list[dict[str, Any]]:
-        """The manifests of the leading parts that are whole, in order; the first missing or cut part ends the list."""
-        found: list[dict[str, Any]] = []
-        while True:
-            file, record = self._names(len(found))
-            manifest = read_json(record)
-            if manifest is None or not file.is_file() or file.stat().st_size != manifest["bytes"]:
-                return found
-            found.append(manifest)
+    def done(self) -> dict[int, dict[str, Any]]:
+        """The manifests of the parts that are whole, by number, in order; missing and cut parts are left out."""
+        found: dict[int, dict[str, Any]] = {}
+        for number in sorted(part_numbers(self.parts)):
+            file, record = part_paths(self.parts, number, self.suffix)
+            facts = read_json(record)
+            if facts is not None and file.is_file() and file.stat().st_size == facts.get("bytes"):
+                found[number] = facts
+        return found
 
     @contextlib.contextmanager
     def part(self, number: int, facts: dict[str, Any]) -> Iterator[Path]:
@@ -228,7 +230,7 @@ class RunDirectory:
 
         `facts` may be filled in until the block ends.
         """
-        file, record = self._names(number)
+        file, record = part_paths(self.parts, number, self.suffix)
         record.unlink(missing_ok=True)
         with atomic_path(file) as aside:
             yield aside
@@ -238,10 +240,6 @@ class RunDirectory:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the run complete and record `facts`."""
         write_json(self.manifest, {"complete": True, "identity": self.identity, **facts})
-
-    def _names(self, number: int) -> tuple[Path, Path]:
-        stem = f"part-{number:05d}"
-        return self.parts / f"{stem}{self.suffix}", self.parts / f".{stem}.json"
 
     def _take_lock(self) -> None:
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -280,6 +278,22 @@ class RunDirectory:
 
 
 RUN_FILES = ("config.resolved.yaml", "rejected.jsonl", "input")
+
+
+def part_paths(folder: Path, number: int, suffix: str = ".parquet") -> tuple[Path, Path]:
+    """The file of a part and its manifest.
+
+    >>> [path.name for path in part_paths(Path("run/scores"), 3)]
+    ['part-00003.parquet', '.part-00003.json']
+    """
+    stem = f"part-{number:05d}"
+    return folder / f"{stem}{suffix}", folder / f".{stem}.json"
+
+
+def part_numbers(folder: Path) -> set[int]:
+    """The numbers of the parts in `folder` that have a manifest."""
+    names = (re.fullmatch(r"\.part-(\d{5,})\.json", path.name) for path in folder.glob(".part-*.json"))
+    return {int(match[1]) for match in names if match}
 
 
 def difference(old: Any, new: Any, name: str = "") -> str:
