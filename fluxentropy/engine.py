@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -42,7 +44,7 @@ class Processes:
 
     def run(self, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker) as pool:
             yield from self._run(pool, job, units)
 
     def _run(self, pool: ProcessPoolExecutor, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
@@ -73,6 +75,19 @@ class Processes:
                 future.cancel()
 
 
+def _start_worker() -> None:
+    """A worker ends without a word when the user interrupts the run, and when the process that started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 @dataclass(frozen=True)
 class Ray:
     """Tasks on a Ray cluster, or on this machine where no `address` is given; one core stays free for Ray itself."""
@@ -88,15 +103,21 @@ class Ray:
         task = ray.remote(max_retries=0)(job_on_unit)
         shared = ray.put(job)
         references = [task.remote(shared, unit) for unit in units]
-        for unit, reference in zip(units, references, strict=True):
-            try:
-                yield ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, Exception) else error from error
-            except ray.exceptions.RayError as error:
-                raise RunError(
-                    f"Ray lost {unit} ({type(error).__name__}): the same command goes on from there"
-                ) from error
+        try:
+            for unit, reference in zip(units, references, strict=True):
+                yield _result(ray, unit, reference)
+        finally:
+            for reference in references:  # what is made already stays as it is
+                ray.cancel(reference, force=True)
+
+
+def _result(ray: Any, unit: object, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from error
+    except ray.exceptions.RayError as error:
+        raise RunError(f"Ray lost {unit} ({type(error).__name__}): the same command goes on from there") from error
 
 
 def job_on_unit(job: Callable[[U], R], unit: U) -> R:

@@ -29,13 +29,12 @@ def sum_of_rows(table: pa.Table | pa.RecordBatch) -> int:
 
 def hash_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """One hash a row, uint64 (n,). Numbers are hashed as their decimal text."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if not (pa.types.is_string(array.type) or pa.types.is_binary(array.type)):
-        array = array.cast(pa.string())
-    array = array.cast(pa.large_binary())
+    array = _as_bytes(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    if not len(array):
+        return np.zeros(0, np.uint64)
     _, offset_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offset_buffer, np.int64)[array.offset : array.offset + len(array) + 1]
-    first, last = (int(offsets[0]), int(offsets[-1])) if len(array) else (0, 0)
+    first, last = int(offsets[0]), int(offsets[-1])
     data = np.frombuffer(data_buffer, np.uint8)[first:last] if last > first else np.zeros(0, np.uint8)
     starts, ends = offsets[:-1] - first, offsets[1:] - first
     lengths = ends - starts
@@ -47,6 +46,23 @@ def hash_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     if array.null_count:
         found[np.asarray(array.is_null())] = NULL
     return found
+
+
+def _as_bytes(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _as_bytes(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _as_bytes(array.dictionary_decode())
+    if pa.types.is_nested(kind):
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    elif not (pa.types.is_large_string(kind) or _is_binary(kind)):
+        array = array.cast(pa.string())
+    return array.cast(pa.large_binary())
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +19,10 @@ from fluxentropy.bins import UNSCORED
 from fluxentropy.rowhash import sum_of_rows
 from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 
-BATCH_ROWS = 1024  # of a record batch: what a reader holds at least
+BATCH_ROWS, BATCH_BYTES = (
+    1024,
+    2**24,
+)  # of a record batch, which a reader holds whole; the row that reaches them is its last
 MANIFEST = ".manifest.json"
 
 
@@ -57,33 +61,66 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / MANIFEST)
 
 
+def row_sizes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Bytes (n,) of each row's texts and lists. They follow from the rows alone, however these are laid out in memory.
+
+    >>> row_sizes(pa.array(["abc", None, ""])), row_sizes(pa.array([["abc"], [], None]))
+    (array([3, 0, 0]), array([11,  0,  0]))
+    """
+    if isinstance(column, pa.ChunkedArray):
+        return np.concatenate([np.zeros(0, np.int64), *map(row_sizes, column.chunks)])
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return row_sizes(column.storage)
+    if _is_text(kind):
+        return np.asarray(pc.binary_length(column).fill_null(0).cast(pa.int64()))
+    if pa.types.is_struct(kind):
+        return sum(map(row_sizes, column.flatten()), np.zeros(len(column), np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = np.asarray(column.offsets).astype(np.int64)
+        items = row_sizes(column.values.slice(offsets[0], offsets[-1] - offsets[0])) + 8
+        running = np.concatenate([[0], np.cumsum(items)])[offsets - offsets[0]]
+        return np.diff(running)
+    return np.zeros(len(column), np.int64)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
 def _count(facts: dict[str, Any], batch: pa.RecordBatch) -> None:
     facts["rows"] += batch.num_rows
     facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
-    if "n_tokens" in batch.schema.names:
+    if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
         facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
 
 
 def _regular(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows in batches of BATCH_ROWS rows, whatever tables they come in."""
+    """The rows in batches that end at the same rows, whatever tables they come in."""
     held: list[pa.Table] = []
-    rows = 0
+    rows = size = 0
     for table in tables:
-        held.append(table.select(schema.names))
-        rows += len(table)
-        if rows >= BATCH_ROWS:
-            joined = pa.concat_tables(held)
-            whole = rows - rows % BATCH_ROWS
-            for start in range(0, whole, BATCH_ROWS):
-                yield _batch(joined.slice(start, BATCH_ROWS), schema)
-            held, rows = [joined.slice(whole)], rows - whole
+        table = table.select(schema.names)
+        ends = np.cumsum(sum(map(row_sizes, table.columns), np.zeros(len(table), np.int64)))
+        start = 0
+        while start < len(table):
+            before = int(ends[start - 1]) if start else 0
+            full = int(np.searchsorted(ends, before + BATCH_BYTES - size)) + 1
+            stop = min(start + BATCH_ROWS - rows, full, len(table))
+            held.append(table.slice(start, stop - start))
+            rows, size, start = rows + stop - start, size + int(ends[stop - 1]) - before, stop
+            if rows == BATCH_ROWS or size >= BATCH_BYTES:
+                yield _batch(held, schema)
+                held, rows, size = [], 0, 0
     if rows:
-        yield _batch(pa.concat_tables(held), schema)
+        yield _batch(held, schema)
 
 
-def _batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
-    (batch,) = table.combine_chunks().cast(schema).to_batches()
-    return batch
+def _batch(tables: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
+    """One batch whose bytes follow from the rows alone: `take` leaves nothing where a slice or a null hides memory."""
+    (batch,) = pa.concat_tables(tables).combine_chunks().cast(schema).to_batches()
+    return batch.take(pa.array(np.arange(batch.num_rows)))
 
 
 class _Shard:
@@ -95,7 +132,7 @@ class _Shard:
     def write(self, batch: pa.RecordBatch) -> None:
         self.writer.write_batch(batch)
         self.rows += batch.num_rows
-        self.size += batch.nbytes
+        self.size += pa.ipc.get_record_batch_size(batch)  # as it is written: `nbytes` depends on the batch's past
 
     def close(self) -> dict[str, Any]:
         self.writer.close()
