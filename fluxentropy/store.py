@@ -186,7 +186,8 @@ class RunDirectory:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
         try:
             self._refuse_foreign()
-            if self.overwrite or not self.manifest.exists():
+            manifest = None if self.overwrite else read_json(self.manifest)
+            if manifest is None or manifest.get("clearing"):
                 self._clear()
         except BaseException:
             self.__exit__()
@@ -264,12 +265,15 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove a former run, or what an interrupted start or clearing left.
 
-        The manifest goes first, so that a kill in between leaves no run that looks whole.
+        A manifest says so until all else is gone: a kill in between leaves neither a run that looks whole nor files
+        that look foreign.
         """
-        names = ("manifest.json", *RUN_FILES, self.parts.name)
+        if self.manifest.exists():
+            write_json(self.manifest, {"complete": False, "clearing": True})
         for path in [
-            *(self.path / name for name in names),
+            *(self.path / name for name in (*RUN_FILES, self.parts.name)),
             *(path for name in self.owned for path in self.path.glob(name)),
+            self.manifest,
         ]:
             if path.is_dir():
                 shutil.rmtree(path)
