@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 
 from fluxentropy.bins import UNSCORED, BinEdges, Binning, Cut
 from fluxentropy.columnsummary import STAT_LEVELS, ColumnSummary
-from fluxentropy.config import BinConfig, parse_bytes, to_yaml
+from fluxentropy.config import BY, BinConfig, parse_bytes, to_yaml
 from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import join_scores
-from fluxentropy.shards import bin_folder
-from fluxentropy.split import PIECES, Gather, Scan, ScoredFile, Split, sha256_of_input
-from fluxentropy.store import RunDirectory, read_json, write_json
+from fluxentropy.shards import bin_folder, read_manifest
+from fluxentropy.split import PIECES, PLACE, ROW, Gather, Scan, ScoredFile, Split, fingerprints
+from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import did_you_mean
@@ -40,10 +40,15 @@ def bin_corpus(config: BinConfig) -> Outcome:
     with RunDirectory(config.out, overwrite=config.overwrite, folder=PIECES, owned=OWNED) as run:
         job = _Job.open(config)
         run.begin(job.identity(), to_yaml(config))
+        for aside in config.out.glob(".aside-*"):  # of a process that was killed
+            shutil.rmtree(aside, ignore_errors=True)
         manifest = read_json(run.manifest) or {}
         if not manifest.get("complete"):
             job.make()
             run.finish({**job.facts(), "versions": versions()})
+        elif not _whole(config.out):  # a bin was taken away: it is made again, and all else stays
+            shutil.rmtree(run.parts, ignore_errors=True)
+            job.make()
         shutil.rmtree(run.parts, ignore_errors=True)  # the pieces have served; a complete run needs none
     return _outcome(config)
 
@@ -56,9 +61,9 @@ class _Job:
     by: tuple[str, ...]
     files: list[ScoredFile]
     table: TableFiles
-    inputs: dict[str, str]  # file -> SHA-256
     joined: tuple[str, ...]
     engine: Engine
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # a column's name in the input -> in the shards
 
     @classmethod
     def open(cls, config: BinConfig) -> _Job:
@@ -66,22 +71,23 @@ class _Job:
         table = TableFiles.open(paths)
         if table.rows == 0:
             raise SourceError(f"{config.run} holds no rows")
-        by = Binning.load(config.edges_file).columns if config.edges_file else config.by
+        by = _columns(config)
         joined = tuple(name for name in by if name not in table.schema.names)
-        if joined and config.scores is None:
-            near = did_you_mean(joined[0], table.schema.names)
-            raise UsageError(f"--by {joined[0]}: no such column in {config.run}{near}")
-        for name in (config.weight,):
-            if name and name not in table.schema.names:
-                raise UsageError(
-                    f"--weight {name}: no such column in {config.run}{did_you_mean(name, table.schema.names)}"
-                )
+        missing = [*(joined if config.scores is None else ()), *({config.weight or by[0]} - {*by, *table.schema.names})]
+        if missing:
+            flag = "--weight" if missing[0] == config.weight else "--by"
+            near = did_you_mean(missing[0], table.schema.names)
+            raise UsageError(f"{flag} {missing[0]}: no such column in {config.run}{near}")
+        if config.scores is not None and not joined:
+            raise UsageError(f"--scores {config.scores}: {config.run} has {', '.join(by)} itself, so nothing is joined")
+        for name in (ROW, PLACE):
+            if name in table.schema.names:
+                raise SourceError(f"{config.run} has a column {name}, a name that is needed here: rename it")
         return cls(
             config=config,
             by=by,
             files=_numbered(paths, int(table.row_bytes)),
             table=table,
-            inputs={str(number): sha256_of_input(path) for number, path in enumerate(paths)},
             joined=joined,
             engine=make_engine(config.engine, config.workers, config.address),
         )
@@ -90,18 +96,15 @@ class _Job:
         """Everything that decides the bytes of the shards."""
         config = self.config
         options = ("bins", "quantiles", "weight", "grid", "order", "seed")
-        found = {name: getattr(config, name) for name in options} | {"by": list(self.by)}
         edges = Binning.load(config.edges_file).fingerprint if config.edges_file else config.edges
-        joined = (
-            [sha256_of_input(path) for path in table_files(config.scores)] if config.scores and self.joined else None
-        )
         return {
             "kind": "bins",
-            **found,
+            **{name: getattr(config, name) for name in options},
+            "by": list(self.by),
             "edges": edges,
             "shard_bytes": parse_bytes(config.shard_size),
-            "inputs": self.inputs,
-            "joined": joined,
+            "inputs": fingerprints(config.run, [file.path for file in self.files]),
+            "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
         }
 
     def make(self) -> None:
@@ -121,12 +124,12 @@ class _Job:
             bins=binning.bins,
             schema=split.schema,
             order=self.config.order,
-            by=binning.axes[0].by,
+            by=self.renamed.get(self.by[0], self.by[0]),
             seed=self.config.seed,
             shard_bytes=parse_bytes(self.config.shard_size),
             memory=parse_bytes(self.config.memory),
         )
-        unscored = any(str(UNSCORED) in record["bins"] for record in parts)
+        unscored = UNSCORED not in (split.only or ()) or any(str(UNSCORED) in record["bins"] for record in parts)
         numbers = [*range(binning.bins), *([UNSCORED] if unscored else [])]
         made = self._run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
@@ -181,19 +184,24 @@ class _Job:
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
-        fields = [_plain(field) for field in self.table.schema]
-        renamed = []
-        names = {field.name for field in fields}
-        for place, field in enumerate(fields):
-            if field.name == "bin":
-                free = "source_bin"
-                while free in names:
-                    free = f"source_{free}"
-                renamed.append(("bin", free))
-                fields[place] = field.with_name(free)
-        fields += [pa.field(name, pa.float64()) for name in self.joined]
+        fields = [*map(_plain, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
+        names = [field.name for field in fields]
+        if "bin" in names:
+            free = "source_bin"
+            while free in names:
+                free = f"source_{free}"
+            fields[names.index("bin")] = fields[names.index("bin")].with_name(free)
+            self.renamed = {"bin": free}
         schema = pa.schema([*fields, pa.field("bin", pa.int32())])
-        return Split(out=self.config.out, binning=binning, schema=schema, renamed=tuple(renamed), joined=self.joined)
+        numbers = (*range(binning.bins), UNSCORED)
+        return Split(
+            out=self.config.out,
+            binning=binning,
+            schema=schema,
+            renamed=tuple(self.renamed.items()),
+            joined=self.joined,
+            only=frozenset(n for n in numbers if read_manifest(self.config.out / bin_folder(n, binning.bins)) is None),
+        )
 
     def _run(self, job: Any, units: Sequence[Any], unit: str, size: Any) -> list[dict[str, Any]]:
         found = []
@@ -217,9 +225,31 @@ class _Job:
         """What the manifest says of the result."""
         found = read_json(self.config.out / "bins.json") or {}
         return {name: found[name] for name in ("rows", "unscored", "hash", "fingerprint")} | {
+            "bins_sha256": sha256_file(self.config.out / "bins.json"),
             "run": self.config.run,
             "files": [str(file.path) for file in self.files],
         }
+
+
+def _whole(out: Path) -> bool:
+    """Whether everything that `bins.json` speaks of is there."""
+    found = read_json(out / "bins.json")
+    if found is None:
+        return False
+    bins = len(found["counts"])
+    numbers = [*range(bins), *([UNSCORED] if found["unscored"] else [])]
+    return all(read_manifest(out / bin_folder(number, bins)) is not None for number in numbers)
+
+
+def _columns(config: BinConfig) -> tuple[str, ...]:
+    """The columns to bin by; a bins.json brings its own."""
+    if config.edges_file is None:
+        return config.by
+    loaded = Binning.load(config.edges_file).columns
+    if config.by not in (loaded, BY):
+        said, found = ",".join(config.by), ",".join(loaded)
+        raise UsageError(f"--by {said}: the edges in {config.edges_file} are of {found}; leave --by out")
+    return loaded
 
 
 def _numbered(paths: Sequence[Path], row_bytes: int) -> list[ScoredFile]:

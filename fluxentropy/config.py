@@ -36,6 +36,7 @@ __all__ = [
     "ScoreConfig",
     "SortConfig",
     "TokensConfig",
+    "VerifyConfig",
     "ZooConfig",
     "parse_bytes",
     "to_yaml",
@@ -342,13 +343,16 @@ the varentropy of its kind."""
                 object.__setattr__(self, name, values or None)
 
 
+BY = ("entropy_mean",)  # what is binned by where nothing is said
+
+
 @dataclass(frozen=True, kw_only=True)
 class BinConfig:
     """Options of `fluxentropy bin`."""
 
     run: Annotated[str, INPUT] = field(kw_only=False)
     """Run directory of score, or of a zoo's consensus, or Parquet files with scores."""
-    by: Annotated[tuple[str, ...], INPUT] = ("entropy_mean",)
+    by: Annotated[tuple[str, ...], INPUT] = BY
     """Column to bin by; two, separated by a comma, with --grid."""
     bins: Annotated[int | None, INPUT] = None
     """So many bins of equal counts."""
@@ -392,8 +396,11 @@ class BinConfig:
             raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
         _at_least(1, self, "workers")
         _at_least(0, self, "seed")
-        parse_bytes(self.memory)
-        parse_bytes(self.shard_size)
+        if parse_bytes(self.memory) < 2**24:
+            raise UsageError(f"--memory {self.memory}: use 16 MiB or more")
+        parse_bytes(self.shard_size, "--shard-size")
+        if self.edges and self.weight:
+            raise UsageError("--weight with --edges: the edges are given, so nothing is weighted; leave one out")
         if self.grid is not None:
             if len(self.by) != 2 or len(self.grid_shape) != 2:
                 raise UsageError(
@@ -423,6 +430,25 @@ class BinConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Options of `fluxentropy verify`."""
+
+    dir: Annotated[Path, INPUT] = field(kw_only=False)
+    """Run directory of score, bin, zoo, agree or hellaswag."""
+    repair: Annotated[bool, SWITCH, WORK] = False
+    """Make again what is damaged or missing, and nothing else."""
+    workers: Annotated[int, WORK] = 1
+    """Processes that share the work."""
+    engine: Annotated[Literal["local", "ray"], WORK] = "local"
+    """Where the work is done: on this machine, or on a Ray cluster."""
+    address: Annotated[str | None, WORK] = None
+    """Address of the Ray cluster. Default: this machine."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Options of `fluxentropy demo`."""
 
@@ -442,7 +468,7 @@ class DemoConfig:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def parse_bytes(size: str) -> int:
+def parse_bytes(size: str, flag: str = "--memory") -> int:
     """Bytes in a size with a unit; `UsageError` says how to write one.
 
     >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
@@ -451,7 +477,7 @@ def parse_bytes(size: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
     unit = BYTE_UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) == 0:
-        raise UsageError(f"--memory {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
+        raise UsageError(f"{flag} {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
     return int(float(match[1]) * unit)
 
 

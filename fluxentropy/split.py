@@ -1,7 +1,7 @@
 """The two steps from scored files to bins, each a picklable job of one unit.
 
-    split    one scored file -> .pieces/part-00003/bin=07.arrow …     its rows, by bin
-    gather   one bin's pieces -> bin=07/part-00000.arrow …            in the bin's order
+    split    one scored file -> .pieces/part-00003.arrow      its rows, in record batches of one bin each
+    gather   all batches of a bin -> bin=07/part-00000.arrow …      in the bin's order
 
 A row's place among all rows of the input is carried along in the column ROW: it decides the shuffled order, so that
 this does not depend on how the input is cut into files.
@@ -9,8 +9,10 @@ this does not depend on how the input is cut into files.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,21 @@ import pyarrow.parquet as pq
 
 from fluxentropy.bins import UNSCORED, Binning
 from fluxentropy.columnsummary import ColumnSummary
+from fluxentropy.errors import UsageError
 from fluxentropy.histogram import Histogram
 from fluxentropy.mergesort import sorted_blocks
 from fluxentropy.quantiles import Selection
 from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
 from fluxentropy.shards import bin_folder, read_manifest, write_bin
-from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
+from fluxentropy.store import atomic_path, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import reading
 
 PIECES = ".pieces"
 ROW, PLACE = "__row", "__place"  # a row's number in the input, and its place in a shuffled bin; not in the shards
-BATCH_BYTES, BATCH_ROWS = 2**24, 2**14
+ROW_FIELD = pa.field(ROW, pa.int64())
+BATCH_BYTES, BATCH_ROWS = 2**25, 2**16  # of the input at a time
+SCAN_ROWS = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +54,24 @@ class ScoredFile:
     def __str__(self) -> str:
         return str(self.path)
 
-    def columns(self, names: tuple[str, ...], joined: tuple[str, ...]) -> pa.Table:
-        """The columns `names`, of which `joined` come from the file beside."""
-        with reading(self.path):
-            table = pq.read_table(self.path, columns=[name for name in names if name not in joined])
-        if joined:
-            assert self.scores is not None
-            beside = pq.read_table(self.scores, columns=list(joined))
-            for name in joined:
-                table = table.append_column(name, beside[name])
-        return table
+    def batches(self, rows: int, columns: Sequence[str] | None, joined: Sequence[str]) -> Iterator[pa.Table]:
+        """The file in tables of up to `rows` rows: `columns` (None: all), then `joined` from the file beside."""
+        at = 0
+        with contextlib.ExitStack() as files:
+            beside = None
+            if joined:
+                assert self.scores is not None
+                beside = pa.ipc.open_file(files.enter_context(pa.memory_map(str(self.scores)))).read_all()
+            files.enter_context(reading(self.path))
+            parquet = files.enter_context(pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**16))
+            for batch in parquet.iter_batches(batch_size=rows, columns=columns, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                for name in joined:
+                    assert beside is not None
+                    table = table.append_column(name, beside[name].slice(at, batch.num_rows))
+                at += batch.num_rows
+                if batch.num_rows:
+                    yield table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +84,34 @@ class Scan:
     selections: tuple[Selection | None, ...] = ()
 
     def __call__(self, file: ScoredFile) -> list[ColumnSummary | Histogram | None]:
-        weights = (self.weight,) if self.weight else ()
-        table = file.columns(tuple(dict.fromkeys((*self.by, *weights))), self.joined)
-        found: list[ColumnSummary | Histogram | None] = []
+        found: list[Any] = [None] * len(self.by)
+        columns = dict.fromkeys(name for name in (*self.by, self.weight) if name and name not in self.joined)
+        at = 0
+        for table in file.batches(SCAN_ROWS, list(columns), self.joined):
+            try:
+                parts = self._scan(table)
+            except UsageError as error:
+                raise UsageError(f"{file}, rows {at:,} to {at + len(table):,}: {error}") from error
+            found = [part if whole is None else whole + part for whole, part in zip(found, parts, strict=True)]
+            at += len(table)
+        return found if at else self._scan(self._nothing())
+
+    def _scan(self, table: pa.Table) -> list[Any]:
+        found: list[Any] = []
         for axis, name in enumerate(self.by):
-            column = ScoreColumn.read(
-                table[name], table[self.weight] if self.weight else None, name=name, weight_name=self.weight or ""
-            )
-            selection = self.selections[axis] if self.selections else None
+            weights = table[self.weight] if self.weight else None
+            column = ScoreColumn.read(table[name], weights, name=name, weight_name=self.weight or "")
             if not self.selections:
                 found.append(ColumnSummary.of(column))
             else:
+                selection = self.selections[axis]
                 found.append(None if selection is None else selection.scan(column.values, column.weights))
         return found
+
+    def _nothing(self) -> pa.Table:
+        """The columns of a file without rows."""
+        fields = {name: pa.float64() for name in self.by} | ({self.weight: pa.int64()} if self.weight else {})
+        return pa.schema(fields).empty_table()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,28 +126,22 @@ class Split:
     only: frozenset[int] | None = None  # bins to make again; None makes all
 
     def __call__(self, file: ScoredFile) -> dict[str, Any]:
-        folder = self.out / PIECES / f"part-{file.number:05d}"
-        record = folder.with_name(f".{folder.name}.json")
-        if (facts := read_json(record)) is not None and folder.is_dir():
+        piece = self.out / PIECES / f"part-{file.number:05d}.arrow"
+        record = piece.with_name(f".{piece.stem}.json")
+        if (facts := read_json(record)) is not None and piece.is_file():
             return facts
-        shutil.rmtree(folder, ignore_errors=True)
-        facts = {"rows": 0, "hash": 0, "source": str(file.path.name), "bins": {}}
-        schema = self.schema.append(pa.field(ROW, pa.int64()))
-        with atomic_folder(folder) as aside:
-            writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
+        facts = {"rows": 0, "hash": 0, "bins": {}, "batches": {}}
+        written = 0
+        with atomic_path(piece) as aside, pa.ipc.new_file(str(aside), self.schema.append(ROW_FIELD)) as writer:
             for batch in self._batches(file):
                 facts["rows"] += batch.num_rows
                 facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
                 for number, rows in _by_bin(batch):
-                    if self.only is not None and number not in self.only:
-                        continue
-                    if number not in writers:
-                        name = f"{bin_folder(number, self.binning.bins)}.arrow"
-                        writers[number] = pa.ipc.new_file(str(aside / name), schema)
-                    writers[number].write_batch(rows)
-                    facts["bins"][str(number)] = facts["bins"].get(str(number), 0) + rows.num_rows
-            for writer in writers.values():
-                writer.close()
+                    if self.only is None or number in self.only:
+                        writer.write_batch(rows)
+                        facts["bins"][str(number)] = facts["bins"].get(str(number), 0) + rows.num_rows
+                        facts["batches"].setdefault(str(number), []).append(written)
+                        written += 1
         write_json(record, facts)
         return facts
 
@@ -127,21 +149,16 @@ class Split:
         """The file's rows in the shards' columns, with their bin and their number."""
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(file.row_bytes, 1)))
         names = dict(self.renamed)
-        beside = None if file.scores is None else pq.read_table(file.scores, columns=list(self.joined))
-        at = 0
-        with reading(file.path), pq.ParquetFile(file.path, pre_buffer=False, buffer_size=2**16) as parquet:
-            for batch in parquet.iter_batches(batch_size=rows, use_threads=False):
-                table = pa.Table.from_batches([batch])
-                table = table.rename_columns([names.get(name, name) for name in table.column_names])
-                for name in self.joined:
-                    assert beside is not None
-                    table = table.append_column(name, beside[name].slice(at, len(table)))
-                bins = self.binning.assign(*(table[axis.by] for axis in self.binning.axes))
-                table = table.append_column("bin", pa.array(bins, pa.int32(), mask=bins == UNSCORED))
-                numbers = np.arange(file.start + at, file.start + at + len(table))
-                at += len(table)
-                whole = table.select(self.schema.names).cast(self.schema).append_column(ROW, pa.array(numbers))
-                yield whole.combine_chunks().to_batches()[0]
+        at = file.start
+        for table in file.batches(rows, None, self.joined):
+            bins = self.binning.assign(*(table[name] for name in self.binning.columns))
+            numbers = pa.array(np.arange(at, at + len(table)))
+            at += len(table)
+            table = table.rename_columns([names.get(name, name) for name in table.column_names])
+            table = table.append_column("bin", pa.array(bins, pa.int32(), mask=bins == UNSCORED))
+            table = table.select(self.schema.names).cast(self.schema).append_column(ROW_FIELD, numbers)
+            (batch,) = table.combine_chunks().to_batches()
+            yield batch
 
 
 def _by_bin(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -177,27 +194,37 @@ class Gather:
             "score": [(self.by, "ascending"), (ROW, "ascending")],
             "source": [(ROW, "ascending")],
         }[self.order]
-        schema = self.schema.append(pa.field(ROW, pa.int64())).append(pa.field(PLACE, pa.uint64()))
+        schema = self.schema.append(ROW_FIELD).append(pa.field(PLACE, pa.uint64()))
         spill = self.out / PIECES / f".spill-{number}"
         shutil.rmtree(spill, ignore_errors=True)
         spill.mkdir(parents=True)
         try:
-            tables = sorted_blocks(self._pieces(folder.name), schema, keys, memory=self.memory, spill=spill)
+            tables = sorted_blocks(self._pieces(number), schema, keys, memory=self.memory, spill=spill)
             return write_bin(tables, self.schema, folder, shard_bytes=self.shard_bytes)
         finally:
             shutil.rmtree(spill, ignore_errors=True)
 
-    def _pieces(self, name: str) -> Iterator[pa.RecordBatch]:
-        for path in sorted((self.out / PIECES).glob(f"part-*/{name}.arrow")):
+    def _pieces(self, number: int) -> Iterator[pa.RecordBatch]:
+        seed = mix(np.array([self.seed], np.uint64))
+        for path in sorted((self.out / PIECES).glob("part-*.arrow")):
+            record = read_json(path.with_name(f".{path.stem}.json")) or {}
             with reading(path), pa.memory_map(str(path)) as source:
                 file = pa.ipc.open_file(source)
-                for number in range(file.num_record_batches):
-                    batch = file.get_batch(number)
-                    places = mix(batch.column(ROW).to_numpy().astype(np.uint64) ^ mix(np.array([self.seed], np.uint64)))
+                for place in record["batches"].get(str(number), []):
+                    batch = file.get_batch(place)
+                    places = mix(batch.column(ROW).to_numpy().astype(np.uint64) ^ seed)
                     yield batch.append_column(PLACE, pa.array(places))
 
 
-def sha256_of_input(path: Path) -> str:
-    """What identifies a scored file: its part's manifest where it has one, else its bytes."""
-    record = read_json(path.with_name(f".{path.stem}.json")) or {}
-    return str(record.get("sha256") or sha256_file(path))
+def fingerprints(source: str, paths: Sequence[Path]) -> dict[str, str]:
+    """The SHA-256 of each file of `source`, by its name below the folder that holds all of them.
+
+    A run's parts have been checked against their manifests by `table_files`; all other files are read.
+    """
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    is_run = (Path(source) / "manifest.json").exists()
+    found = {}
+    for path in paths:
+        record = read_json(path.with_name(f".{path.stem}.json")) if is_run else None
+        found[str(path.relative_to(top))] = record["sha256"] if record else sha256_file(path)
+    return found
