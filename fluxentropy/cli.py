@@ -30,6 +30,7 @@ from fluxentropy.config import (
     ScoreConfig,
     SortConfig,
     TokensConfig,
+    VerifyConfig,
     ZooConfig,
 )
 from fluxentropy.errors import FluxentropyError, UsageError
@@ -108,6 +109,16 @@ fluxentropy bin runs/web --quantiles 10,25,50,75,90 --workers 4 --out bins/q
 fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b""",
     ),
     Command(
+        name="verify",
+        target="fluxentropy.verify:verify",
+        config=VerifyConfig,
+        help="Prove that a run has lost no row and no byte; name what is damaged.",
+        examples="""\
+fluxentropy verify bins/web
+fluxentropy verify runs/web --workers 4 --json
+fluxentropy verify bins/web --repair""",
+    ),
+    Command(
         name="zoo",
         target="fluxentropy.zoo:zoo",
         config=ZooConfig,
@@ -178,6 +189,8 @@ Examples:
   fluxentropy diagnose runs/hellaswag --target correct_norm --out diagnosis
   # eight bins of equal counts, as Arrow shards to train on
   fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
+  # nothing lost, nothing damaged? --repair makes again what is
+  fluxentropy verify bins/web --repair
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file
