@@ -44,7 +44,11 @@ def bin_corpus(config: BinConfig) -> Outcome:
             shutil.rmtree(aside, ignore_errors=True)
         manifest = read_json(run.manifest) or {}
         if not manifest.get("complete"):
-            job.make()
+            try:
+                job.make()
+            except UsageError:  # found in the scores, before anything is made: the mended command may have this folder
+                run.clear()
+                raise
             run.finish({**job.facts(), "versions": versions()})
         elif not _whole(config.out):  # a bin was taken away: it is made again, and all else stays
             shutil.rmtree(run.parts, ignore_errors=True)

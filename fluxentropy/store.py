@@ -188,7 +188,7 @@ class RunDirectory:
             self._refuse_foreign()
             manifest = None if self.overwrite else read_json(self.manifest)
             if manifest is None or manifest.get("clearing"):
-                self._clear()
+                self.clear()
         except BaseException:
             self.__exit__()
             raise
@@ -242,6 +242,24 @@ class RunDirectory:
         """Mark the run complete and record `facts`."""
         write_json(self.manifest, {"complete": True, "identity": self.identity, **facts})
 
+    def clear(self) -> None:
+        """Remove a former run, or what an interrupted start or clearing left.
+
+        A manifest says so until all else is gone: a kill in between leaves neither a run that looks whole nor files
+        that look foreign.
+        """
+        if self.manifest.exists():
+            write_json(self.manifest, {"complete": False, "clearing": True})
+        for path in [
+            *(self.path / name for name in (*RUN_FILES, self.parts.name)),
+            *(path for name in self.owned for path in self.path.glob(name)),
+            self.manifest,
+        ]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def _take_lock(self) -> None:
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -261,24 +279,6 @@ class RunDirectory:
         foreign = [path.name for path in self.path.iterdir() if path.name not in ours and not path.name.startswith(".")]
         if foreign:
             raise RunError(f"{self.path} is not a run directory (it holds {min(foreign)}): choose another --out")
-
-    def _clear(self) -> None:
-        """Remove a former run, or what an interrupted start or clearing left.
-
-        A manifest says so until all else is gone: a kill in between leaves neither a run that looks whole nor files
-        that look foreign.
-        """
-        if self.manifest.exists():
-            write_json(self.manifest, {"complete": False, "clearing": True})
-        for path in [
-            *(self.path / name for name in (*RUN_FILES, self.parts.name)),
-            *(path for name in self.owned for path in self.path.glob(name)),
-            self.manifest,
-        ]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 RUN_FILES = ("config.resolved.yaml", "rejected.jsonl", "input")
