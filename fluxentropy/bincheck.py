@@ -117,8 +117,8 @@ def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> 
     found: dict[int, list[ShardFacts]] = {number: [] for number in numbers}
     with Progress(manifest.get("rows"), unit="rows checked") as line:
         for shard, facts in zip(shards, engine.run(ShardCheck(binning), shards), strict=True):
-            line.update(facts.rows, shards=findings.files)
             findings.files += 1
+            line.update(facts.rows, shards=findings.files)
             found[shard.number].append(facts)
             if facts.problem:
                 findings.add(shard.path, facts.problem, (shard.path.parent,))

@@ -38,6 +38,10 @@ class Findings:
     leftovers: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def repairable(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.redo is not None]
+
     def add(self, path: Path, problem: str, redo: tuple[Path, ...] | None = ()) -> None:
         self.problems.append(Problem(path=path, problem=problem, redo=redo))
 

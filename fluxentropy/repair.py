@@ -35,7 +35,7 @@ def repair(found: Sequence[Findings], *, workers: int = 1) -> list[str]:
     """Repair what can be; return what could not, in words. Runs of models come before the folder that compares them."""
     failures = []
     for run in found:
-        due = [problem for problem in run.problems if problem.redo is not None]
+        due = run.repairable
         if run.kind not in COMMANDS or not (due or run.leftovers):
             continue
         try:

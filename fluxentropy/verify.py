@@ -22,6 +22,8 @@ from fluxentropy.runscores import CONSENSUS
 from fluxentropy.store import part_numbers, part_paths
 from fluxentropy.tablefiles import reading
 
+ROUNDS = 3  # of repairs: what is wrong with the whole shows once its parts are whole
+
 log = logging.getLogger(__name__)
 
 
@@ -29,18 +31,18 @@ def verify(config: VerifyConfig) -> Outcome:
     """Check the run directory `config.dir`, and with `repair` make again what is damaged, then check once more."""
     engine = make_engine(config.engine, config.workers, config.address)
     found = check(config.dir, engine)
-    repaired: list[str] = []
+    damaged: dict[str, None] = {}
     failures: list[str] = []
-    if config.repair and any(run.problems or run.leftovers for run in found):
-        for run in found:
-            for problem in run.problems:
-                log.warning(str(problem))
+    for _ in range(ROUNDS if config.repair else 0):
+        if failures or not any(run.repairable or run.leftovers for run in found):
+            break
+        for problem in (problem for run in found for problem in run.problems):
+            log.warning(str(problem))
+            damaged[str(problem.path)] = None
         failures = repair(found, workers=config.workers)
-        damaged = {str(problem.path): problem.problem for run in found for problem in run.problems}
         found = check(config.dir, engine)
-        left = {str(problem.path) for run in found for problem in run.problems}
-        repaired = [path for path in damaged if path not in left]
-    return _outcome(config, found, repaired, failures)
+    left = {str(problem.path) for run in found for problem in run.problems}
+    return _outcome(config, found, [path for path in damaged if path not in left], failures)
 
 
 # --- what there is to check -------------------------------------------------------------------------------------------
@@ -112,7 +114,8 @@ def _check_run(path: Path, kind: str, manifest: dict[str, Any], engine: Engine) 
 def _check_score(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
     check_parts(findings, manifest, engine, folder="scores", ordered=True)
     sources = len(manifest.get("inputs") or manifest["identity"]["sources"])
-    findings.summary = f"{findings.rows:,} rows of {sources} source files in {findings.files} parts"
+    files = f"{sources} source file{'s' if sources != 1 else ''}"
+    findings.summary = f"{findings.rows:,} rows of {files} in {findings.files} parts"
 
 
 def _check_consensus(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
@@ -201,7 +204,7 @@ def _outcome(config: VerifyConfig, found: list[Findings], repaired: list[str], f
     else:
         lines.append("nothing is missing, nothing is damaged")
     lines += [f"not repaired: {failure}" for failure in failures]
-    if not config.repair and any(problem.redo is not None for problem in problems):
+    if not config.repair and any(run.repairable for run in found):
         lines.append(f"`fluxentropy verify {config.dir} --repair` makes again what is damaged, and nothing else")
     data = {
         "dir": str(config.dir),

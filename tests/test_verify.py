@@ -186,6 +186,16 @@ def test_a_changed_source_is_named_and_nothing_is_taken_away(
     assert snapshot(run) | cache == before | cache
 
 
+def test_what_shows_only_once_the_parts_are_whole_is_repaired_too(capsys: Capture, scored: Path) -> None:
+    before = snapshot(scored)
+    flip(scored / "scores" / "part-00000.parquet")
+    record_anew(scored / "scores", 3, pq.read_table(scored / "scores" / "part-00002.parquet"))
+    assert list(problems(capsys, scored)) == ["scores/part-00000.parquet"]
+    code, data, _ = command(capsys, "verify", scored, "--repair")
+    assert (code, len(data["repaired"])) == (0, 2)
+    assert snapshot(scored) == before
+
+
 def test_leftovers_are_named_do_no_harm_and_go(capsys: Capture, scored: Path) -> None:
     before = snapshot(scored)
     left = scored / "scores" / ".aside-part-00007.parquet"
