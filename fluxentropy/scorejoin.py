@@ -42,9 +42,9 @@ def join_scores(files: Sequence[ScoredFile], run: str, names: Sequence[str], fol
     joined = []
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(folder / ".spill")}) as connection:
         connection.execute("CREATE VIEW b AS SELECT * FROM read_parquet([" + ", ".join(map(_text, other)) + "])")
-        repeated = connection.execute("SELECT count(id) - count(DISTINCT id) FROM b").fetchone() or (0,)
-        if repeated[0]:
-            raise RunError(f"{repeated[0]} texts of {run} share an id with another one: their scores cannot be joined")
+        ((repeated,),) = connection.sql("SELECT count(id) - count(DISTINCT id) FROM b").fetchall()
+        if repeated:
+            raise RunError(f"{repeated} texts of {run} share an id with another one: their scores cannot be joined")
         for file in files:
             beside = folder / f"part-{file.number:05d}.arrow"
             joined.append(dataclasses.replace(file, scores=beside))
@@ -52,7 +52,7 @@ def join_scores(files: Sequence[ScoredFile], run: str, names: Sequence[str], fol
                 continue
             if "id" not in pq.read_schema(file.path).names:
                 raise UsageError(f"--scores joins by id, but {file.path} has no such column")
-            table: pa.Table = connection.execute(
+            table: pa.Table = connection.sql(
                 f"SELECT a.file_row_number{columns} FROM read_parquet({_text(file.path)}, file_row_number = true) a "
                 f"LEFT JOIN b ON CAST(a.id AS VARCHAR) = CAST(b.id AS VARCHAR)"
             ).to_arrow_table()
