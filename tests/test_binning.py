@@ -581,7 +581,8 @@ def test_pyarrow_and_duckdb(binned: Any) -> None:
 
 @pytest.mark.parametrize("hive", [False, True])
 def test_polars(binned: Any, hive: bool) -> None:
-    polars = pytest.importorskip("polars")
+    import polars
+
     out, expected = binned
     found = polars.scan_ipc(f"{out}/bin=*/*.arrow", hive_partitioning=hive).select("id", "bin").collect()
     assert pairs(found.to_dict(as_series=False)) == expected
