@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fluxentropy.bins import UNSCORED
+from fluxentropy.parts import prefetch
 from fluxentropy.rowhash import sum_of_rows
 from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 
@@ -43,7 +44,7 @@ def write_bin(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path, *, sh
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
         shard: _Shard | None = None
-        for batch in _regular(tables, schema):
+        for batch in prefetch(_regular(tables, schema)):
             shard = shard or _Shard(aside / f"part-{len(facts['files']):05d}.arrow", schema)
             shard.write(batch)
             _count(facts, batch)
