@@ -22,6 +22,7 @@ from cyclopts.config import Dict
 from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
+    BinConfig,
     DemoConfig,
     DiagnoseConfig,
     HellaswagConfig,
@@ -29,6 +30,7 @@ from fluxentropy.config import (
     ScoreConfig,
     SortConfig,
     TokensConfig,
+    VerifyConfig,
     ZooConfig,
 )
 from fluxentropy.errors import FluxentropyError, UsageError
@@ -95,6 +97,26 @@ fluxentropy tokens notes.txt --model gpt2 --limit 2 --top-k 10 --out n.html""",
         examples="""\
 fluxentropy sort runs/web --out sorted.parquet
 fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl""",
+    ),
+    Command(
+        name="bin",
+        target="fluxentropy.binning:bin_corpus",
+        config=BinConfig,
+        help="Cut a scored corpus into bins of Arrow shards, at exact edges.",
+        examples="""\
+fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
+fluxentropy bin runs/web --quantiles 10,25,50,75,90 --workers 4 --out bins/q
+fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b""",
+    ),
+    Command(
+        name="verify",
+        target="fluxentropy.verify:verify",
+        config=VerifyConfig,
+        help="Prove that a run has lost no row and no byte; name what is damaged.",
+        examples="""\
+fluxentropy verify bins/web
+fluxentropy verify runs/web --workers 4 --json
+fluxentropy verify bins/web --repair""",
     ),
     Command(
         name="zoo",
@@ -165,6 +187,10 @@ Examples:
   # do entropy and varentropy predict which answers are right?
   fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
   fluxentropy diagnose runs/hellaswag --target correct_norm --out diagnosis
+  # eight bins of equal counts, as Arrow shards to train on
+  fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
+  # nothing lost, nothing damaged? --repair makes again what is
+  fluxentropy verify bins/web --repair
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
   # write the options to a file, and run from it; flags win over the file

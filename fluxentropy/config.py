@@ -28,6 +28,7 @@ from fluxentropy.yamlfile import to_yaml
 
 __all__ = [
     "AgreeConfig",
+    "BinConfig",
     "DemoConfig",
     "DiagnoseConfig",
     "HellaswagConfig",
@@ -35,6 +36,7 @@ __all__ = [
     "ScoreConfig",
     "SortConfig",
     "TokensConfig",
+    "VerifyConfig",
     "ZooConfig",
     "parse_bytes",
     "to_yaml",
@@ -341,6 +343,111 @@ the varentropy of its kind."""
                 object.__setattr__(self, name, values or None)
 
 
+BY = ("entropy_mean",)  # what is binned by where nothing is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinConfig:
+    """Options of `fluxentropy bin`."""
+
+    run: Annotated[str, INPUT] = field(kw_only=False)
+    """Run directory of score, or of a zoo's consensus, or Parquet files with scores."""
+    by: Annotated[tuple[str, ...], INPUT] = BY
+    """Column to bin by; two, separated by a comma, with --grid."""
+    bins: Annotated[int | None, INPUT] = None
+    """So many bins of equal counts."""
+    quantiles: Annotated[tuple[str, ...] | None, INPUT] = None
+    """Edges at these percentiles, such as 10,25,50,75,90."""
+    grid: Annotated[str | None, INPUT] = None
+    """Bins of two columns, such as 4x4."""
+    edges: Annotated[tuple[str, ...] | None, INPUT] = None
+    """Edges at these values, or those of another corpus: its bins.json."""
+    weight: Annotated[str | None, INPUT] = None
+    """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
+    scores: Annotated[str | None, INPUT] = None
+    """Another run that holds --by for the same texts; joined by id."""
+    order: Annotated[Literal["shuffle", "score", "source"], OUTPUT] = "shuffle"
+    """Order of the rows inside a bin."""
+    seed: Annotated[int, OUTPUT] = 0
+    """Seed of the shuffle."""
+    shard_size: Annotated[str, OUTPUT] = "256MB"
+    """Size of a shard, before compression."""
+    out: Annotated[Path, OUTPUT]
+    """Folder to write. The same command again resumes it."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds bins."""
+    workers: Annotated[int, WORK] = 1
+    """Processes that share the work."""
+    engine: Annotated[Literal["local", "ray"], WORK] = "local"
+    """Where the work is done: on this machine, or on a Ray cluster."""
+    address: Annotated[str | None, WORK] = None
+    """Address of the Ray cluster. Default: this machine."""
+    memory: Annotated[str, WORK] = "1GB"
+    """Memory that a worker sorts in; larger bins are sorted on disk."""
+
+    def __post_init__(self) -> None:
+        for name in ("by", "edges", "quantiles"):  # `--by a,b` and `--by a --by b` are the same
+            if (given := getattr(self, name)) is not None:
+                items = [part.strip() for item in given for part in str(item).split(",") if part.strip()]
+                object.__setattr__(self, name, tuple(items))
+        ways = [name for name in ("bins", "quantiles", "grid", "edges") if getattr(self, name)]
+        if len(ways) != 1:
+            said = " and ".join(f"--{way}" for way in ways) or "none"
+            raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
+        _at_least(1, self, "workers")
+        _at_least(0, self, "seed")
+        if parse_bytes(self.memory) < 2**24:
+            raise UsageError(f"--memory {self.memory}: use 16 MiB or more")
+        parse_bytes(self.shard_size, "--shard-size")
+        if self.edges and self.weight:
+            raise UsageError("--weight with --edges: the edges are given, so nothing is weighted; leave one out")
+        if self.grid is not None:
+            if len(self.by) != 2 or len(self.grid_shape) != 2:
+                raise UsageError(
+                    f"--grid {self.grid} --by {','.join(self.by)}: give two columns, and a grid such as 4x4"
+                )
+        elif len(self.by) != 1 and not self.edges_file:
+            raise UsageError(f"--by {','.join(self.by)}: two columns need --grid, such as --grid 4x4")
+
+    def numbers(self, name: str) -> list[float]:
+        """The numbers in `edges` or `quantiles`; UsageError names what is none."""
+        try:
+            return [float(item) for item in getattr(self, name)]
+        except ValueError as error:
+            raise UsageError(f"--{name} {','.join(getattr(self, name))}: {error}") from error
+
+    @property
+    def edges_file(self) -> Path | None:
+        """The bins.json that `edges` names, if it does."""
+        named = self.edges is not None and len(self.edges) == 1 and self.edges[0].endswith(".json")
+        return Path(self.edges[0]) if self.edges and named else None
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Bins of each axis of `grid`."""
+        parts = (self.grid or "").lower().split("x")
+        return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Options of `fluxentropy verify`."""
+
+    dir: Annotated[Path, INPUT] = field(kw_only=False)
+    """Run directory of score, bin, zoo, agree or hellaswag."""
+    repair: Annotated[bool, SWITCH, WORK] = False
+    """Make again what is damaged or missing, and nothing else."""
+    workers: Annotated[int, WORK] = 1
+    """Processes that share the work."""
+    engine: Annotated[Literal["local", "ray"], WORK] = "local"
+    """Where the work is done: on this machine, or on a Ray cluster."""
+    address: Annotated[str | None, WORK] = None
+    """Address of the Ray cluster. Default: this machine."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "workers")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Options of `fluxentropy demo`."""
@@ -361,7 +468,7 @@ class DemoConfig:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def parse_bytes(size: str) -> int:
+def parse_bytes(size: str, flag: str = "--memory") -> int:
     """Bytes in a size with a unit; `UsageError` says how to write one.
 
     >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
@@ -370,7 +477,7 @@ def parse_bytes(size: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
     unit = BYTE_UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) == 0:
-        raise UsageError(f"--memory {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
+        raise UsageError(f"{flag} {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
     return int(float(match[1]) * unit)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from fluxentropy.config import DemoConfig, ScoreConfig, SortConfig
+from fluxentropy.binning import bin_corpus
+from fluxentropy.config import BinConfig, DemoConfig, ScoreConfig, SortConfig
 from fluxentropy.demo_text import passages
 from fluxentropy.outcome import Outcome
 from fluxentropy.scorer import open_scorer
@@ -18,11 +19,12 @@ from fluxentropy.store import write_text
 from fluxentropy.tokens import token_views, write_views
 from fluxentropy.zoo_entries import find_model
 
+BINS = 4
 SHOWN = 5  # passages printed from either end
 
 
 def demo(config: DemoConfig) -> Outcome:
-    """Score the embedded passages, sort them by entropy, and draw the most and the least uncertain ones."""
+    """Score the embedded passages, sort and bin them by entropy, draw the most and the least uncertain ones."""
     texts = config.out / f"passages-{config.passages}.jsonl"
     if config.overwrite or not texts.exists():  # a resumed demo keeps its text, whatever was installed since
         records = (json.dumps(record, ensure_ascii=False) + "\n" for record in passages(config.passages))
@@ -34,6 +36,7 @@ def demo(config: DemoConfig) -> Outcome:
     by_entropy = config.out / "sorted_by_entropy.parquet"
     sort(SortConfig(run=str(run), by="entropy_mean", descending=True, out=by_entropy))
     rows = [row for row in pq.read_table(by_entropy).to_pylist() if row["entropy_mean"] is not None]
+    binned = bin_corpus(BinConfig(run=str(run), bins=BINS, out=config.out / "bins", overwrite=config.overwrite))
     heatmap = config.out / "tokens.html"
     _draw(rows, config.model, heatmap)
     lines = [
@@ -42,9 +45,11 @@ def demo(config: DemoConfig) -> Outcome:
         "",
         *scored.lines,
         f"sorted corpus      {by_entropy}",
+        f"bins               {config.out / 'bins'}, {len(binned.data['counts'])} of equal counts, as Arrow shards",
         f"token heat maps    {heatmap} (open it in a browser) and {heatmap.with_suffix('.csv')}",
     ]
-    files = {"scores": str(run / "scores"), "sorted": str(by_entropy), "heatmap": str(heatmap)}
+    files = {"scores": str(run / "scores"), "sorted": str(by_entropy), "bins": str(config.out / "bins")}
+    files |= {"heatmap": str(heatmap)}
     return Outcome(lines=lines, data={**scored.data, "files": files}, exit_code=scored.exit_code)
 
 

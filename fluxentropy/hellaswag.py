@@ -18,6 +18,7 @@ from fluxentropy.answering import Reader
 from fluxentropy.config import HellaswagConfig, to_yaml
 from fluxentropy.items import SCHEMA, make_item, to_table
 from fluxentropy.outcome import Outcome
+from fluxentropy.parts import missing_parts
 from fluxentropy.progress import Progress
 from fluxentropy.questions import Question, Questions, open_questions, read_task
 from fluxentropy.scorer import open_path
@@ -54,12 +55,13 @@ def hellaswag(config: HellaswagConfig) -> Outcome:
 
 def _answer_all(config: HellaswagConfig, questions: Questions, reader: Reader, run: RunDirectory) -> Outcome:
     done = run.done()
-    resumed = sum(part["rows"] for part in done)
+    rows_done = {number: part["rows"] for number, part in done.items()}
+    resumed = sum(rows_done.values())
     if resumed:
-        log.info(f"resuming after {len(done)} parts, {resumed:,} questions")
-    started, number, answered = time.perf_counter(), len(done), 0
+        log.info(f"resuming: {len(done)} parts, {resumed:,} questions are done")
+    started, answered = time.perf_counter(), 0
     with Progress(None) as progress:
-        for group in _groups(questions.batches(resumed), PART_ITEMS):
+        for number, group in missing_parts(rows_done, lambda start: _groups(questions.batches(start), PART_ITEMS)):
             prompts = reader.encode(
                 [question.context for question in group],
                 [question.endings for question in group],
@@ -70,14 +72,14 @@ def _answer_all(config: HellaswagConfig, questions: Questions, reader: Reader, r
             table = to_table([make_item(*row, vocabulary=reader.vocabulary) for row in rows])
             with run.part(number, {"rows": len(table)}) as path:
                 pq.write_table(table, path, compression="zstd")
-            number, answered = number + 1, answered + len(table)
+            answered += len(table)
             if questions.n_rows:
                 progress.total = round(progress.done / answered * (questions.n_rows - resumed))
             progress.update(0, questions=resumed + answered)
     seconds = time.perf_counter() - started
     table = _join(run, config)
     facts = summarise(table)
-    run.finish({**facts, "parts": number, "task": questions.task.name, "versions": versions()})
+    run.finish({**facts, "parts": len(run.done()), "task": questions.task.name, "versions": versions()})
     return _outcome(config, facts, resumed, answered, seconds)
 
 

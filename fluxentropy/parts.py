@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 PART_ROWS, PART_BYTES = 2**14, 2**26
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 
 
 def cut_parts(
@@ -48,6 +49,31 @@ def cut_parts(
                 pending, size = [], np.zeros(3, dtype=np.int64)
     if pending:
         yield pa.Table.from_batches(pending)
+
+
+def missing_parts(done: Mapping[int, int], read: Callable[[int], Iterable[S]]) -> Iterator[tuple[int, S]]:
+    """The parts that are not `done` (part -> its rows), each with its number.
+
+    `read(start)` gives the parts from row `start` on. Where a missing part begins is known from the parts before it;
+    once it is made, reading goes on behind the parts that are done.
+
+    >>> texts = ["aa", "bb", "cc", "d"]  # in parts of two rows
+    >>> list(missing_parts({0: 2, 2: 2}, lambda start: texts[start // 2 :]))
+    [(1, 'bb'), (3, 'd')]
+    """
+    number = start = 0
+    while True:
+        while number in done:
+            start += done[number]
+            number += 1
+        for part in read(start):
+            yield number, part
+            start += len(part)
+            number += 1
+            if number in done:
+                break
+        else:
+            return
 
 
 def _cut_lengths(texts: pa.Array, text_chars: int | None) -> np.ndarray:

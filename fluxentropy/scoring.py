@@ -25,7 +25,7 @@ from fluxentropy.config import ScoreConfig, to_yaml
 from fluxentropy.corpus import Corpus, SourceFile, open_corpus
 from fluxentropy.encoding import Encoded
 from fluxentropy.outcome import Outcome
-from fluxentropy.parts import cut_parts, prefetch
+from fluxentropy.parts import cut_parts, missing_parts, prefetch
 from fluxentropy.progress import Progress
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.scores import SCORE_FIELDS, SCORE_NAMES, score_columns
@@ -97,25 +97,25 @@ class _ScoreRun:
 
     def run_all(self, notes: tuple[str, ...]) -> Outcome:
         done = self.run.done()
-        resumed = sum(part["rows"] for part in done)
-        counts: Counter[str] = Counter()
-        for part in done:
-            counts.update(part["counts"])
+        rows = {number: part["rows"] for number, part in done.items()}
+        resumed = sum(rows.values())
         for note in notes:
             log.info(note)
         if resumed:
-            log.info(f"resuming after {len(done)} parts, {resumed:,} texts")
+            log.info(f"resuming: {len(done)} parts, {resumed:,} texts are done")
         self._write_rejected()
         started = time.perf_counter()
-        number = len(done)
         with Progress(None) as progress:
-            for table, encoded in prefetch(self._parts(resumed)):
-                counts.update(self._write_part(number, table, encoded, progress, resumed))
-                number += 1
+            for number, table, encoded in prefetch(self._parts(rows)):
+                self._write_part(number, table, encoded, progress, resumed)
         seconds = time.perf_counter() - started
+        done = self.run.done()
+        counts: Counter[str] = Counter()
+        for part in done.values():
+            counts.update(part["counts"])
         facts = {
             "counts": dict(sorted(counts.items())),
-            "parts": number,
+            "parts": len(done),
             "rejected": len(self.corpus.rejected),
             "duplicate_ids": count_duplicate_ids(self.run.parts),
         }
@@ -129,15 +129,19 @@ class _ScoreRun:
             for row in self.corpus.rejected:
                 file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
 
-    def _parts(self, start: int) -> Iterator[tuple[pa.Table, list[Encoded]]]:
+    def _parts(self, done: dict[int, int]) -> Iterator[tuple[int, pa.Table, list[Encoded]]]:
+        """The parts that are not among those done (part -> its rows)."""
+        for number, table in missing_parts(done, self._tables):
+            yield number, table, self.scorer.encode(table[self.corpus.text_field].to_pylist())
+
+    def _tables(self, start: int) -> Iterator[pa.Table]:
         cap = None if self.scorer.sliding else self.scorer.max_tokens * CHARS_PER_TOKEN
         part_chars = _part_tokens(self.config, self.scorer) * CHARS_PER_TOKEN
-        for table in cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap):
-            yield table, self.scorer.encode(table[self.corpus.text_field].to_pylist())
+        return cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap)
 
     def _write_part(
         self, number: int, table: pa.Table, encoded: list[Encoded], progress: Progress, resumed: int
-    ) -> dict[str, int]:
+    ) -> None:
         scores = self.scorer.score_encoded(encoded, on_batch=lambda n: progress.update(n))
         columns = score_columns(scores, table["input_status"])
         kept = table.drop_columns(["input_status", *([] if self.config.text else [self.corpus.text_field])])
@@ -150,7 +154,6 @@ class _ScoreRun:
         with self.run.part(number, {"rows": len(table), "counts": counts}) as path:
             pq.write_table(kept, path, compression="zstd", row_group_size=4096)
         self._forecast(progress, number, len(table), resumed)
-        return counts
 
     def _forecast(self, progress: Progress, number: int, rows: int, resumed: int) -> None:
         """Tell the progress line how many texts are done, and the total of tokens if the others are as long."""

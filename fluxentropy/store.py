@@ -13,8 +13,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,24 @@ class RunDirectory:
 
         with RunDirectory(out, overwrite=False) as run:  # locked; another command's directory is refused
             run.begin(identity, config_yaml)             # another run's directory is refused
-            for number in range(len(run.done()), n): ...
+            for number in range(n):
+                if number not in run.done(): ...
 
     Errors: RunError when the directory is not a run directory, is another run's, or is held by another process.
     """
 
     def __init__(
-        self, path: Path, *, overwrite: bool = False, folder: str = "scores", suffix: str = ".parquet"
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        folder: str = "scores",
+        suffix: str = ".parquet",
+        owned: Sequence[str] = (),
     ) -> None:
+        """`owned` are patterns of what else a run of this kind puts into its folder."""
         self.path = path
+        self.owned = tuple(owned)
         self.overwrite = overwrite
         self.parts = path / folder
         self.suffix = suffix
@@ -176,8 +186,9 @@ class RunDirectory:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
         try:
             self._refuse_foreign()
-            if self.overwrite or not self.manifest.exists():
-                self._clear()
+            manifest = None if self.overwrite else read_json(self.manifest)
+            if manifest is None or manifest.get("clearing"):
+                self.clear()
         except BaseException:
             self.__exit__()
             raise
@@ -204,15 +215,15 @@ class RunDirectory:
         if manifest is None:
             write_json(self.manifest, {"complete": False, "identity": self.identity})
 
-    def done(self) -> list[dict[str, Any]]:
-        """The manifests of the leading parts that are whole, in order; the first missing or cut part ends the list."""
-        found: list[dict[str, Any]] = []
-        while True:
-            file, record = self._names(len(found))
-            manifest = read_json(record)
-            if manifest is None or not file.is_file() or file.stat().st_size != manifest["bytes"]:
-                return found
-            found.append(manifest)
+    def done(self) -> dict[int, dict[str, Any]]:
+        """The manifests of the parts that are whole, by number, in order; missing and cut parts are left out."""
+        found: dict[int, dict[str, Any]] = {}
+        for number in sorted(part_numbers(self.parts)):
+            file, record = part_paths(self.parts, number, self.suffix)
+            facts = read_json(record)
+            if facts is not None and file.is_file() and file.stat().st_size == facts.get("bytes"):
+                found[number] = facts
+        return found
 
     @contextlib.contextmanager
     def part(self, number: int, facts: dict[str, Any]) -> Iterator[Path]:
@@ -220,7 +231,7 @@ class RunDirectory:
 
         `facts` may be filled in until the block ends.
         """
-        file, record = self._names(number)
+        file, record = part_paths(self.parts, number, self.suffix)
         record.unlink(missing_ok=True)
         with atomic_path(file) as aside:
             yield aside
@@ -231,9 +242,23 @@ class RunDirectory:
         """Mark the run complete and record `facts`."""
         write_json(self.manifest, {"complete": True, "identity": self.identity, **facts})
 
-    def _names(self, number: int) -> tuple[Path, Path]:
-        stem = f"part-{number:05d}"
-        return self.parts / f"{stem}{self.suffix}", self.parts / f".{stem}.json"
+    def clear(self) -> None:
+        """Remove a former run, or what an interrupted start or clearing left.
+
+        A manifest says so until all else is gone: a kill in between leaves neither a run that looks whole nor files
+        that look foreign.
+        """
+        if self.manifest.exists():
+            write_json(self.manifest, {"complete": False, "clearing": True})
+        for path in [
+            *(self.path / name for name in (*RUN_FILES, self.parts.name)),
+            *(path for name in self.owned for path in self.path.glob(name)),
+            self.manifest,
+        ]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def _take_lock(self) -> None:
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -255,20 +280,24 @@ class RunDirectory:
         if foreign:
             raise RunError(f"{self.path} is not a run directory (it holds {min(foreign)}): choose another --out")
 
-    def _clear(self) -> None:
-        """Remove a former run, or what an interrupted start or clearing left.
-
-        The manifest goes first, so that a kill in between leaves no run that looks whole.
-        """
-        for name in ("manifest.json", *RUN_FILES, self.parts.name):
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
 
 RUN_FILES = ("config.resolved.yaml", "rejected.jsonl", "input")
+
+
+def part_paths(folder: Path, number: int, suffix: str = ".parquet") -> tuple[Path, Path]:
+    """The file of a part and its manifest.
+
+    >>> [path.name for path in part_paths(Path("run/scores"), 3)]
+    ['part-00003.parquet', '.part-00003.json']
+    """
+    stem = f"part-{number:05d}"
+    return folder / f"{stem}{suffix}", folder / f".{stem}.json"
+
+
+def part_numbers(folder: Path) -> set[int]:
+    """The numbers of the parts in `folder` that have a manifest."""
+    names = (re.fullmatch(r"\.part-(\d{5,})\.json", path.name) for path in folder.glob(".part-*.json"))
+    return {int(match[1]) for match in names if match}
 
 
 def difference(old: Any, new: Any, name: str = "") -> str:

@@ -72,7 +72,7 @@ def run_parts(run: Path) -> list[Path]:
         expected = read_json(record) or {}
         if not part.is_file():
             raise RunError(f"{part} is missing: the command that wrote {run} makes it again")
-        with _reading(part):
+        with reading(part):
             whole = sha256_file(part) == expected.get("sha256")
         if not whole:
             raise RunError(f"{part} is damaged: remove it, and the command that wrote {run} makes it again")
@@ -100,7 +100,7 @@ class TableFiles:
         """Read the footers. `RunError` names a damaged file, `SourceError` one whose columns differ."""
         schema, rows, size = None, 0, 0
         for file in files:
-            with _reading(file), _open(file) as parquet:
+            with reading(file), _open(file) as parquet:
                 meta, found = parquet.metadata, parquet.schema_arrow
             rows += meta.num_rows
             size += sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
@@ -115,13 +115,13 @@ class TableFiles:
         """
         rows = int(min(max(size / max(self.row_bytes, 1), 1), BATCH_ROWS))
         for file in self.files:
-            with _reading(file), _open(file) as parquet:
+            with reading(file), _open(file) as parquet:
                 for batch in parquet.iter_batches(batch_size=rows, use_threads=False):
                     yield batch.select(schema.names).cast(schema)
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -60,7 +60,7 @@ def test_every_question_has_a_row_with_every_column(
     assert all(row["entropy_mean"] <= row["entropy_upper_mean"] + 1e-5 for row in rows)
     main([str(word) for word in command(data, model, tmp_path / "run")])
     out, err = capsys.readouterr()
-    assert "resuming after 1 parts, 11 questions" in err
+    assert "resuming: 1 parts, 11 questions are done" in err
     assert out.startswith(f"11 questions answered in {tmp_path / 'run' / 'items.parquet'}\nacc       ")
 
 

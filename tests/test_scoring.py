@@ -134,6 +134,38 @@ def test_a_finished_run_is_not_done_again(
     assert snapshot(tmp_path / "run") == before
 
 
+def test_missing_parts_alone_are_made_again(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(capsys, *command(source, model, out))
+    before = snapshot(out)
+    lost = [out / "scores" / name for name in ("part-00001.parquet", ".part-00003.json", "part-00004.parquet")]
+    tokens = sum(
+        sum(pq.read_table(out / "scores" / f"part-0000{n}.parquet")["n_tokens"].to_pylist()) for n in (1, 3, 4)
+    )
+    for path in lost:
+        path.unlink()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("scores/part-*")}
+    code, data, _ = run(capsys, *command(source, model, out))
+    assert (code, data["rows"]) == (0, N_TEXTS)
+    assert data["scored_tokens"] <= tokens  # a text that occurs twice in a part is run once
+    assert snapshot(out) == before
+    kept = [path for path in times if "part-00003" not in path.name]
+    assert len(kept) == data["parts"] - 3
+    assert all(path.stat().st_mtime_ns == times[path] for path in kept)
+
+
+def test_a_lost_last_part_is_made_again(
+    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+) -> None:
+    run(capsys, *command(source, model, tmp_path))
+    before = snapshot(tmp_path)
+    max((tmp_path / "scores").glob("part-*")).unlink()
+    assert run(capsys, *command(source, model, tmp_path))[0] == 0
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("flags", "difference"),
     [

@@ -102,21 +102,21 @@ def test_damaged_json_is_named_and_a_missing_one_is_none(tmp_path: Path) -> None
         read_json(tmp_path / "cut.json")
 
 
-def test_parts_count_only_with_their_manifest_and_up_to_the_first_gap(tmp_path: Path) -> None:
+def test_parts_count_only_with_their_manifest_and_in_full_length(tmp_path: Path) -> None:
     with open_run(tmp_path / "run") as run:
         for number in range(4):
             write_part(run, number, b"x" * number)
-        assert [part["rows"] for part in run.done()] == [0, 1, 2, 3]
+        assert {number: part["rows"] for number, part in run.done().items()} == {0: 0, 1: 1, 2: 2, 3: 3}
         (run.parts / ".part-00002.json").unlink()
-        assert len(run.done()) == 2
+        assert list(run.done()) == [0, 1, 3]
         (run.parts / "part-00001.parquet").write_bytes(b"longer than it was")
-        assert len(run.done()) == 1
+        assert list(run.done()) == [0, 3]
 
 
 def test_a_part_records_its_size_and_hash(tmp_path: Path) -> None:
     with open_run(tmp_path / "run") as run:
         write_part(run, 0, b"hello")
-        (part,) = run.done()
+        (part,) = run.done().values()
     assert part == {"rows": 5, "bytes": 5, "sha256": hashlib.sha256(b"hello").hexdigest()}
 
 
@@ -134,7 +134,7 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
         write_part(run, 0, b"old")
         run.finish({})
     with open_run(tmp_path / "run", IDENTITY | {"max_tokens": 1}, overwrite=True) as run:
-        assert run.done() == []
+        assert run.done() == {}
         assert read_json(run.manifest)["complete"] is False
 
 
@@ -143,7 +143,7 @@ def test_parts_without_a_manifest_are_those_of_a_cut_overwrite_and_are_dropped(t
         write_part(run, 0, b"old")
     run.manifest.unlink()
     with open_run(tmp_path / "run", IDENTITY | {"max_tokens": 1}) as run:
-        assert run.done() == []
+        assert run.done() == {}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

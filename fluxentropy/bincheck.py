@@ -1,0 +1,258 @@
+"""Proves a directory of bins: every row of the input in exactly one bin or in `unscored/`, and in the right one.
+
+Counts and sums of row hashes are compared: shards -> their folder's manifest -> bins.json -> the input, where it is
+still there. Each file is read once; memory does not grow with the rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fluxentropy.bins import UNSCORED, Binning
+from fluxentropy.engine import Engine
+from fluxentropy.errors import FluxentropyError, RunError
+from fluxentropy.findings import Findings, check_types, damage, read_record
+from fluxentropy.progress import Progress
+from fluxentropy.rowhash import NAMES, sum_of_rows
+from fluxentropy.shards import MANIFEST, bin_folder
+from fluxentropy.split import fingerprints
+from fluxentropy.store import sha256_file
+from fluxentropy.tablefiles import reading
+
+SUMS = ("rows", "tokens", "hash")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A file of bin `number`, and what its folder's manifest says of it."""
+
+    path: Path
+    number: int
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFacts:
+    """What is in a shard; `problem` where it is damaged or holds rows of other bins."""
+
+    rows: int = 0
+    tokens: int = 0
+    hash: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """The job that checks one shard; without `binning` the scores are not compared with the edges."""
+
+    binning: Binning | None
+
+    def __call__(self, shard: Shard) -> ShardFacts:
+        if problem := damage(shard.path, shard.record):
+            return ShardFacts(problem=problem)
+        rows = tokens = total = 0
+        try:
+            with reading(shard.path), pa.memory_map(str(shard.path)) as source:
+                file = pa.ipc.open_file(source)
+                for number in range(file.num_record_batches):
+                    batch = file.get_batch(number)
+                    if problem := self._misplaced(batch, shard.number, rows):
+                        return ShardFacts(problem=problem)
+                    rows += batch.num_rows
+                    total = (total + sum_of_rows(batch)) % 2**64
+                    if "n_tokens" in batch.schema.names:
+                        tokens += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+        except FluxentropyError as error:
+            return ShardFacts(problem=str(error))
+        except KeyError as error:
+            return ShardFacts(problem=f"it has no column {error}")
+        if rows != shard.record["rows"]:
+            return ShardFacts(problem=f"it has {rows:,} rows, its manifest says {shard.record['rows']:,}")
+        return ShardFacts(rows=rows, tokens=tokens, hash=total)
+
+    def _misplaced(self, batch: pa.RecordBatch, number: int, at: int) -> str | None:
+        """What says that a row of `batch`, whose first is row `at`, is not of bin `number`."""
+        bins = batch.column("bin").fill_null(UNSCORED).to_numpy()
+        scored = bins
+        if self.binning is not None:
+            names = [_renamed(name, batch.schema.names) for name in self.binning.columns]
+            scored = self.binning.assign(*(batch.column(name) for name in names))
+        for found, what in ((bins, "its column bin says"), (scored, "by its score it belongs into")):
+            if (wrong := (found != number).nonzero()[0]).size:
+                return f"row {at + wrong[0]} is in the wrong bin: {what} {_name(found[wrong[0]])}"
+        return None
+
+
+@dataclass(frozen=True)
+class InputSum:
+    """The job that counts the rows of an input file and sums their hashes."""
+
+    def __call__(self, path: Path) -> tuple[int, int]:
+        rows = total = 0
+        with reading(path), pq.ParquetFile(path, pre_buffer=False) as parquet:
+            columns = [name for name in NAMES if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(columns=columns, use_threads=False):
+                total = (total + sum_of_rows(batch)) % 2**64
+                rows += batch.num_rows
+        return rows, total
+
+
+def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+    """Check every shard, and that together they are what `bins.json`, the manifest and the input say."""
+    findings.look_for_leftovers(findings.run)
+    record, binning = _bins_json(findings, manifest)
+    numbers = _numbers(findings, record)
+    shards = [shard for number, folder in numbers.items() for shard in _folder(findings, number, folder)]
+    found: dict[int, list[ShardFacts]] = {number: [] for number in numbers}
+    with Progress(manifest.get("rows"), unit="rows checked") as line:
+        for shard, facts in zip(shards, engine.run(ShardCheck(binning), shards), strict=True):
+            findings.files += 1
+            line.update(facts.rows, shards=findings.files)
+            found[shard.number].append(facts)
+            if facts.problem:
+                findings.add(shard.path, facts.problem, (shard.path.parent,))
+    findings.rows = sum(facts.rows for shards in found.values() for facts in shards)
+    if not findings.problems:
+        for number, folder in numbers.items():
+            said = read_record(folder / MANIFEST)
+            for name in SUMS:
+                findings.differs(folder / MANIFEST, f"as {name}", said[name], _sum(name, found[number]), (folder,))
+    if not findings.problems:
+        _check_totals(findings, manifest, record, found)
+    if not findings.problems:
+        _check_input(findings, manifest, engine)
+    else:
+        findings.notes.append("not compared with the input, as long as something is damaged")
+
+
+def _bins_json(findings: Findings, manifest: dict[str, Any]) -> tuple[dict[str, Any], Binning | None]:
+    """`bins.json` and its edges, where they can be trusted."""
+    path = findings.run / "bins.json"
+    try:
+        record = read_record(path)
+        if manifest.get("bins_sha256") not in (None, sha256_file(path)):
+            raise RunError("it is damaged: its SHA-256 is not the one in manifest.json")
+        binning = Binning.load(path)
+        if binning.fingerprint != manifest.get("fingerprint"):
+            raise RunError("its edges are not those of manifest.json")
+        if len(record["counts"]) != binning.bins or len(record["tokens"]) != binning.bins:
+            raise RunError(f"it has edges of {binning.bins} bins, and counts of {len(record['counts'])}")
+        return record, binning
+    except FluxentropyError as error:
+        findings.add(path, str(error).removeprefix(f"{path}: "), (path,))
+        return {}, None
+
+
+def _numbers(findings: Findings, record: dict[str, Any]) -> dict[int, Path]:
+    """The folders that there are, by number, after noting those that are missing and those too many."""
+    run = findings.run
+    if record:
+        bins = len(record["counts"])
+        wanted = {n: run / bin_folder(n, bins) for n in [*range(bins), *([UNSCORED] if record["unscored"] else [])]}
+    else:
+        digits = {folder: folder.name.removeprefix("bin=") for folder in sorted(run.glob("bin=*"))}
+        wanted = {int(number): folder for folder, number in digits.items() if number.isdecimal()}
+        wanted |= {UNSCORED: run / "unscored"} if (run / "unscored").is_dir() else {}
+    for path in (*sorted(run.glob("bin=*")), run / "unscored"):
+        if path not in wanted.values() and path.exists():
+            findings.add(path, "it is not of this run", (path,))
+    for folder in wanted.values():
+        if not folder.is_dir():
+            findings.add(folder, "it is missing")
+    return {number: folder for number, folder in wanted.items() if folder.is_dir()}
+
+
+def _folder(findings: Findings, number: int, folder: Path) -> list[Shard]:
+    """The shards of a bin by its manifest, after noting what else is in its folder."""
+    try:
+        files = read_record(folder / MANIFEST, rows=int, tokens=int, hash=int, files=list)["files"]
+        for file in files:
+            check_types(file, name=str, rows=int, bytes=int, sha256=str)
+    except RunError as error:
+        findings.add(folder / MANIFEST, str(error), (folder,))
+        return []
+    findings.look_around(folder, {MANIFEST, *(file["name"] for file in files)}, ("part-*.arrow",))
+    return [Shard(path=folder / file["name"], number=number, record=file) for file in files]
+
+
+def _check_totals(
+    findings: Findings, manifest: dict[str, Any], record: dict[str, Any], found: dict[int, list[ShardFacts]]
+) -> None:
+    bins = len(record["counts"])
+    path = findings.run / "bins.json"
+    for name, column in (("rows", "counts"), ("tokens", "tokens")):
+        for number in range(bins):
+            sums = _sum(name, found[number])
+            findings.differs(path, f"{name} in {bin_folder(number, bins)}", record[column][number], sums, (path,))
+    everything = [facts for shards in found.values() for facts in shards]
+    for name in ("rows", "hash"):
+        findings.differs(path, f"as {name}", record[name], _sum(name, everything), (path,))
+        findings.differs(findings.run / "manifest.json", f"as {name}", manifest.get(name), _sum(name, everything), None)
+    findings.differs(path, "rows without a score", record["unscored"], _sum("rows", found.get(UNSCORED, [])), (path,))
+
+
+def _check_input(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+    if changed := changed_input(manifest):
+        findings.notes.append(f"not compared with the input: {changed}")
+        return
+    files = [Path(name) for name in manifest.get("files", ())]
+    rows = total = 0
+    try:
+        with Progress(manifest.get("rows"), unit="input rows read") as line:
+            for count, hashed in engine.run(InputSum(), files):
+                rows, total = rows + count, (total + hashed) % 2**64
+                line.update(count)
+    except FluxentropyError as error:
+        findings.notes.append(f"not compared with the input: {error}")
+        return
+    findings.differs(findings.run, f"rows, by its input {manifest.get('run')}", rows, findings.rows, None)
+    if total != manifest.get("hash"):
+        findings.add(findings.run, f"its rows are not those of its input {manifest.get('run')}", None)
+    findings.notes.append(f"same rows as {manifest.get('run')}, by count and by hash")
+
+
+def changed_input(manifest: dict[str, Any]) -> str | None:
+    """The first input file that is gone, or not the one that the bins were made of, in words."""
+    files = [Path(name) for name in manifest["files"]]
+    for file in files:
+        if not file.is_file():
+            return f"{file} is gone"
+    try:
+        found = fingerprints(manifest["run"], files)
+    except (OSError, FluxentropyError) as error:
+        return str(error)
+    said = manifest["identity"]["inputs"]
+    for file, (name, sha256) in zip(files, found.items(), strict=True):
+        if said.get(name) != sha256:
+            return f"{file} has changed since"
+    return None
+
+
+def _sum(name: str, facts: Sequence[ShardFacts]) -> int:
+    total = sum(getattr(one, name) for one in facts)
+    return total % 2**64 if name == "hash" else total
+
+
+def _renamed(name: str, names: Sequence[str]) -> str:
+    """The column of a shard that holds the input's column `name`: an input's own `bin` has source_ in front.
+
+    >>> _renamed("bin", ["source_bin", "source_source_bin", "bin"])
+    'source_source_bin'
+    """
+    own = [other for other in names if re.fullmatch("(source_)+bin", other)]
+    return max(own, key=len) if name == "bin" and own else name
+
+
+def _name(number: int) -> str:
+    return "unscored" if number == UNSCORED else f"bin {number}"

@@ -1,0 +1,313 @@
+"""`fluxentropy bin`: a scored corpus -> `bin=NN/` folders of Arrow shards, cut at exact edges."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fluxentropy.bins import UNSCORED, BinEdges, Binning, Cut
+from fluxentropy.columnsummary import STAT_LEVELS, ColumnSummary
+from fluxentropy.config import BY, BinConfig, parse_bytes, to_yaml
+from fluxentropy.engine import Engine, make_engine
+from fluxentropy.errors import RunError, SourceError, UsageError
+from fluxentropy.outcome import Outcome
+from fluxentropy.progress import Progress
+from fluxentropy.quantiles import Selection
+from fluxentropy.scorejoin import join_scores
+from fluxentropy.shards import bin_folder, read_manifest
+from fluxentropy.split import PIECES, PLACE, ROW, Gather, Scan, ScoredFile, Split, fingerprints
+from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
+from fluxentropy.tablefiles import TableFiles, table_files
+from fluxentropy.versions import versions
+from fluxentropy.yamlfile import did_you_mean
+
+OWNED = ("bin=*", "unscored", "bins.json")  # what a run of `bin` puts into its folder
+
+log = logging.getLogger(__name__)
+
+
+def bin_corpus(config: BinConfig) -> Outcome:
+    """Bin the rows of a run by a score, going on where an earlier run of the same command stopped."""
+    with RunDirectory(config.out, overwrite=config.overwrite, folder=PIECES, owned=OWNED) as run:
+        job = _Job.open(config)
+        run.begin(job.identity(), to_yaml(config))
+        for aside in config.out.glob(".aside-*"):  # of a process that was killed
+            shutil.rmtree(aside, ignore_errors=True)
+        manifest = read_json(run.manifest) or {}
+        if not manifest.get("complete"):
+            try:
+                job.make()
+            except UsageError:  # found in the scores, before anything is made: the mended command may have this folder
+                run.clear()
+                raise
+            run.finish({**job.facts(), "versions": versions()})
+        elif not _whole(config.out):  # a bin was taken away: it is made again, and all else stays
+            shutil.rmtree(run.parts, ignore_errors=True)
+            job.make()
+        shutil.rmtree(run.parts, ignore_errors=True)  # the pieces have served; a complete run needs none
+    return _outcome(config)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Job:
+    """One invocation of `bin` on an open run directory."""
+
+    config: BinConfig
+    by: tuple[str, ...]
+    files: list[ScoredFile]
+    table: TableFiles
+    joined: tuple[str, ...]
+    engine: Engine
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # a column's name in the input -> in the shards
+
+    @classmethod
+    def open(cls, config: BinConfig) -> _Job:
+        paths = table_files(config.run)
+        table = TableFiles.open(paths)
+        if table.rows == 0:
+            raise SourceError(f"{config.run} holds no rows")
+        by = _columns(config)
+        joined = tuple(name for name in by if name not in table.schema.names)
+        missing = [*(joined if config.scores is None else ()), *({config.weight or by[0]} - {*by, *table.schema.names})]
+        if missing:
+            flag = "--weight" if missing[0] == config.weight else "--by"
+            near = did_you_mean(missing[0], table.schema.names)
+            raise UsageError(f"{flag} {missing[0]}: no such column in {config.run}{near}")
+        if config.scores is not None and not joined:
+            raise UsageError(f"--scores {config.scores}: {config.run} has {', '.join(by)} itself, so nothing is joined")
+        for name in (ROW, PLACE):
+            if name in table.schema.names:
+                raise SourceError(f"{config.run} has a column {name}, a name that is needed here: rename it")
+        return cls(
+            config=config,
+            by=by,
+            files=_numbered(paths, int(table.row_bytes)),
+            table=table,
+            joined=joined,
+            engine=make_engine(config.engine, config.workers, config.address),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the shards."""
+        config = self.config
+        options = ("bins", "quantiles", "weight", "grid", "order", "seed")
+        edges = Binning.load(config.edges_file).fingerprint if config.edges_file else config.edges
+        return {
+            "kind": "bins",
+            **{name: getattr(config, name) for name in options},
+            "by": list(self.by),
+            "edges": edges,
+            "shard_bytes": parse_bytes(config.shard_size),
+            "inputs": fingerprints(config.run, [file.path for file in self.files]),
+            "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
+        }
+
+    def make(self) -> None:
+        """Edges, split, gather, `bins.json`; each step finds what is made already."""
+        if self.joined:
+            folder = self.config.out / PIECES / "joined"
+            self.files = join_scores(self.files, str(self.config.scores), self.joined, folder)
+        summaries, selections = self._scan()
+        binning = self._binning(selections)
+        for axis in binning.axes:
+            if axis.note:
+                log.warning(axis.note)
+        split = self._split(binning)
+        parts = self._run(split, self.files, "rows split", lambda record: record["rows"])
+        gather = Gather(
+            out=self.config.out,
+            bins=binning.bins,
+            schema=split.schema,
+            order=self.config.order,
+            by=self.renamed.get(self.by[0], self.by[0]),
+            seed=self.config.seed,
+            shard_bytes=parse_bytes(self.config.shard_size),
+            memory=parse_bytes(self.config.memory),
+        )
+        unscored = UNSCORED not in (split.only or ()) or any(str(UNSCORED) in record["bins"] for record in parts)
+        numbers = [*range(binning.bins), *([UNSCORED] if unscored else [])]
+        made = self._run(gather, numbers, "rows written", lambda record: record["rows"])
+        self._check(parts, made)
+        stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
+        write_json(self.config.out / "bins.json", _bins_json(binning, made, stats, self.config))
+
+    def _scan(self) -> tuple[list[ColumnSummary], list[Selection | None]]:
+        """All passes over the score columns."""
+        scan = Scan(by=self.by, weight=self.config.weight, joined=self.joined)
+        summaries: list[ColumnSummary] = [
+            reduce(add, column) for column in zip(*self.engine.run(scan, self.files), strict=True)
+        ]
+        selections: list[Selection | None] = []
+        for cut, summary in zip(self._cuts(), summaries, strict=True):
+            if summary.histogram.count == 0:
+                selections.append(None)
+            elif cut is None:
+                selections.append(Selection.start(summary.histogram, levels=STAT_LEVELS))
+            else:
+                selections.append(cut.start(summary.histogram, levels=STAT_LEVELS))
+        while any(selection is not None and not selection.done for selection in selections):
+            asked = tuple(None if selection is None or selection.done else selection for selection in selections)
+            found = zip(*self.engine.run(dataclasses.replace(scan, selections=asked), self.files), strict=True)
+            for axis, column in enumerate(found):
+                selection = asked[axis]
+                if selection is not None:
+                    selections[axis] = selection.refine(reduce(add, column))
+        return summaries, selections
+
+    def _cuts(self) -> list[Cut | None]:
+        """Where the edges of each axis shall lie; None where they are given."""
+        config = self.config
+        if config.edges:
+            return [None] * len(self.by)
+        if config.grid:
+            return [Cut.equal(count, config.weight) for count in config.grid_shape]
+        if config.quantiles:
+            return [Cut.percentiles(config.numbers("quantiles"), config.weight)]
+        assert config.bins is not None
+        return [Cut.equal(config.bins, config.weight)]
+
+    def _binning(self, selections: Sequence[Selection | None]) -> Binning:
+        if self.config.edges_file:
+            return Binning.load(self.config.edges_file)
+        if self.config.edges:
+            return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
+        axes = []
+        for name, cut, selection in zip(self.by, self._cuts(), selections, strict=True):
+            if selection is None or cut is None:
+                raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it")
+            axes.append(cut.edges(name, selection))
+        return Binning(axes=tuple(axes))
+
+    def _split(self, binning: Binning) -> Split:
+        fields = [*map(_plain, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
+        names = [field.name for field in fields]
+        if "bin" in names:
+            free = "source_bin"
+            while free in names:
+                free = f"source_{free}"
+            fields[names.index("bin")] = fields[names.index("bin")].with_name(free)
+            self.renamed = {"bin": free}
+        schema = pa.schema([*fields, pa.field("bin", pa.int32())])
+        numbers = (*range(binning.bins), UNSCORED)
+        return Split(
+            out=self.config.out,
+            binning=binning,
+            schema=schema,
+            renamed=tuple(self.renamed.items()),
+            joined=self.joined,
+            only=frozenset(n for n in numbers if read_manifest(self.config.out / bin_folder(n, binning.bins)) is None),
+        )
+
+    def _run(self, job: Any, units: Sequence[Any], unit: str, size: Any) -> list[dict[str, Any]]:
+        found = []
+        with Progress(self.table.rows, unit=unit) as line:
+            for record in self.engine.run(job, units):
+                found.append(record)
+                line.update(size(record))
+        return found
+
+    def _check(self, parts: Sequence[dict[str, Any]], made: Sequence[dict[str, Any]]) -> None:
+        """Every row of the input is in the bins: by count, and by the sum of the rows' hashes."""
+        there, here = (sum(record["rows"] for record in records) for records in (parts, made))
+        before, after = (sum(record["hash"] for record in records) % 2**64 for records in (parts, made))
+        if (there, before) != (here, after) or there != self.table.rows:
+            raise RunError(
+                f"{self.config.out} holds {here:,} rows where {self.config.run} has {self.table.rows:,}, "
+                f"or other ones: start afresh with --overwrite"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the result."""
+        found = read_json(self.config.out / "bins.json") or {}
+        return {name: found[name] for name in ("rows", "unscored", "hash", "fingerprint")} | {
+            "bins_sha256": sha256_file(self.config.out / "bins.json"),
+            "run": self.config.run,
+            "files": [str(file.path) for file in self.files],
+        }
+
+
+def _whole(out: Path) -> bool:
+    """Whether everything that `bins.json` speaks of is there."""
+    found = read_json(out / "bins.json")
+    if found is None:
+        return False
+    bins = len(found["counts"])
+    numbers = [*range(bins), *([UNSCORED] if found["unscored"] else [])]
+    return all(read_manifest(out / bin_folder(number, bins)) is not None for number in numbers)
+
+
+def _columns(config: BinConfig) -> tuple[str, ...]:
+    """The columns to bin by; a bins.json brings its own."""
+    if config.edges_file is None:
+        return config.by
+    loaded = Binning.load(config.edges_file).columns
+    if config.by not in (loaded, BY):
+        said, found = ",".join(config.by), ",".join(loaded)
+        raise UsageError(f"--by {said}: the edges in {config.edges_file} are of {found}; leave --by out")
+    return loaded
+
+
+def _numbered(paths: Sequence[Path], row_bytes: int) -> list[ScoredFile]:
+    found, start = [], 0
+    for number, path in enumerate(paths):
+        rows = pq.read_metadata(path).num_rows
+        found.append(ScoredFile(number=number, path=path, start=start, rows=rows, row_bytes=row_bytes))
+        start += rows
+    return found
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """`field` with the values themselves: files have dictionaries of their own, which do not mix."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def _bins_json(
+    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig
+) -> dict[str, Any]:
+    bins = made[: binning.bins]
+    return {
+        **binning.to_json(),
+        "counts": [record["rows"] for record in bins],
+        "tokens": [record["tokens"] for record in bins],
+        "stats": stats[0] if len(stats) == 1 else list(stats),
+        "rows": sum(record["rows"] for record in made),
+        "unscored": sum(record["rows"] for record in made[binning.bins :]),
+        "hash": sum(record["hash"] for record in made) % 2**64,
+        "order": config.order,
+        "seed": config.seed,
+    }
+
+
+def _outcome(config: BinConfig) -> Outcome:
+    found = read_json(config.out / "bins.json") or {}
+    folders = [bin_folder(number, len(found["counts"])) for number in range(len(found["counts"]))]
+    by = found["by"] if isinstance(found["by"], str) else ", ".join(found["by"])
+    lines = [
+        f"{found['rows']:,} rows by {by} in {len(folders)} bins ({_how(found)}), {config.order} order, in {config.out}"
+    ]
+    edges = found["edges"] if isinstance(found["by"], str) else None
+    for number, folder in enumerate(folders):
+        span = ""
+        if edges is not None:
+            low = f"> {edges[number - 1]:.6g}" if number else ""
+            high = f"<= {edges[number]:.6g}" if number < len(edges) else ""
+            span = f"  {by} {' and '.join(part for part in (low, high) if part)}" if edges else ""
+        lines.append(f"  {folder}  {found['counts'][number]:,} rows, {found['tokens'][number]:,} tokens{span}")
+    if found["unscored"]:
+        lines.append(f"  unscored  {found['unscored']:,} rows without a score")
+    lines.append(f"edges and counts in {config.out / 'bins.json'}; `fluxentropy verify {config.out}` proves the whole")
+    return Outcome(lines=lines, data={"out": str(config.out), **found})
+
+
+def _how(found: dict[str, Any]) -> str:
+    how = found["how"]
+    return how if isinstance(how, str) else " x ".join(how)

@@ -1,0 +1,145 @@
+"""The files of a binned corpus: Arrow IPC files of a target size, and the bins' folders that hold them.
+
+DIR/bin=00/part-00000.arrow …       rows of the lowest scores
+DIR/bin=00/.manifest.json           rows, tokens, sum of row hashes, and each file's rows, bytes and SHA-256
+DIR/unscored/part-00000.arrow …     rows without a score
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fluxentropy.bins import UNSCORED
+from fluxentropy.parts import prefetch
+from fluxentropy.rowhash import sum_of_rows
+from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
+
+BATCH_ROWS, BATCH_BYTES = (
+    1024,
+    2**24,
+)  # of a record batch, which a reader holds whole; the row that reaches them is its last
+MANIFEST = ".manifest.json"
+
+
+def bin_folder(number: int, bins: int) -> str:
+    """The folder of a bin, with as many digits as the last one needs, and at least two.
+
+    >>> bin_folder(3, 12), bin_folder(3, 200), bin_folder(-1, 12)
+    ('bin=03', 'bin=003', 'unscored')
+    """
+    return "unscored" if number == UNSCORED else f"bin={number:0{max(2, len(str(bins - 1)))}d}"
+
+
+def write_bin(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:
+    """Write the rows of `tables` as the shards of `folder`, all of them or none, and return its manifest.
+
+    A shard ends with the batch in which it reaches `shard_bytes` of Arrow data, before compression.
+    """
+    with atomic_folder(folder) as aside:
+        facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
+        shard: _Shard | None = None
+        for batch in prefetch(_regular(tables, schema)):
+            shard = shard or _Shard(aside / f"part-{len(facts['files']):05d}.arrow", schema)
+            shard.write(batch)
+            _count(facts, batch)
+            if shard.size >= shard_bytes:
+                facts["files"].append(shard.close())
+                shard = None
+        if shard or not facts["files"]:  # a bin without rows has one file, so that its columns are known
+            facts["files"].append((shard or _Shard(aside / "part-00000.arrow", schema)).close())
+        write_json(aside / MANIFEST, facts)
+    return facts
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a bin's folder; None where the folder is not there, or not whole."""
+    return read_json(folder / MANIFEST)
+
+
+def row_sizes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Bytes (n,) of each row's texts and lists. They follow from the rows alone, however these are laid out in memory.
+
+    >>> row_sizes(pa.array(["abc", None, ""])), row_sizes(pa.array([["abc"], [], None]))
+    (array([3, 0, 0]), array([11,  0,  0]))
+    """
+    if isinstance(column, pa.ChunkedArray):
+        return np.concatenate([np.zeros(0, np.int64), *map(row_sizes, column.chunks)])
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return row_sizes(column.storage)
+    if _is_text(kind):
+        return np.asarray(pc.binary_length(column).fill_null(0).cast(pa.int64()))
+    if pa.types.is_struct(kind):
+        return sum(map(row_sizes, column.flatten()), np.zeros(len(column), np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = np.asarray(column.offsets).astype(np.int64)
+        items = row_sizes(column.values.slice(offsets[0], offsets[-1] - offsets[0])) + 8
+        running = np.concatenate([[0], np.cumsum(items)])[offsets - offsets[0]]
+        return np.diff(running)
+    return np.zeros(len(column), np.int64)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _count(facts: dict[str, Any], batch: pa.RecordBatch) -> None:
+    facts["rows"] += batch.num_rows
+    facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
+    if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
+        facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+
+
+def _regular(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows in batches that end at the same rows, whatever tables they come in."""
+    held: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        table = table.select(schema.names)
+        ends = np.cumsum(sum(map(row_sizes, table.columns), np.zeros(len(table), np.int64)))
+        start = 0
+        while start < len(table):
+            before = int(ends[start - 1]) if start else 0
+            full = int(np.searchsorted(ends, before + BATCH_BYTES - size)) + 1
+            stop = min(start + BATCH_ROWS - rows, full, len(table))
+            held.append(table.slice(start, stop - start))
+            rows, size, start = rows + stop - start, size + int(ends[stop - 1]) - before, stop
+            if rows == BATCH_ROWS or size >= BATCH_BYTES:
+                yield _batch(held, schema)
+                held, rows, size = [], 0, 0
+    if rows:
+        yield _batch(held, schema)
+
+
+def _batch(tables: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
+    """One batch whose bytes follow from the rows alone: `take` leaves nothing where a slice or a null hides memory."""
+    (batch,) = pa.concat_tables(tables).combine_chunks().cast(schema).to_batches()
+    return batch.take(pa.array(np.arange(batch.num_rows)))
+
+
+class _Shard:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.rows, self.size = path, 0, 0
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+        self.writer = pa.ipc.new_file(str(path), schema, options=options)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.writer.write_batch(batch)
+        self.rows += batch.num_rows
+        self.size += pa.ipc.get_record_batch_size(batch)  # as it is written: `nbytes` depends on the batch's past
+
+    def close(self) -> dict[str, Any]:
+        self.writer.close()
+        return {
+            "name": self.path.name,
+            "rows": self.rows,
+            "bytes": self.path.stat().st_size,
+            "sha256": sha256_file(self.path),
+        }

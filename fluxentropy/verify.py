@@ -1,0 +1,221 @@
+"""`fluxentropy verify`: proves that nothing in a run directory is lost or damaged; names what is, and repairs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from fluxentropy.bincheck import check_bins
+from fluxentropy.config import VerifyConfig
+from fluxentropy.engine import Engine, make_engine
+from fluxentropy.errors import FluxentropyError, RunError
+from fluxentropy.findings import Findings, read_record
+from fluxentropy.outcome import Outcome
+from fluxentropy.repair import repair
+from fluxentropy.runcheck import check_parts
+from fluxentropy.runscores import CONSENSUS
+from fluxentropy.store import part_numbers, part_paths
+from fluxentropy.tablefiles import reading
+
+ROUNDS = 3  # of repairs: what is wrong with the whole shows once its parts are whole
+
+log = logging.getLogger(__name__)
+
+
+def verify(config: VerifyConfig) -> Outcome:
+    """Check the run directory `config.dir`, and with `repair` make again what is damaged, then check once more."""
+    engine = make_engine(config.engine, config.workers, config.address)
+    found = check(config.dir, engine)
+    damaged: dict[str, None] = {}
+    failures: list[str] = []
+    for _ in range(ROUNDS if config.repair else 0):
+        if failures or not any(run.repairable or run.leftovers for run in found):
+            break
+        for problem in (problem for run in found for problem in run.problems):
+            log.warning(str(problem))
+            damaged[str(problem.path)] = None
+        failures = repair(found, workers=config.workers)
+        found = check(config.dir, engine)
+    left = {str(problem.path) for run in found for problem in run.problems}
+    return _outcome(config, found, [path for path in damaged if path not in left], failures)
+
+
+# --- what there is to check -------------------------------------------------------------------------------------------
+
+
+def check(path: Path, engine: Engine) -> list[Findings]:
+    """What is found in the run directory `path`; in a folder of `zoo`, in each model's run and then in the folder.
+
+    Errors: `RunError` where `path` is no run directory, or a run that is not finished.
+    """
+    if not (path / "manifest.json").exists():
+        raise RunError(f"{path} {_no_run(path)}")
+    try:
+        manifest = read_record(path / "manifest.json")
+    except RunError as error:
+        findings = Findings(run=path, kind="run")
+        findings.add(path / "manifest.json", f"{error}; the run has to be made afresh, with --overwrite", None)
+        return [findings]
+    identity = manifest.get("identity")
+    if not isinstance(identity, dict):
+        findings = Findings(run=path, kind="run")
+        findings.add(path / "manifest.json", "it is no manifest; the run has to be made afresh, with --overwrite", None)
+        return [findings]
+    if manifest.get("complete") is not True:
+        raise RunError(
+            f"{path} is not finished: give the command that writes it once more, it resumes where it stopped"
+        )
+    kind = _kind(path, identity)
+    if kind in ("zoo", "agree"):
+        return _check_comparison(path, kind, manifest, engine)
+    return [_check_run(path, kind, manifest, engine)]
+
+
+def _no_run(path: Path) -> str:
+    if not path.is_dir():
+        return "is not there" if not path.exists() else "is a file: give the run directory"
+    inside = sorted(found.parent.name for found in path.glob("*/manifest.json"))
+    hint = f": it holds {', '.join(inside[:8])}; give one of them" if inside else ""
+    return f"is no run directory, it has no manifest.json{hint}"
+
+
+def _kind(path: Path, identity: dict[str, Any]) -> str:
+    """The command that wrote a run with this identity."""
+    known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", CONSENSUS: CONSENSUS}
+    if identity.get("kind") in known:
+        return known[identity["kind"]]
+    if "sources" in identity and "model" in identity:
+        return "score"
+    if "models" in identity and "inputs" in identity:
+        return "agree"
+    raise RunError(f"{path} is not a run of score, bin, zoo, agree or hellaswag, and no other can be verified")
+
+
+def _check_run(path: Path, kind: str, manifest: dict[str, Any], engine: Engine) -> Findings:
+    findings = Findings(run=path, kind=kind)
+    if kind != CONSENSUS and not (path / "config.resolved.yaml").is_file():
+        findings.add(
+            path / "config.resolved.yaml", "it is missing: give the command that wrote the run once more", None
+        )
+    try:
+        CHECKS[kind](findings, manifest, engine)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # JSON of another shape
+        findings.add(path / "manifest.json", f"it, or a manifest beside it, is not as it was written ({error!r})", None)
+    if kind == CONSENSUS:  # its bytes come from another command: that of the folder it is in
+        findings.problems = [dataclasses.replace(problem, redo=None) for problem in findings.problems]
+    return findings
+
+
+def _check_score(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+    check_parts(findings, manifest, engine, folder="scores", ordered=True)
+    sources = len(manifest.get("inputs") or manifest["identity"]["sources"])
+    files = f"{sources} source file{'s' if sources != 1 else ''}"
+    findings.summary = f"{findings.rows:,} rows of {files} in {findings.files} parts"
+
+
+def _check_consensus(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+    check_parts(findings, manifest, engine, folder="scores", ordered=False)
+    findings.summary = f"{findings.rows:,} rows in {findings.files} parts"
+
+
+def _check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+    check_bins(findings, manifest, engine)
+    findings.summary = f"{findings.rows:,} rows in {findings.files} shards"
+
+
+def _check_items(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+    check_parts(findings, manifest, engine, folder="items", ordered=False)
+    findings.summary = f"{findings.rows:,} questions in {findings.files} parts"
+    if findings.problems:
+        return
+    findings.differs(findings.run / "manifest.json", "questions", manifest.get("items"), findings.rows)
+    whole, parts = findings.run / "items.parquet", findings.run / "items"
+    if not whole.is_file():
+        findings.add(whole, "it is missing")
+        return
+    try:
+        with reading(whole):
+            table, at = pq.read_table(whole), 0
+        for number in sorted(part_numbers(parts)):
+            part = pq.read_table(part_paths(parts, number)[0])
+            if not part.equals(table.slice(at, len(part))):
+                findings.add(whole, f"it differs from {part_paths(parts, number)[0].name}, at row {at} or after")
+                return
+            at += len(part)
+        findings.differs(whole, "questions", len(table), at)
+    except RunError as error:
+        findings.add(whole, str(error).removeprefix(f"{whole} "))
+
+
+CHECKS: dict[str, Callable[[Findings, dict[str, Any], Engine], None]] = {
+    "score": _check_score,
+    "bin": _check_bins,
+    "hellaswag": _check_items,
+    CONSENSUS: _check_consensus,
+}
+
+
+def _check_comparison(path: Path, kind: str, manifest: dict[str, Any], engine: Engine) -> list[Findings]:
+    """The runs in a folder of `zoo`, and the comparison that `zoo` or `agree` wrote."""
+    whole = Findings(run=path, kind=kind)
+    whole.look_for_leftovers(path)
+    found = []
+    for name in manifest.get("models") or [] if kind == "zoo" else []:
+        found += _inner(path / name, whole, engine)
+    if kind == "agree" or len(manifest.get("models") or []) > 1:
+        for consensus in _inner(path / CONSENSUS, whole, engine):
+            whole.rows, whole.leftovers = consensus.rows, [*whole.leftovers, *consensus.leftovers]
+            for problem in consensus.problems:  # the comparison makes the whole consensus again
+                whole.add(problem.path, problem.problem)
+        try:
+            read_record(path / "agreement.json")
+        except RunError as error:
+            whole.add(path / "agreement.json", str(error))
+    whole.summary = f"{len(manifest.get('models') or [])} models compared on {whole.rows:,} rows"
+    return [*found, whole]
+
+
+def _inner(path: Path, whole: Findings, engine: Engine) -> list[Findings]:
+    try:
+        return check(path, engine)
+    except FluxentropyError as error:
+        whole.add(path, str(error).removeprefix(f"{path} "))
+        return []
+
+
+# --- what is said of it -----------------------------------------------------------------------------------------------
+
+
+def _outcome(config: VerifyConfig, found: list[Findings], repaired: list[str], failures: list[str]) -> Outcome:
+    problems = [problem for run in found for problem in run.problems]
+    notes = [f"{run.run}: {note}" for run in found for note in run.notes]
+    leftovers = [str(path) for run in found for path in run.leftovers]
+    lines = [f"{run.run}: {run.kind}" + (f", {run.summary}" if run.summary else "") for run in found]
+    lines += [f"  {note}" for run in found for note in run.notes]
+    lines += [f"made again: {path}" for path in repaired]
+    lines += [f"left by a command that was stopped, harmless: {path}" for path in leftovers]
+    if problems:
+        lines += [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *(f"  {one}" for one in problems)]
+    else:
+        lines.append("nothing is missing, nothing is damaged")
+    lines += [f"not repaired: {failure}" for failure in failures]
+    if not config.repair and any(run.repairable for run in found):
+        lines.append(f"`fluxentropy verify {config.dir} --repair` makes again what is damaged, and nothing else")
+    data = {
+        "dir": str(config.dir),
+        "ok": not problems,
+        "runs": [{"run": str(run.run), "kind": run.kind, "rows": run.rows, "files": run.files} for run in found],
+        "problems": [
+            {"path": str(one.path), "problem": one.problem, "repairable": one.redo is not None} for one in problems
+        ],
+        "leftovers": leftovers,
+        "notes": notes,
+        "repaired": repaired,
+        "not_repaired": failures,
+    }
+    return Outcome(lines=lines, data=data, exit_code=1 if problems or failures else 0)

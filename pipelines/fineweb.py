@@ -1,0 +1,65 @@
+"""FineWeb, or any corpus, from text to verified bins: score, bin and verify in one program that resumes.
+
+python pipelines/fineweb.py --model smollm2-135m-instruct --out fineweb --limit 10000
+python pipelines/fineweb.py --model smollm2-135m-instruct --out fineweb --dump CC-MAIN-2024-10
+python pipelines/fineweb.py data/*.parquet --model smollm2-135m-instruct --out fineweb --bins 16 --workers 8
+
+Without sources FineWeb is streamed from the Hub: the sample of 10 billion tokens, or the dump that is named. Started
+again with the same options, the program goes on where it was stopped; a finished run is only verified again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fluxentropy.binning import bin_corpus
+from fluxentropy.config import BinConfig, ScoreConfig, VerifyConfig
+from fluxentropy.errors import FluxentropyError
+from fluxentropy.outcome import Outcome
+from fluxentropy.scoring import score
+from fluxentropy.verify import verify
+
+HUB = "hf://datasets/HuggingFaceFW/fineweb"
+
+
+def main() -> int:
+    """Run the three steps; print what each says, and return the exit code of the first that fails."""
+    parser = argparse.ArgumentParser(description="Score, bin and verify FineWeb or another corpus.")
+    parser.add_argument("sources", nargs="*", help="files, folders, globs or Hub data sets")
+    parser.add_argument("--dump", default="sample-10BT", help="FineWeb's configuration: CC-MAIN-2024-10, …")
+    parser.add_argument("--model", required=True, help="zoo name, Hub id, folder or .gguf file")
+    parser.add_argument("--limit", type=int, help="score only the first texts")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest piece of a text that the model sees")
+    parser.add_argument("--by", default="entropy_mean", help="score to bin by")
+    parser.add_argument("--bins", type=int, default=8, help="bins of equal counts")
+    parser.add_argument("--workers", type=int, default=1, help="processes that bin and verify")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the scores and the bins")
+    options = parser.parse_args()
+    sources = tuple(options.sources) or (f"{HUB}/{options.dump}:train",)
+    scores, bins = options.out / "scores", options.out / "bins"
+    work = {"workers": options.workers}
+    scoring = ScoreConfig(
+        sources=sources, model=options.model, limit=options.limit, max_tokens=options.max_tokens, out=scores
+    )
+    steps = (
+        lambda: score(scoring),
+        lambda: bin_corpus(BinConfig(run=str(scores), by=(options.by,), bins=options.bins, out=bins, **work)),
+        lambda: verify(VerifyConfig(run=scores, **work)),
+        lambda: verify(VerifyConfig(run=bins, **work)),
+    )
+    try:
+        for step in steps:
+            outcome: Outcome = step()
+            print("\n".join(outcome.lines))
+            if outcome.exit_code:
+                return outcome.exit_code
+    except FluxentropyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""`fluxentropy ARGUMENTS` that is killed at a step of writing; also in the worker processes that it starts.
+
+    CRASH_AT=3:after python tests/crashing.py bin … --out DIR      killed after the 3rd call of fsync, replace or rename
+
+With CRASH_COUNT=FILE, each process adds a line for each such call to FILE.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+calls = 0
+
+
+def crash(when: str) -> None:
+    if os.environ.get("CRASH_AT") == f"{calls}:{when}":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        global calls
+        calls += 1
+        if counts := os.environ.get("CRASH_COUNT"):
+            with open(counts, "a") as file:
+                file.write(f"{function.__name__}\n")
+        crash("before")
+        result = function(*arguments, **options)
+        crash("after")
+        return result
+
+    return call
+
+
+os.fsync = deadly(os.fsync)
+os.replace = deadly(os.replace)
+os.rename = deadly(os.rename)  # what Path.rename calls
+
+if __name__ == "__main__":  # a spawned worker imports this file under another name, and patches itself
+    from fluxentropy.cli import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""Summaries of parts against NumPy on the whole column, and their bytes."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fluxentropy.columnsummary import PERCENTS, STAT_LEVELS, ColumnSummary
+from fluxentropy.errors import RunError
+from fluxentropy.quantiles import Selection
+from fluxentropy.scorecolumn import ScoreColumn
+
+ROWS = [None, float("nan"), *np.random.default_rng(0).gamma(9.0, size=1000).tolist(), -0.0, 0.0, None]
+TOKENS = [7] * len(ROWS)
+
+
+def summarise(rows: list[float | None], tokens: list[int]) -> ColumnSummary:
+    column = ScoreColumn.read(pa.array(rows, pa.float64()), pa.array(tokens), name="x", weight_name="n_tokens")
+    return ColumnSummary.of(column)
+
+
+def test_stats_are_those_of_numpy() -> None:
+    summary = summarise(ROWS, TOKENS)
+    there = np.array([row for row in ROWS if row is not None and row == row])
+    stats = summary.stats(Selection.start(summary.histogram, STAT_LEVELS))
+    assert (stats["count"], stats["nulls"], stats["nan"]) == (1002, 2, 1)
+    assert (stats["mean"], stats["std"]) == (pytest.approx(there.mean()), pytest.approx(there.std()))
+    assert (stats["min"], stats["max"]) == (there.min(), there.max())
+    assert list(stats["percentiles"]) == ["1", "5", "10", "25", "50", "75", "90", "95", "99"]
+    assert list(stats["percentiles"].values()) == np.percentile(there, PERCENTS).tolist()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 500])
+def test_bytes_do_not_depend_on_parts_or_order(parts: int) -> None:
+    pieces = [summarise(ROWS[part::parts], TOKENS[part::parts]) for part in range(parts)]
+    start = ColumnSummary.empty(weighted=True)
+    assert functools.reduce(operator.add, pieces[::-1], start).to_bytes() == summarise(ROWS, TOKENS).to_bytes()
+
+
+def test_bytes_lead_back() -> None:
+    data = summarise(ROWS, TOKENS).to_bytes()
+    back = ColumnSummary.from_bytes(data)
+    assert back.to_bytes() == data
+    assert back.sums == summarise(ROWS, TOKENS).sums
+    assert back.histogram.weight == 7 * 1002
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", summarise(ROWS, TOKENS).to_bytes()[:-40]])
+def test_damaged_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(RunError, match="the summary of a part is damaged"):
+        ColumnSummary.from_bytes(data)
+
+
+def test_a_column_without_numbers_has_counts_only() -> None:
+    stats = summarise([None, float("nan")], [1, 1]).stats(None)
+    assert stats == {
+        "count": 0,
+        "nulls": 1,
+        "nan": 1,
+        "mean": None,
+        "std": None,
+        "min": None,
+        "max": None,
+        "percentiles": {},
+    }

@@ -1,0 +1,231 @@
+"""Killed at any step of writing, `bin` and `score` go on and leave the bytes of a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from fakes import SENTENCES, save_model
+from scoredruns import write_run
+
+from fluxentropy.cli import main
+
+CRASHING = Path(__file__).with_name("crashing.py")
+SCORES = [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 2.5, 3.5]  # in three parts
+
+
+def start(argv: Sequence[object], script: Path = CRASHING, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, argv)],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    """Every file but the lock, also the hidden ones."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def undisturbed(argv: Sequence[object], out: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The files of the command, which writes to `out`, and the steps it takes; `out` is then removed."""
+    counts = out.with_name("steps")
+    assert start(argv, CRASH_COUNT=str(counts)).returncode == 0
+    files = snapshot(out)
+    shutil.rmtree(out)
+    return files, counts.read_text().splitlines()
+
+
+def killed(argv: Sequence[object], step: str) -> None:
+    """Run the command until it is killed at `step`, in this process's child or in one of its workers."""
+    done = start(argv, CRASH_AT=step)
+    assert done.returncode == -signal.SIGKILL or (
+        done.returncode == 1 and "a worker process was killed" in done.stderr and "goes on from there" in done.stderr
+    ), (step, done)
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "scored", SCORES)
+
+
+def test_bin_killed_at_every_step(scored: Path, tmp_path: Path) -> None:
+    """Every step in turn, each time on a fresh run."""
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--bins", 2, "--out", out]
+    expected, steps = undisturbed(argv, out)
+    assert {"fsync", "replace", "rename"} <= set(steps)
+    for place in range(1, len(steps) + 1):
+        killed(argv, f"{place}:after")
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(out) == expected, place
+        shutil.rmtree(out)
+
+
+def test_bin_killed_again_and_again(scored: Path, tmp_path: Path) -> None:
+    """Every run is killed at its n-th step: what was made before must not be lost, nor be made wrong."""
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--bins", 2, "--out", out]
+    expected, steps = undisturbed(argv, out)
+    kills = 0
+    while (done := start(argv, CRASH_AT="12:before")).returncode:
+        assert done.returncode == -signal.SIGKILL
+        kills += 1
+        assert kills < len(steps)
+    assert kills > 2
+    assert snapshot(out) == expected
+
+
+@pytest.mark.parametrize("step", ["2:before", "4:after", "9:after"])
+def test_bin_in_two_processes(step: str, scored: Path, tmp_path: Path) -> None:
+    """The steps are counted in each process: the workers are killed as well as the process that started them."""
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--bins", 2, "--workers", 2, "--out", out]
+    expected, _ = undisturbed(argv, out)
+    killed(argv, step)
+    assert main([str(part) for part in argv]) == 0
+    assert snapshot(out) == expected
+
+
+def test_bin_killed_while_it_starts_afresh(scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--bins", 2, "--out", out]
+    expected, _ = undisturbed(argv, out)
+    del expected["config.resolved.yaml"]  # it says --overwrite
+    for step in ("1:after", "2:after", "5:before"):
+        assert main(["bin", str(scored), "--bins", "3", "--out", str(out), "--overwrite"]) == 0
+        killed([*argv, "--overwrite"], step)
+        again = ["--overwrite"] if step == "1:after" else []  # the former run is still whole then
+        assert main([*map(str, argv), *again]) == 0
+        assert {name: data for name, data in snapshot(out).items() if name in expected} == expected, step
+        assert not (out / "bin=02").exists()
+
+
+def test_joined_scores_killed(scored: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = [f"id-{row}" for row in range(len(SCORES))]
+    pq.write_table(
+        pa.table({"id": ids, "far": [float(len(ids) - row) for row in range(len(ids))]}), tmp_path / "far.parquet"
+    )
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--by", "far", "--scores", tmp_path / "far.parquet", "--bins", 2, "--out", out]
+    expected, _ = undisturbed(argv, out)
+    for step in ("7:after", "8:before", "11:after"):
+        killed(argv, step)
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(out) == expected, step
+        shutil.rmtree(out)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def test_score_killed_at_steps_all_along(model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "texts.jsonl", tmp_path / "scored"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*SENTENCES, "", *SENTENCES]))
+    argv = ["score", source, "--model", model, "--max-tokens", 100, "--part-tokens", 30, "--out", out]
+    expected, steps = undisturbed(argv, out)
+    assert sum(name.endswith(".parquet") for name in expected) > 2
+    assert len(steps) > 20
+    for place in range(2, len(steps) + 1, max(1, len(steps) // 3)):
+        killed(argv, f"{place}:after")
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(out) == expected, place
+        shutil.rmtree(out)
+
+
+# --- other faults -----------------------------------------------------------------------------------------------------
+
+
+def failing(argv: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that must fail."""
+    assert main([*map(str, argv), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return str(json.loads(captured.out)["error"])
+
+
+def test_two_runs_at_once(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fluxentropy.store import RunDirectory
+
+    argv = ["bin", scored, "--bins", 2, "--out", tmp_path / "bins"]
+    with RunDirectory(tmp_path / "bins"):
+        found = failing(argv, capsys)
+    assert f"{tmp_path / 'bins'} is being written by process {os.getpid()}: wait for it" in found
+    assert main([str(part) for part in argv]) == 0
+
+
+def test_a_target_that_cannot_be_written(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    found = failing(["bin", scored, "--bins", 2, "--out", tmp_path / "file" / "bins"], capsys)
+    assert f"cannot write {tmp_path / 'file' / 'bins'}" in found
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    found = failing(["bin", scored, "--bins", 2, "--out", tmp_path / "locked" / "bins"], capsys)
+    assert "cannot write" in found and "Permission denied" in found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk(workers: int, tmp_path: Path) -> None:
+    scored = write_run(tmp_path / "scored", [float(n % 17) for n in range(2000)], part_rows=700)
+    limited = tmp_path / "limited.py"
+    limited.write_text(
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "if __name__ == '__main__':\n"
+        "    from fluxentropy.cli import main\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    argv = ["bin", scored, "--bins", 2, "--workers", workers, "--out", tmp_path / "bins"]
+    failed = start(argv, limited)
+    assert (failed.returncode, "Traceback" in failed.stderr) == (1, False), failed.stderr
+    assert "cannot write" in failed.stderr and "File too large" in failed.stderr
+    assert not list((tmp_path / "bins").rglob(".aside-*"))
+    assert main([str(part) for part in argv]) == 0
+    found = snapshot(tmp_path / "bins")
+    shutil.rmtree(tmp_path / "bins")
+    assert main([str(part) for part in argv]) == 0
+    assert snapshot(tmp_path / "bins") == found
+
+
+def test_a_scored_part_that_changed_between_runs(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bin", scored, "--bins", 2, "--out", tmp_path / "bins"]
+    killed(argv, "9:after")
+    shutil.rmtree(scored)
+    write_run(scored, [*SCORES[:5], 6.5, *SCORES[6:]])
+    found = failing(argv, capsys)
+    assert "inputs.part-00001.parquet is" in found
+
+
+def test_what_killed_processes_left_does_not_matter(scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--bins", 2, "--out", out]
+    expected, steps = undisturbed(argv, out)
+    killed(argv, f"{len(steps) - 6}:after")
+    for name in (".aside-1-bin=00", ".aside-99999-bin=01", ".pieces/.spill-0"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+        (out / name / "part-00000.arrow").write_text("cut of")
+    (out / ".pieces" / ".aside-part-00000.arrow").write_text("cut of")
+    assert main([str(part) for part in argv]) == 0
+    assert snapshot(out) == expected

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pytest
+
+from fluxentropy import shards
+from fluxentropy.errors import RunError
+from fluxentropy.rowhash import sum_of_rows
+from fluxentropy.shards import bin_folder, read_manifest, row_sizes, write_bin
+
+
+def some_rows(number: int) -> pa.Table:
+    rng = random.Random(number)
+    return pa.table(
+        {
+            "id": pa.array([f"id-{n}" for n in range(number)]),
+            "text": pa.array(["x" * rng.randrange(200) if rng.random() < 0.9 else None for _ in range(number)]),
+            "n_tokens": pa.array([rng.choice([None, 1, 5]) for _ in range(number)], pa.int64()),
+            "tags": pa.array([["t"] * rng.randrange(4) for _ in range(number)], pa.list_(pa.string())),
+        }
+    )
+
+
+def read(folder: Path) -> pa.Table:
+    return pa.concat_tables(ipc.open_file(path).read_all() for path in sorted(folder.glob("part-*.arrow")))
+
+
+def test_rows_in_their_order_and_what_the_manifest_says(tmp_path: Path) -> None:
+    table = some_rows(5000)
+    facts = write_bin([table], table.schema, tmp_path / "bin=00", shard_bytes=2**18)
+    found = read(tmp_path / "bin=00")
+    assert found.equals(table)
+    assert facts == read_manifest(tmp_path / "bin=00")
+    assert facts["rows"] == 5000
+    assert facts["tokens"] == sum(value or 0 for value in table["n_tokens"].to_pylist())
+    assert facts["hash"] == sum_of_rows(table)
+    files = sorted(path.name for path in (tmp_path / "bin=00").iterdir())
+    assert files == [".manifest.json", *(file["name"] for file in facts["files"])]
+    for file in facts["files"]:
+        path = tmp_path / "bin=00" / file["name"]
+        assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert file["bytes"] == path.stat().st_size
+        assert file["rows"] == ipc.open_file(path).read_all().num_rows
+
+
+def test_files_do_not_depend_on_how_the_rows_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "BATCH_BYTES", 20_000)  # both limits of a batch are met
+    table = some_rows(3000)
+    no_nulls = table.slice(0, 1)
+    tables = {
+        "whole": [table],
+        "rows": [
+            pa.table(
+                {
+                    name: pa.array(table[name].slice(n, 1).to_pylist(), table.schema.field(name).type)
+                    for name in table.schema.names
+                }
+            )
+            for n in range(len(table))
+        ],
+        "pieces": [table.slice(start, 700).combine_chunks() for start in range(0, 3000, 700)],
+        "empty ones": [no_nulls.slice(0, 0), table.slice(0, 999), table.slice(0, 0), table.slice(999)],
+    }
+    for name, parts in tables.items():
+        write_bin(parts, table.schema, tmp_path / name, shard_bytes=60_000)
+    manifests = {(tmp_path / name / ".manifest.json").read_bytes() for name in tables}  # with each file's SHA-256
+    assert len(manifests) == 1
+
+
+def test_size_of_shards_and_batches(tmp_path: Path) -> None:
+    table = pa.table({"text": ["y" * 1000] * 10_000})
+    write_bin([table], table.schema, tmp_path / "b", shard_bytes=2_000_000)
+    rows = [ipc.open_file(path).read_all().num_rows for path in sorted((tmp_path / "b").glob("*.arrow"))]
+    assert rows == [2048] * 4 + [1808]  # the second batch of 1,024 rows reaches 2 MB
+    reader = ipc.open_file(tmp_path / "b" / "part-00000.arrow")
+    assert [reader.get_batch(n).num_rows for n in range(reader.num_record_batches)] == [1024, 1024]
+
+
+def test_batches_of_large_texts_have_few_rows(tmp_path: Path) -> None:
+    texts = ["z" * (9 * 2**20 if n % 3 == 0 else 10) for n in range(12)]
+    table = pa.table({"text": texts})
+    write_bin([table], table.schema, tmp_path / "b", shard_bytes=2**40)
+    reader = ipc.open_file(tmp_path / "b" / "part-00000.arrow")
+    batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
+    assert [batch.num_rows for batch in batches] == [4, 6, 2]  # a batch ends with the row that reaches 16 MiB
+    assert reader.read_all().equals(table)
+
+
+def test_a_bin_without_rows_has_a_file_with_its_columns(tmp_path: Path) -> None:
+    schema = some_rows(1).schema
+    facts = write_bin([], schema, tmp_path / "b", shard_bytes=1)
+    assert (facts["rows"], facts["tokens"], facts["hash"], len(facts["files"])) == (0, 0, 0, 1)
+    assert read(tmp_path / "b").equals(schema.empty_table())
+
+
+def test_all_files_or_none(tmp_path: Path) -> None:
+    table = some_rows(2000)
+
+    def broken() -> object:
+        yield table
+        raise RunError("the source broke off")
+
+    with pytest.raises(RunError, match="broke off"):
+        write_bin(broken(), table.schema, tmp_path / "b", shard_bytes=1)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    assert read_manifest(tmp_path / "b") is None
+
+
+def test_a_cut_file_fails_loudly(tmp_path: Path) -> None:
+    table = some_rows(2000)
+    write_bin([table], table.schema, tmp_path / "b", shard_bytes=2**30)
+    path = tmp_path / "b" / "part-00000.arrow"
+    data = path.read_bytes()
+    for size in (len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(pa.ArrowInvalid):
+            ipc.open_file(path)
+
+
+def test_folders() -> None:
+    assert [bin_folder(3, bins) for bins in (4, 99, 100, 101, 1001)] == ["bin=03"] * 3 + ["bin=003", "bin=0003"]
+    assert bin_folder(-1, 4) == "unscored"
+
+
+def test_row_sizes_against_python() -> None:
+    texts = ["", "abc", None, "é", "x" * 100]
+    lists = [["abc", ""], [], None, ["é", None], ["x"] * 5]
+    structs = [{"a": text, "b": 1} for text in texts]
+    sizes = [len((text or "").encode()) for text in texts]
+    inside = [sum(8 + len((item or "").encode()) for item in items or []) for items in lists]
+    for array, expected in [
+        (pa.array(texts), sizes),
+        (pa.array(texts, pa.large_string()), sizes),
+        (pa.array(lists), inside),
+        (pa.array(lists, pa.large_list(pa.string())), inside),
+        (pa.array(structs), sizes),
+        (pa.array([1, 2, 3, 4, None]), [0] * 5),
+    ]:
+        assert row_sizes(array).tolist() == expected
+        assert row_sizes(array.slice(1, 3)).tolist() == expected[1:4]
+        assert row_sizes(pa.chunked_array([array, array.slice(4)])).tolist() == [*expected, expected[4]]
+        assert row_sizes(array.slice(0, 0)).tolist() == []
+    assert row_sizes(pa.chunked_array([], pa.string())).dtype == np.int64
+
+
+def test_manifest_is_json(tmp_path: Path) -> None:
+    write_bin([], some_rows(0).schema, tmp_path / "b", shard_bytes=1)
+    assert set(json.loads((tmp_path / "b" / ".manifest.json").read_text())) == {"rows", "tokens", "hash", "files"}

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+import pytest
+
+from fluxentropy import split
+from fluxentropy.bins import BinEdges, Binning
+from fluxentropy.columnsummary import ColumnSummary
+from fluxentropy.errors import UsageError
+from fluxentropy.histogram import Histogram
+from fluxentropy.quantiles import Selection
+from fluxentropy.rowhash import sum_of_rows
+from fluxentropy.scorecolumn import ScoreColumn
+from fluxentropy.shards import read_manifest
+from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints
+
+BINNING = Binning(axes=(BinEdges.fixed("x", [0.0, 1.0]),))
+
+
+def scored_files(folder: Path, table: pa.Table, sizes: list[int]) -> list[ScoredFile]:
+    """`table` in files of these many rows."""
+    found, start = [], 0
+    for number, rows in enumerate(sizes):
+        path = folder / f"part-{number:05d}.parquet"
+        pq.write_table(table.slice(start, rows), path, row_group_size=40)
+        found.append(ScoredFile(number=number, path=path, start=start, rows=rows, row_bytes=8))
+        start += rows
+    assert start == len(table)
+    return found
+
+
+def some_rows(number: int) -> pa.Table:
+    rng = np.random.default_rng(0)
+    x = pa.array(rng.normal(0, 1, number), mask=rng.random(number) < 0.1)
+    return pa.table({"id": [f"id-{n}" for n in range(number)], "x": x, "w": rng.integers(0, 9, number)})
+
+
+def make_split(out: Path, table: pa.Table, only: frozenset[int] | None = None) -> Split:
+    schema = table.schema.append(pa.field("bin", pa.int32()))
+    return Split(out=out, binning=BINNING, schema=schema, renamed=(), joined=(), only=only)
+
+
+def bins_of(table: pa.Table) -> list[int]:
+    return [-1 if x is None else (x > 0) + (x > 1) for x in table["x"].to_pylist()]
+
+
+def test_scan_of_small_steps_is_that_of_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = some_rows(300)
+    whole = ColumnSummary.of(ScoreColumn.read(table["x"], table["w"], name="x", weight_name="w"))
+    monkeypatch.setattr(split, "SCAN_ROWS", 7)
+    files = scored_files(tmp_path, table, [100, 0, 200])
+    scan = Scan(by=("x",), weight="w")
+    summaries = [scan(file)[0] for file in files]
+    assert all(isinstance(part, ColumnSummary) for part in summaries)
+    found = summaries[0] + summaries[1] + summaries[2]  # type: ignore[operator]
+    assert found.to_bytes() == whole.to_bytes()
+    selection = Selection.start(whole.histogram, [0.5], [0.25])
+    asked = Scan(by=("x", "w"), weight="w", selections=(selection, None))
+    cells = [asked(file) for file in files]
+    assert [second for _, second in cells] == [None] * 3
+    histogram = sum((first for first, _ in cells), Histogram.empty(weighted=True))  # type: ignore[misc]
+    assert (histogram.count, histogram.weight) == selection.sought
+
+
+def test_scan_names_the_file_and_the_rows(tmp_path: Path) -> None:
+    (file,) = scored_files(tmp_path, pa.table({"x": [1.0, float("inf")]}), [2])
+    with pytest.raises(UsageError, match=r"part-00000\.parquet, rows 0 to 2: column x: 1 of 2 values are infinite"):
+        Scan(by=("x",), weight=None)(file)
+
+
+def test_split_puts_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "BATCH_ROWS", 50)
+    table = some_rows(300)
+    files = scored_files(tmp_path, table, [170, 0, 130])
+    facts = [make_split(tmp_path / "out", table)(file) for file in files]
+    assert sum(fact["rows"] for fact in facts) == 300
+    assert sum(fact["hash"] for fact in facts) % 2**64 == sum_of_rows(table)
+    assert facts[1]["bins"] == {}
+    found = {}
+    for file, fact in zip(files, facts, strict=True):
+        reader = ipc.open_file(tmp_path / "out" / ".pieces" / f"part-{file.number:05d}.arrow")
+        for number, batches in fact["batches"].items():
+            tables = [pa.Table.from_batches([reader.get_batch(place)]) for place in batches]
+            assert sum(map(len, tables)) == fact["bins"][number]
+            for row in pa.concat_tables(tables).to_pylist():
+                assert row["bin"] == (None if number == "-1" else int(number))
+                found[row["__row"]] = (row["id"], row["x"], int(number))
+    assert [found[row] for row in range(300)] == list(
+        zip(table["id"].to_pylist(), table["x"].to_pylist(), bins_of(table), strict=True)
+    )
+
+
+def test_split_and_gather_are_done_once(tmp_path: Path) -> None:
+    table = some_rows(100)
+    out = tmp_path / "out"
+    (file,) = scored_files(tmp_path, table, [100])
+    job = make_split(out, table)
+    gather = Gather(out=out, bins=3, schema=job.schema, order="source", by="x", seed=0, shard_bytes=2**20, memory=2**24)
+    for _ in range(2):
+        first = (job(file), [gather(number) for number in (0, 1, 2, -1)])
+        times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = (job(file), [gather(number) for number in (0, 1, 2, -1)])
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == times
+    bins = bins_of(table)
+    assert [record["rows"] for record in again[1]] == [bins.count(number) for number in (0, 1, 2, -1)]
+    assert read_manifest(out / "bin=01") == again[1][1]
+
+
+def test_only_some_bins(tmp_path: Path) -> None:
+    table = some_rows(100)
+    (file,) = scored_files(tmp_path, table, [100])
+    facts = make_split(tmp_path / "out", table, frozenset({1}))(file)
+    assert facts["bins"] == {"1": bins_of(table).count(1)}
+    assert facts["rows"] == 100
+
+
+def test_fingerprints_name_files_below_their_folder(tmp_path: Path) -> None:
+    for name in ("a/x.parquet", "b/x.parquet"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    paths = [tmp_path / "a/x.parquet", tmp_path / "b/x.parquet"]
+    found = fingerprints(str(tmp_path), paths)
+    assert list(found) == ["a/x.parquet", "b/x.parquet"] and len({*found.values()}) == 2
+    (tmp_path / "a/.x.json").write_text('{"sha256": "what a manifest says"}')
+    assert fingerprints(str(tmp_path), paths) == found  # these files belong to no run
+    assert fingerprints(str(paths[0]), paths[:1]) == {"x.parquet": found["a/x.parquet"]}
