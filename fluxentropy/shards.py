@@ -16,14 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fluxentropy.bins import UNSCORED
-from fluxentropy.parts import prefetch
 from fluxentropy.rowhash import sum_of_rows
 from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 
-BATCH_ROWS, BATCH_BYTES = (
-    1024,
-    2**24,
-)  # of a record batch, which a reader holds whole; the row that reaches them is its last
+# Of a record batch, which a reader holds whole; the row that reaches one of them is its last.
+BATCH_ROWS, BATCH_BYTES = 1024, 2**24
 MANIFEST = ".manifest.json"
 
 
@@ -44,7 +41,7 @@ def write_bin(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path, *, sh
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
         shard: _Shard | None = None
-        for batch in prefetch(_regular(tables, schema)):
+        for batch in _regular(tables, schema):
             shard = shard or _Shard(aside / f"part-{len(facts['files']):05d}.arrow", schema)
             shard.write(batch)
             _count(facts, batch)

@@ -26,7 +26,6 @@ from fluxentropy.columnsummary import ColumnSummary
 from fluxentropy.errors import UsageError
 from fluxentropy.histogram import Histogram
 from fluxentropy.mergesort import sorted_blocks
-from fluxentropy.parts import prefetch
 from fluxentropy.quantiles import Selection
 from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
@@ -134,7 +133,7 @@ class Split:
         facts = {"rows": 0, "hash": 0, "bins": {}, "batches": {}}
         written = 0
         with atomic_path(piece) as aside, pa.ipc.new_file(str(aside), self.schema.append(ROW_FIELD)) as writer:
-            for batch in prefetch(self._batches(file)):
+            for batch in self._batches(file):
                 facts["rows"] += batch.num_rows
                 facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
                 for number, rows in _by_bin(batch):

@@ -46,8 +46,8 @@ def main() -> int:
     steps = (
         lambda: score(scoring),
         lambda: bin_corpus(BinConfig(run=str(scores), by=(options.by,), bins=options.bins, out=bins, **work)),
-        lambda: verify(VerifyConfig(run=scores, **work)),
-        lambda: verify(VerifyConfig(run=bins, **work)),
+        lambda: verify(VerifyConfig(dir=scores, **work)),
+        lambda: verify(VerifyConfig(dir=bins, **work)),
     )
     try:
         for step in steps:
