@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fluxentropy.errors import RunError, UsageError
@@ -36,16 +36,26 @@ class Local:
         return map(job, units)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
-    """`workers` processes. One that is killed ends the run with the names of the units that were being made."""
+    """`workers` processes. One that is killed ends the run with the names of the units that were being made.
+
+    They start with the first job, serve the next ones too, and end with this object.
+    """
 
     workers: int
+    pool: ProcessPoolExecutor | None = field(default=None, compare=False, repr=False)
 
     def run(self, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker) as pool:
-            yield from self._run(pool, job, units)
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+        try:
+            yield from self._run(self.pool, job, units)
+        except BaseException:  # nothing may write behind the back of whoever goes on
+            self.pool.shutdown(cancel_futures=True)
+            self.pool = None
+            raise
 
     def _run(self, pool: ProcessPoolExecutor, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
         waiting = list(enumerate(units))[::-1]
