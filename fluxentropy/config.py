@@ -16,14 +16,28 @@ and YAML leave open gets the defaults of its own class, so a nested field takes 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Group, Parameter
-
 from fluxentropy.errors import UsageError
+from fluxentropy.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SWITCH,
+    WORK,
+    AgreementOptions,
+    ModelOptions,
+    PlaceOptions,
+    ScoredOptions,
+    ScoringOptions,
+    SourceOptions,
+    at_least,
+    parse_bytes,
+    separated,
+    suffix_of,
+)
 from fluxentropy.yamlfile import to_yaml
 
 __all__ = [
@@ -41,132 +55,6 @@ __all__ = [
     "parse_bytes",
     "to_yaml",
 ]
-
-# The panels of `--help`, in this order.
-INPUT = Parameter(group=Group("Input", sort_key=1))
-MODEL = Parameter(group=Group("Model", sort_key=2))
-WORK = Parameter(group=Group("Work", sort_key=3))
-OUTPUT = Parameter(group=Group("Output", sort_key=4))
-SWITCH = Parameter(negative=(), show_default=False)  # off unless given
-
-BYTE_UNITS = {
-    **{unit: 1000**power for power, unit in enumerate(["B", "KB", "MB", "GB", "TB"])},
-    **{unit: 1024**power for power, unit in enumerate(["KIB", "MIB", "GIB", "TIB"], start=1)},
-}
-
-
-# --- shared by several commands ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """Which texts."""
-
-    sources: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True), INPUT] = field(kw_only=False)
-    """Files (.parquet, .arrow, .jsonl[.gz|.zst], .csv, .txt), folders or globs of them, - for JSONL on stdin, \
-hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
-    text_field: Annotated[str, INPUT] = "text"
-    """Column that holds the text."""
-    id_field: Annotated[str | None, INPUT] = None
-    """Column that identifies a text. Default: id where it exists, else file name and row number."""
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise UsageError("no source: name a file, a folder, a glob, a data set, or - for JSONL on stdin")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlaceOptions:
-    """Where models run, how much of a text they see, and what they may do."""
-
-    device: Annotated[str, MODEL] = "auto"
-    """auto, cpu, cuda, cuda:1, mps, ..."""
-    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
-    """Precision of the weights; statistics are always accumulated in float32 or better."""
-    max_tokens: Annotated[int, MODEL] = 512
-    """Longest piece of text the model sees at once, in tokens."""
-    offline: Annotated[bool, SWITCH, MODEL] = False
-    """Use only what is already on this machine."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, self, "max_tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model."""
-
-    model: Annotated[str, MODEL]
-    """Name from the zoo, Hub id, local folder, or .gguf file."""
-    zoo: Annotated[Path | None, MODEL] = None
-    """YAML file with more zoo entries."""
-    revision: Annotated[str | None, MODEL] = None
-    """Branch, tag or commit of the model on the Hub."""
-    trust_remote_code: Annotated[bool, SWITCH, MODEL] = False
-    """Allow the model to run the Python code it ships with."""
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise UsageError("--model is empty: give a zoo name, a Hub id, a folder or a .gguf file")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions(PlaceOptions):
-    """How texts are scored: what `score` and `zoo` share."""
-
-    window: Annotated[Literal["first", "sliding"], MODEL] = "first"
-    """What happens to longer texts: first scores the first --max-tokens, sliding scores all of it in windows."""
-    stride: Annotated[int | None, MODEL] = None
-    """Tokens between the starts of two windows, with --window sliding. Default: half of --max-tokens."""
-    limit: Annotated[int | None, INPUT] = None
-    """Stop after this many texts."""
-    on_error: Annotated[Literal["fail", "skip"], INPUT] = "fail"
-    """What happens to rows that cannot be read: stop and name the row, or count them and go on."""
-    batch_tokens: Annotated[int | None, WORK] = None
-    """Tokens in a batch, padding included. Default: what fits the device."""
-    part_tokens: Annotated[int | None, WORK] = None
-    """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
-    text: Annotated[bool, OUTPUT] = True
-    """Keep the text in the scores."""
-    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
-    """Start afresh, even where --out holds a run."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("limit", "batch_tokens", "part_tokens", "stride"):
-            _at_least(1, self, name)
-        if self.window == "sliding" and self.max_tokens < 2:
-            raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
-        if self.stride is not None and self.window != "sliding":
-            raise UsageError(f"--stride {self.stride} with --window {self.window}: add --window sliding, or drop it")
-        if self.stride is not None and self.stride > self.max_tokens:
-            raise UsageError(
-                f"--stride {self.stride} is larger than --max-tokens {self.max_tokens}, which would leave tokens "
-                f"unscored: use at most {self.max_tokens}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgreementOptions:
-    """How models are compared: what `zoo` and `agree` share."""
-
-    by: Annotated[str, WORK] = "entropy_mean"
-    """Score to compare, of runs."""
-    models: Annotated[tuple[str, ...] | None, MODEL] = None
-    """Only these models, separated by commas."""
-    baseline: Annotated[str | None, MODEL] = None
-    """Model whose order the plots follow. Default: the first."""
-    bootstrap: Annotated[int, WORK] = 1000
-    """Samples of the texts that the confidence intervals rest on; 0 for none."""
-    seed: Annotated[int, WORK] = 0
-    """Seed of the bootstrap."""
-
-    def __post_init__(self) -> None:
-        _at_least(0, self, "bootstrap")
-        _at_least(0, self, "seed")
-        if self.models is not None:  # `--models a,b` and `--models a --models b` are the same
-            object.__setattr__(self, "models", tuple(name for item in self.models for name in item.split(",") if name))
-
 
 # --- one a command ----------------------------------------------------------------------------------------------------
 
@@ -199,19 +87,6 @@ class ZooConfig(AgreementOptions, ScoringOptions, SourceOptions):
         SourceOptions.__post_init__(self)
         ScoringOptions.__post_init__(self)
         AgreementOptions.__post_init__(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredOptions:
-    """Which scores."""
-
-    inputs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
-    """Run directories of score, a folder that zoo wrote, or one wide table (.csv, .parquet) with a column for each \
-model, or with columns NAME_Characteristic_Value."""
-
-    def __post_init__(self) -> None:
-        if not self.inputs:
-            raise UsageError("no input: name run directories, a folder that zoo wrote, or a table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +126,9 @@ class TokensConfig(PlaceOptions, ModelOptions, SourceOptions):
         SourceOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
         PlaceOptions.__post_init__(self)
-        _at_least(1, self, "limit")
-        _at_least(0, self, "top_k")
-        _suffix_of(self, "out", (".html", ".htm"))
+        at_least(1, self, "limit")
+        at_least(0, self, "top_k")
+        suffix_of(self, "out", (".html", ".htm"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +155,7 @@ stdin, or hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]. Default: the task's own dat
         ModelOptions.__post_init__(self)
         PlaceOptions.__post_init__(self)
         for name in ("limit", "batch_tokens"):
-            _at_least(1, self, name)
+            at_least(1, self, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,9 +176,9 @@ class SortConfig:
     """Memory to use at most; larger corpora are sorted on disk."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "limit")
+        at_least(1, self, "limit")
         parse_bytes(self.memory)
-        _suffix_of(self, "out", (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"))
+        suffix_of(self, "out", (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,13 +209,12 @@ the varentropy of its kind."""
     """Start afresh, even where --out holds another diagnosis."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "bootstrap")
-        _at_least(2, self, "folds")
-        _at_least(0, self, "seed")
-        for name in ("metrics", "pairs"):  # `--metrics a,b` and `--metrics a --metrics b` are the same
+        at_least(0, self, "bootstrap")
+        at_least(2, self, "folds")
+        at_least(0, self, "seed")
+        for name in ("metrics", "pairs"):
             if (given := getattr(self, name)) is not None:
-                values = tuple(value.strip() for item in given for value in item.split(",") if value.strip())
-                object.__setattr__(self, name, values or None)
+                object.__setattr__(self, name, separated(given) or None)
 
 
 BY = ("entropy_mean",)  # what is binned by where nothing is said
@@ -386,16 +260,15 @@ class BinConfig:
     """Memory that a worker sorts in; larger bins are sorted on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("by", "edges", "quantiles"):  # `--by a,b` and `--by a --by b` are the same
+        for name in ("by", "edges", "quantiles"):
             if (given := getattr(self, name)) is not None:
-                items = [part.strip() for item in given for part in str(item).split(",") if part.strip()]
-                object.__setattr__(self, name, tuple(items))
+                object.__setattr__(self, name, separated([str(item) for item in given]))
         ways = [name for name in ("bins", "quantiles", "grid", "edges") if getattr(self, name)]
         if len(ways) != 1:
             said = " and ".join(f"--{way}" for way in ways) or "none"
             raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
-        _at_least(1, self, "workers")
-        _at_least(0, self, "seed")
+        at_least(1, self, "workers")
+        at_least(0, self, "seed")
         if parse_bytes(self.memory) < 2**24:
             raise UsageError(f"--memory {self.memory}: use 16 MiB or more")
         parse_bytes(self.shard_size, "--shard-size")
@@ -445,7 +318,7 @@ class VerifyConfig:
     """Address of the Ray cluster. Default: this machine."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "workers")
+        at_least(1, self, "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,32 +335,4 @@ class DemoConfig:
     """Start afresh, even where --out holds a demo."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "passages")
-
-
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def parse_bytes(size: str, flag: str = "--memory") -> int:
-    """Bytes in a size with a unit; `UsageError` says how to write one.
-
-    >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
-    (1500000000, 2097152)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
-    unit = BYTE_UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) == 0:
-        raise UsageError(f"{flag} {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
-    return int(float(match[1]) * unit)
-
-
-def _at_least(smallest: int, config: object, name: str) -> None:
-    value = getattr(config, name)
-    if value is not None and value < smallest:
-        raise UsageError(f"--{name.replace('_', '-')} {value}: use {smallest} or more")
-
-
-def _suffix_of(config: object, name: str, suffixes: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if not str(value).endswith(suffixes):
-        raise UsageError(f"--{name} {value}: use a name that ends in {' or '.join(suffixes)}")
+        at_least(1, self, "passages")

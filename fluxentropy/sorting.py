@@ -19,7 +19,7 @@ from fluxentropy.mergesort import Keys, sort_order, sorted_blocks
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.store import atomic_path
-from fluxentropy.tablefiles import TableFiles, open_writer, output_suffix, table_files
+from fluxentropy.tablefiles import TableFiles, open_writer, output_suffix, table_files, without_dictionary
 from fluxentropy.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def sort_scores(
     _check_output(out, source, files)
     table = TableFiles.open(files)
     keys = _keys(table.schema, by, descending, source)
-    plain = pa.schema([_without_dictionary(column) for column in table.schema], table.schema.metadata)
+    plain = pa.schema([without_dictionary(column) for column in table.schema], table.schema.metadata)
     written = min(table.rows, limit or table.rows)
     tally = _Tally(by=by, text=next((name for name in ("text", "id") if name in plain.names), by))
     with atomic_path(out) as aside, _spill_folder(out) as spill:
@@ -183,11 +183,6 @@ def _has_order(column: pa.Field) -> bool:
     except (pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return False
     return not pa.types.is_nested(column.type)
-
-
-def _without_dictionary(column: pa.Field) -> pa.Field:
-    """`column` with the values themselves: parts have dictionaries of their own, which do not mix in a sort."""
-    return column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _counted(tables: Iterator[Any], total: int, unit: str, progress: bool) -> Iterator[Any]:

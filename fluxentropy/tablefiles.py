@@ -120,6 +120,11 @@ class TableFiles:
                     yield batch.select(schema.names).cast(schema)
 
 
+def without_dictionary(column: pa.Field) -> pa.Field:
+    """`column` with the values themselves: files have dictionaries of their own, which do not mix."""
+    return column.with_type(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
     try:

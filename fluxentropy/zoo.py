@@ -11,9 +11,10 @@ from typing import Any
 
 from fluxentropy.agree import write_agreement
 from fluxentropy.agreement import unusable
-from fluxentropy.config import ScoreConfig, ScoringOptions, SourceOptions, ZooConfig, to_yaml
+from fluxentropy.config import ScoreConfig, ZooConfig, to_yaml
 from fluxentropy.corpus import open_corpus
 from fluxentropy.errors import UsageError
+from fluxentropy.options import ScoringOptions, SourceOptions
 from fluxentropy.outcome import Outcome
 from fluxentropy.process import debugging
 from fluxentropy.runscores import CONSENSUS, read_runs

@@ -21,8 +21,8 @@ import yaml
 from cyclopts import Parameter
 
 from fluxentropy import __version__, cli
-from fluxentropy.config import SWITCH
 from fluxentropy.errors import RunError, UsageError
+from fluxentropy.options import SWITCH
 from fluxentropy.outcome import Outcome
 from fluxentropy.yamlfile import to_plain
 

@@ -73,7 +73,7 @@ def test_yaml_round_trip(config: Any, tmp_path: Path) -> None:
     file.write_text(to_yaml(config), encoding="utf-8")
     data = read_yaml(file, type(config))
     assert list(data) == [field.name for field in dataclasses.fields(config)]
-    hints = {field.name: field.type for field in dataclasses.fields(config)}
+    hints = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for name, value in data.items():
         if isinstance(value, list):
             data[name] = tuple(value)

@@ -1,0 +1,188 @@
+"""Options that several commands share, the panels of `--help` that they stand in, and checks of their values.
+
+Annotations are evaluated here, not kept as text: a class that inherits them elsewhere could not resolve the names.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from fluxentropy.errors import UsageError
+
+# The panels of `--help`, in this order.
+INPUT = Parameter(group=Group("Input", sort_key=1))
+MODEL = Parameter(group=Group("Model", sort_key=2))
+WORK = Parameter(group=Group("Work", sort_key=3))
+OUTPUT = Parameter(group=Group("Output", sort_key=4))
+SWITCH = Parameter(negative=(), show_default=False)  # off unless given
+
+BYTE_UNITS = {
+    **{unit: 1000**power for power, unit in enumerate(["B", "KB", "MB", "GB", "TB"])},
+    **{unit: 1024**power for power, unit in enumerate(["KIB", "MIB", "GIB", "TIB"], start=1)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Which texts."""
+
+    sources: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True), INPUT] = field(kw_only=False)
+    """Files (.parquet, .arrow, .jsonl[.gz|.zst], .csv, .txt), folders or globs of them, - for JSONL on stdin, \
+hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
+    text_field: Annotated[str, INPUT] = "text"
+    """Column that holds the text."""
+    id_field: Annotated[str | None, INPUT] = None
+    """Column that identifies a text. Default: id where it exists, else file name and row number."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UsageError("no source: name a file, a folder, a glob, a data set, or - for JSONL on stdin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Where models run, how much of a text they see, and what they may do."""
+
+    device: Annotated[str, MODEL] = "auto"
+    """auto, cpu, cuda, cuda:1, mps, ..."""
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
+    """Precision of the weights; statistics are always accumulated in float32 or better."""
+    max_tokens: Annotated[int, MODEL] = 512
+    """Longest piece of text the model sees at once, in tokens."""
+    offline: Annotated[bool, SWITCH, MODEL] = False
+    """Use only what is already on this machine."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model."""
+
+    model: Annotated[str, MODEL]
+    """Name from the zoo, Hub id, local folder, or .gguf file."""
+    zoo: Annotated[Path | None, MODEL] = None
+    """YAML file with more zoo entries."""
+    revision: Annotated[str | None, MODEL] = None
+    """Branch, tag or commit of the model on the Hub."""
+    trust_remote_code: Annotated[bool, SWITCH, MODEL] = False
+    """Allow the model to run the Python code it ships with."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("--model is empty: give a zoo name, a Hub id, a folder or a .gguf file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(PlaceOptions):
+    """How texts are scored: what `score` and `zoo` share."""
+
+    window: Annotated[Literal["first", "sliding"], MODEL] = "first"
+    """What happens to longer texts: first scores the first --max-tokens, sliding scores all of it in windows."""
+    stride: Annotated[int | None, MODEL] = None
+    """Tokens between the starts of two windows, with --window sliding. Default: half of --max-tokens."""
+    limit: Annotated[int | None, INPUT] = None
+    """Stop after this many texts."""
+    on_error: Annotated[Literal["fail", "skip"], INPUT] = "fail"
+    """What happens to rows that cannot be read: stop and name the row, or count them and go on."""
+    batch_tokens: Annotated[int | None, WORK] = None
+    """Tokens in a batch, padding included. Default: what fits the device."""
+    part_tokens: Annotated[int | None, WORK] = None
+    """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
+    text: Annotated[bool, OUTPUT] = True
+    """Keep the text in the scores."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("limit", "batch_tokens", "part_tokens", "stride"):
+            at_least(1, self, name)
+        if self.window == "sliding" and self.max_tokens < 2:
+            raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
+        if self.stride is not None and self.window != "sliding":
+            raise UsageError(f"--stride {self.stride} with --window {self.window}: add --window sliding, or drop it")
+        if self.stride is not None and self.stride > self.max_tokens:
+            raise UsageError(
+                f"--stride {self.stride} is larger than --max-tokens {self.max_tokens}, which would leave tokens "
+                f"unscored: use at most {self.max_tokens}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementOptions:
+    """How models are compared: what `zoo` and `agree` share."""
+
+    by: Annotated[str, WORK] = "entropy_mean"
+    """Score to compare, of runs."""
+    models: Annotated[tuple[str, ...] | None, MODEL] = None
+    """Only these models, separated by commas."""
+    baseline: Annotated[str | None, MODEL] = None
+    """Model whose order the plots follow. Default: the first."""
+    bootstrap: Annotated[int, WORK] = 1000
+    """Samples of the texts that the confidence intervals rest on; 0 for none."""
+    seed: Annotated[int, WORK] = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "bootstrap")
+        at_least(0, self, "seed")
+        if self.models is not None:
+            object.__setattr__(self, "models", separated(self.models))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredOptions:
+    """Which scores."""
+
+    inputs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
+    """Run directories of score, a folder that zoo wrote, or one wide table (.csv, .parquet) with a column for each \
+model, or with columns NAME_Characteristic_Value."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UsageError("no input: name run directories, a folder that zoo wrote, or a table")
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def parse_bytes(size: str, flag: str = "--memory") -> int:
+    """Bytes in a size with a unit; `UsageError` says how to write one.
+
+    >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
+    (1500000000, 2097152)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
+    unit = BYTE_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) == 0:
+        raise UsageError(f"{flag} {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
+    return int(float(match[1]) * unit)
+
+
+def at_least(smallest: int, config: object, name: str) -> None:
+    """UsageError where the option `name` is given, and below `smallest`."""
+    value = getattr(config, name)
+    if value is not None and value < smallest:
+        raise UsageError(f"--{name.replace('_', '-')} {value}: use {smallest} or more")
+
+
+def suffix_of(config: object, name: str, suffixes: tuple[str, ...]) -> None:
+    """UsageError where the file `name` ends in none of the `suffixes`."""
+    value = getattr(config, name)
+    if not str(value).endswith(suffixes):
+        raise UsageError(f"--{name} {value}: use a name that ends in {' or '.join(suffixes)}")
+
+
+def separated(given: Sequence[str]) -> tuple[str, ...]:
+    """The names in a list option: `--by a,b` and `--by a --by b` are the same.
+
+    >>> separated(["a, b", "c"])
+    ('a', 'b', 'c')
+    """
+    return tuple(part.strip() for item in given for part in item.split(",") if part.strip())
