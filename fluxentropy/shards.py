@@ -40,16 +40,16 @@ def write_bin(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path, *, sh
     """
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
-        shard: _Shard | None = None
+        shard: ShardWriter | None = None
         for batch in _regular(tables, schema):
-            shard = shard or _Shard(aside / f"part-{len(facts['files']):05d}.arrow", schema)
+            shard = shard or ShardWriter(aside / f"part-{len(facts['files']):05d}.arrow", schema)
             shard.write(batch)
             _count(facts, batch)
             if shard.size >= shard_bytes:
                 facts["files"].append(shard.close())
                 shard = None
         if shard or not facts["files"]:  # a bin without rows has one file, so that its columns are known
-            facts["files"].append((shard or _Shard(aside / "part-00000.arrow", schema)).close())
+            facts["files"].append((shard or ShardWriter(aside / "part-00000.arrow", schema)).close())
         write_json(aside / MANIFEST, facts)
     return facts
 
@@ -121,7 +121,9 @@ def _batch(tables: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
     return batch.take(pa.array(np.arange(batch.num_rows)))
 
 
-class _Shard:
+class ShardWriter:
+    """An open shard. `size` is what it holds in bytes, before compression; `close` says what has been written."""
+
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.rows, self.size = path, 0, 0
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
