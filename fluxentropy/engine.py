@@ -1,16 +1,19 @@
 """Who does the units of a job: this process, several processes, or a Ray cluster. The result does not depend on it.
 
 A job is a picklable function of one unit. It writes its files whole or not at all and finds them done when it is called
-again, so a unit may be repeated anywhere at any time.
+again, so a unit may be repeated anywhere at any time. Each worker keeps its copy of the job from unit to unit: what the
+job has loaded, such as a model, stays loaded.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -21,19 +24,38 @@ from fluxentropy.errors import RunError, UsageError
 U = TypeVar("U")
 R = TypeVar("R")
 
+WORKER = "FLUXENTROPY_WORKER"  # in the environment of a worker process: its number, from 0
+QUEUED = 2  # units that a worker has, one of them at work: it need not wait for the next
+
 
 class Engine(Protocol):
-    """Runs a job over units and yields the results in the order of the units."""
+    """Runs a job over units, which are drawn as they are needed; the results come in the order of the units."""
 
-    def run(self, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]: ...
+    def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]: ...
 
 
 @dataclass(frozen=True)
 class Local:
     """One unit after the other, in this process."""
 
-    def run(self, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
+    def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
         return map(job, units)
+
+
+class _Worker:
+    """Does units, and keeps the job as long as the same one is asked for."""
+
+    def __init__(self) -> None:
+        self.pickled = b""
+        self.job: Callable[[Any], Any] | None = None
+
+    def work(self, pickled: bytes, unit: Any) -> Any:
+        if self.job is None or pickled != self.pickled:
+            self.job, self.pickled = pickle.loads(pickled), pickled
+        return self.job(unit)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -46,36 +68,37 @@ class Processes:
     workers: int
     pool: ProcessPoolExecutor | None = field(default=None, compare=False, repr=False)
 
-    def run(self, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
+    def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+            threads = max((os.cpu_count() or 1) // self.workers, 1)
+            options = (context.Value("i", 0), threads)
+            self.pool = ProcessPoolExecutor(
+                self.workers, mp_context=context, initializer=_start_worker, initargs=options
+            )
         try:
-            yield from self._run(self.pool, job, units)
+            yield from self._run(self.pool, pickle.dumps(job), units)
         except BaseException:  # nothing may write behind the back of whoever goes on
             self.pool.shutdown(cancel_futures=True)
             self.pool = None
             raise
 
-    def _run(self, pool: ProcessPoolExecutor, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
-        waiting = list(enumerate(units))[::-1]
-        busy: dict[Future[R], int] = {}
-        found: dict[int, R] = {}
-        ready = 0
+    def _run(self, pool: ProcessPoolExecutor, job: bytes, units: Iterable[U]) -> Iterator[Any]:
+        busy: dict[Future[Any], tuple[int, U]] = {}  # the first of them are at work
+        due = enumerate(units)
+        results = _InOrder()
         try:
-            while waiting or busy:
-                while waiting and len(busy) < self.workers:
-                    number, unit = waiting.pop()
-                    busy[pool.submit(job, unit)] = number
-                done, _ = wait(busy, return_when=FIRST_COMPLETED)
-                for future in done:
-                    found[busy[future]] = future.result()
+            while True:
+                for number, unit in itertools.islice(due, QUEUED * self.workers - len(busy)):
+                    busy[pool.submit(_work, job, unit)] = number, unit
+                if not busy:
+                    return
+                for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                    results.add(busy[future][0], future.result())
                     del busy[future]
-                while ready in found:
-                    yield found.pop(ready)
-                    ready += 1
+                yield from results.ready()
         except BrokenProcessPool as error:
-            names = ", ".join(str(units[number]) for number in sorted(busy.values()))
+            names = ", ".join(str(unit) for _, unit in itertools.islice(busy.values(), self.workers))
             raise RunError(
                 f"a worker process was killed, perhaps for lack of memory, while {names} was made: "
                 f"the same command goes on from there"
@@ -85,8 +108,22 @@ class Processes:
                 future.cancel()
 
 
-def _start_worker() -> None:
-    """A worker ends without a word when the user interrupts the run, and when the process that started it is gone."""
+_worker = _Worker()
+
+
+def _work(pickled: bytes, unit: Any) -> Any:
+    return _worker.work(pickled, unit)
+
+
+def _start_worker(count: Any, threads: int) -> None:
+    """A worker ends without a word when the user interrupts the run, and when the process that started it is gone.
+
+    It has its share of the cores, for libraries that compute in threads.
+    """
+    with count.get_lock():
+        os.environ[WORKER] = str(count.value)
+        count.value += 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -98,27 +135,86 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-@dataclass(frozen=True)
+class _InOrder:
+    """Results that come in any order, given on in theirs."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, Any] = {}
+        self.next = 0
+
+    def add(self, number: int, result: Any) -> None:
+        self.found[number] = result
+
+    def ready(self) -> Iterator[Any]:
+        while self.next in self.found:
+            yield self.found.pop(self.next)
+            self.next += 1
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
 class Ray:
-    """Tasks on a Ray cluster, or on this machine where no `address` is given; one core stays free for Ray itself."""
+    """Actors on a Ray cluster, or on this machine where no `address` is given.
+
+    There are `workers` of them; None means one a core, where one core stays free for Ray itself, or one a share of
+    `gpus` of a GPU. They start with the first job, serve the next ones too, and end with this process.
+    """
 
     address: str | None = None
+    workers: int | None = None
+    gpus: float | None = None
+    actors: list[Any] = field(default_factory=list, compare=False, repr=False)
 
-    def run(self, job: Callable[[U], R], units: Sequence[U]) -> Iterator[R]:
+    def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
         ray = import_ray()
-        if not ray.is_initialized():
-            spare = max((os.cpu_count() or 2) - 1, 1)
-            local: dict[str, Any] = {} if self.address else {"num_cpus": spare, "include_dashboard": False}
-            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **local)
-        task = ray.remote(max_retries=0)(job_on_unit)
-        shared = ray.put(job)
-        references = [task.remote(shared, unit) for unit in units]
+        if not self.actors:
+            self.actors = self._start(ray)
         try:
-            for unit, reference in zip(units, references, strict=True):
-                yield _result(ray, unit, reference)
-        finally:
-            for reference in references:  # what is made already stays as it is
-                ray.cancel(reference, force=True)
+            yield from self._run(ray, ray.put(pickle.dumps(job)), units)
+        except BaseException:  # nothing may write behind the back of whoever goes on
+            for actor in self.actors:
+                ray.kill(actor)
+            self.actors = []
+            raise
+
+    def _start(self, ray: Any) -> list[Any]:
+        if not ray.is_initialized():
+            local: dict[str, Any] = {} if self.address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **local)
+        worker = ray.remote(num_cpus=1, num_gpus=self.gpus or 0, max_restarts=0)(_Worker)
+        return [worker.remote() for _ in range(self._count(ray.cluster_resources()))]
+
+    def _count(self, cluster: dict[str, float]) -> int:
+        """How many actors. On this machine no more than it can hold, for the others would wait; a cluster may grow."""
+        room = max(int(cluster.get("CPU", 1)) - 1, 1)
+        if self.gpus:
+            room = min(room, int(cluster.get("GPU", 0) / self.gpus))
+            if not room:
+                has = f"{cluster.get('GPU', 0):g}"
+                raise UsageError(
+                    f"--gpus-per-worker {self.gpus:g}: the Ray cluster has {has} GPUs, so nothing could run"
+                )
+        return room if self.workers is None else self.workers if self.address else min(self.workers, room)
+
+    def _run(self, ray: Any, job: Any, units: Iterable[U]) -> Iterator[Any]:
+        free = self.actors * QUEUED
+        busy: dict[Any, tuple[int, U, Any]] = {}
+        due = enumerate(units)
+        results = _InOrder()
+        while True:
+            for number, unit in itertools.islice(due, len(free)):
+                actor = free.pop(0)
+                busy[actor.work.remote(job, unit)] = number, unit, actor
+            if not busy:
+                return
+            for reference in ray.wait(list(busy))[0]:
+                number, unit, actor = busy[reference]
+                results.add(number, _result(ray, unit, reference))
+                del busy[reference]
+                free.append(actor)
+            yield from results.ready()
 
 
 def _result(ray: Any, unit: object, reference: Any) -> Any:
@@ -130,11 +226,6 @@ def _result(ray: Any, unit: object, reference: Any) -> Any:
         raise RunError(f"Ray lost {unit} ({type(error).__name__}): the same command goes on from there") from error
 
 
-def job_on_unit(job: Callable[[U], R], unit: U) -> R:
-    """What a Ray task runs."""
-    return job(unit)
-
-
 def import_ray() -> Any:
     """The module `ray`; UsageError says how to install it."""
     try:
@@ -144,8 +235,8 @@ def import_ray() -> Any:
     return ray
 
 
-def make_engine(name: str, workers: int, address: str | None = None) -> Engine:
-    """The engine of `--engine NAME --workers N --address A`."""
+def make_engine(name: str, workers: int, address: str | None = None, gpus: float | None = None) -> Engine:
+    """The engine of `--engine NAME --workers N --address A --gpus-per-worker G`."""
     if name == "ray":
-        return Ray(address)
+        return Ray(address, workers if workers > 1 else None, gpus)
     return Processes(workers) if workers > 1 else Local()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -14,20 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from fluxentropy.engine import Engine, Local, Processes, Ray, make_engine
+from fluxentropy.engine import WORKER, Engine, Local, Processes, Ray, make_engine
 from fluxentropy.errors import RunError, UsageError
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-ENGINES = [Local(), Processes(2), pytest.param(Ray(), marks=needs_ray)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_workers_find_this_module() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-        yield
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+ENGINES = [Local(), Processes(2)]  # Ray is asked the same things in a process of its own, see below
 
 
 @dataclass(frozen=True)
@@ -70,10 +60,107 @@ def test_errors_of_a_job_reach_the_caller_as_they_are(engine: Engine) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("engine", ENGINES[1:], ids=str)
-def test_a_killed_worker_ends_the_run_with_its_units_name(engine: Engine) -> None:
+def test_a_killed_worker_ends_the_run_with_its_units_name() -> None:
     with pytest.raises(RunError, match=r"unit 1.*goes on from there"):
-        list(engine.run(die, [Unit(number) for number in range(6)]))
+        list(Processes(2).run(die, [Unit(number) for number in range(6)]))
+
+
+class Loader:
+    """A job that loads something, and says how often it did: what it has loaded does not travel."""
+
+    def __init__(self) -> None:
+        self.loaded = 0
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"loaded": 0}
+
+    def __call__(self, unit: int) -> tuple[int, int]:
+        if not self.loaded:
+            time.sleep(0.2)
+            self.loaded = 1
+        else:
+            self.loaded += 1
+        return os.getpid(), self.loaded
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_a_worker_keeps_its_job(engine: Engine) -> None:
+    job = Loader()
+    found = [*engine.run(job, range(4)), *engine.run(job, range(6))]
+    assert sorted(found) == [
+        (worker, n) for worker in sorted(dict(found)) for n in range(1, dict(sorted(found))[worker] + 1)
+    ]
+    assert len(dict(found)) <= 2
+
+
+def test_units_are_drawn_as_they_are_needed() -> None:
+    drawn = []
+
+    def units() -> Iterator[Unit]:
+        for number in range(1, 101):
+            drawn.append(number)
+            yield Unit(number)
+
+    results = Processes(2).run(slow_first, units())
+    assert next(results) == (1, 1)
+    assert len(drawn) < 100
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_workers_know_their_number() -> None:
+    found = set(Processes(2).run(number_of_worker, range(8)))
+    assert found <= {("0", "1"), ("1", "1")}
+
+
+def number_of_worker(_: int) -> tuple[str, str]:
+    time.sleep(0.05)
+    return os.environ[WORKER], os.environ["OMP_NUM_THREADS"]
+
+
+RAY = """
+import json, sys
+from test_engine import Loader, Unit, die, refuse, slow_first
+from fluxentropy.engine import Ray
+from fluxentropy.errors import FluxentropyError
+
+engine, job, found = Ray(workers=2), Loader(), {}
+found["order"] = list(engine.run(slow_first, [Unit(number) for number in range(7)]))
+found["kept"] = [*engine.run(job, range(3)), *engine.run(job, range(2))]
+found["actors"] = len(engine.actors)
+for name, function in (("refused", refuse), ("killed", die)):
+    try:
+        list(engine.run(function, [Unit(number) for number in range(5)]))
+    except FluxentropyError as error:
+        found[name] = [type(error).__name__, str(error)]
+found["after"] = list(engine.run(slow_first, [Unit(3)]))
+try:
+    list(Ray(gpus=0.5).run(slow_first, [Unit(3)]))
+except FluxentropyError as error:
+    found["no GPU"] = str(error)
+json.dump(found, sys.stdout)
+"""
+
+
+def test_ray() -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    child = subprocess.run(
+        [sys.executable, "-c", RAY],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert child.returncode == 0, child.stderr
+    found = json.loads(child.stdout.splitlines()[-1])  # Ray prints too
+    assert found["order"] == [[number, number**2] for number in range(7)]
+    assert found["actors"] == max(1, min(2, (os.cpu_count() or 1) - 1))  # a core stays free
+    workers = {worker for worker, _ in found["kept"]}
+    assert len(workers) <= 2 and max(n for _, n in found["kept"]) >= 5 / len(workers)  # loaded once, then kept
+    assert found["refused"] == ["UsageError", "value 2 in row 7: use another"]
+    assert found["killed"][0] == "RunError"
+    assert found["killed"][1].startswith("Ray lost unit 1 (") and "goes on from there" in found["killed"][1]
+    assert found["after"] == [[3, 9]]
+    assert found["no GPU"].startswith("--gpus-per-worker 0.5: the Ray cluster has 0 GPUs")
 
 
 ORPHANS = """
@@ -148,6 +235,7 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_engine("local", 1) == Local()
     assert make_engine("local", 3) == Processes(3)
     assert make_engine("ray", 1, "auto") == Ray("auto")
+    assert make_engine("ray", 4, None, 0.5) == Ray(None, 4, 0.5)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'fluxentropy\[ray\]'"):
         list(Ray().run(refuse, [Unit(0)]))
