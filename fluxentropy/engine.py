@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ R = TypeVar("R")
 
 WORKER = "FLUXENTROPY_WORKER"  # in the environment of a worker process: its number, from 0
 QUEUED = 2  # units that a worker has, one of them at work: it need not wait for the next
+AHEAD = 16  # units a worker that may be drawn before the next result in order is there
 
 
 class Engine(Protocol):
@@ -89,7 +90,8 @@ class Processes:
         results = _InOrder()
         try:
             while True:
-                for number, unit in itertools.islice(due, QUEUED * self.workers - len(busy)):
+                free = min(QUEUED * self.workers - len(busy), AHEAD * self.workers - len(results.found))
+                for number, unit in itertools.islice(due, max(free, 0)):
                     busy[pool.submit(_work, job, unit)] = number, unit
                 if not busy:
                     return
@@ -204,14 +206,18 @@ class Ray:
         due = enumerate(units)
         results = _InOrder()
         while True:
-            for number, unit in itertools.islice(due, len(free)):
+            room = min(len(free), AHEAD * len(self.actors) - len(results.found))
+            for number, unit in itertools.islice(due, max(room, 0)):
                 actor = free.pop(0)
                 busy[actor.work.remote(job, unit)] = number, unit, actor
             if not busy:
                 return
-            for reference in ray.wait(list(busy))[0]:
-                number, unit, actor = busy[reference]
-                results.add(number, _result(ray, unit, reference))
+            ray.wait(list(busy))
+            ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
+            for reference in sorted(ready, key=lambda one: busy[one][0]):
+                number, _, actor = busy[reference]
+                at_work = next(unit for _, unit, other in busy.values() if other is actor)
+                results.add(number, _result(ray, at_work, reference))
                 del busy[reference]
                 free.append(actor)
             yield from results.ready()
