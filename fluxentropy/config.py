@@ -28,6 +28,7 @@ from fluxentropy.options import (
     SWITCH,
     WORK,
     AgreementOptions,
+    EngineOptions,
     ModelOptions,
     PlaceOptions,
     ScoredOptions,
@@ -60,9 +61,14 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(ScoringOptions, ModelOptions, SourceOptions):
+class ScoreConfig(EngineOptions, ScoringOptions, ModelOptions, SourceOptions):
     """Options of `fluxentropy score`."""
 
+    gpus_per_worker: Annotated[float | None, WORK] = None
+    """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
+    rank: Annotated[str | None, WORK] = None
+    """R/N, with R from 0 to N - 1: score every N-th part, one of N processes with the same --out on any machines. The \
+same command without --rank then completes the run."""
     dry_run: Annotated[bool, SWITCH, WORK] = False
     """Check everything and show what would be done, without scoring."""
     out: Annotated[Path, OUTPUT]
@@ -72,6 +78,26 @@ class ScoreConfig(ScoringOptions, ModelOptions, SourceOptions):
         SourceOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
         ScoringOptions.__post_init__(self)
+        EngineOptions.__post_init__(self)
+        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
+            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
+        if self.rank is not None:
+            rank, ranks = self.share
+            if not rank < ranks:
+                raise UsageError(f"--rank {self.rank}: use R/N with R from 0 to N - 1, such as 0/4")
+            if self.overwrite or "-" in self.sources or self.dry_run:
+                other = "--overwrite" if self.overwrite else "--dry-run" if self.dry_run else "standard input"
+                raise UsageError(
+                    f"--rank {self.rank} with {other}: the ranks share one run, so this is for none of them"
+                )
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """This rank and the number of ranks."""
+        if self.rank is None:
+            return 0, 1
+        rank, _, ranks = self.rank.partition("/")
+        return (int(rank), int(ranks)) if rank.isdigit() and ranks.isdigit() else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

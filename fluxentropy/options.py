@@ -149,6 +149,23 @@ model, or with columns NAME_Characteristic_Value."""
             raise UsageError("no input: name run directories, a folder that zoo wrote, or a table")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Who does the work."""
+
+    workers: Annotated[int, WORK] = 1
+    """Processes that share the work; with --engine ray its actors, by default one a core."""
+    engine: Annotated[Literal["local", "ray"], WORK] = "local"
+    """Where the work is done: on this machine, or on a Ray cluster."""
+    address: Annotated[str | None, WORK] = None
+    """Address of the Ray cluster. Default: this machine."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "workers")
+        if self.address is not None and self.engine != "ray":
+            raise UsageError(f"--address {self.address} is that of a Ray cluster: add --engine ray, or drop it")
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 

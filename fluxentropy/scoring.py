@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fluxentropy.config import ScoreConfig, to_yaml
 from fluxentropy.corpus import Corpus, SourceFile, open_corpus
-from fluxentropy.encoding import Encoded
+from fluxentropy.engine import Engine, Local, make_engine
 from fluxentropy.outcome import Outcome
 from fluxentropy.parts import cut_parts, missing_parts, prefetch
 from fluxentropy.progress import Progress
-from fluxentropy.scorer import Scorer, open_scorer
-from fluxentropy.scores import SCORE_FIELDS, SCORE_NAMES, score_columns
+from fluxentropy.scorejob import OpenModel, ScoredPart, ScoreParts, TextPart, peak_memory
+from fluxentropy.scorer import Work
+from fluxentropy.scores import SCORE_NAMES
 from fluxentropy.store import RunDirectory, atomic_path, read_json, write_json
 from fluxentropy.versions import versions
-from fluxentropy.zoo_entries import ZooEntry, find_model
+from fluxentropy.zoo_entries import find_model
 
 CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
 SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
@@ -41,20 +39,24 @@ log = logging.getLogger(__name__)
 
 
 def score(config: ScoreConfig) -> Outcome:
-    """Score every text of the sources into `config.out`, going on where an earlier run of the same command stopped."""
-    entry = find_model(
-        config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    """Score every text of the sources into `config.out`, going on where an earlier run of the same command stopped.
+
+    With `config.rank`, one of several invocations on the same directory: it makes its share of the parts.
+    """
+    find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    job = ScoreParts(config=config)
     if config.dry_run:
         with tempfile.TemporaryDirectory() as spool:
-            corpus = _open_corpus(config, Path(spool))
-            return _plan(config, corpus, *_open_scorer(config, entry))
-    with RunDirectory(config.out, overwrite=config.overwrite) as run:
+            return _plan(config, _open_corpus(config, Path(spool)), job)
+    with RunDirectory(config.out, overwrite=config.overwrite, shared=config.rank is not None) as run:
         corpus = _open_corpus(config, config.out)
-        write_json(config.out / SCANS, corpus.scans)
-        scorer, notes = _open_scorer(config, entry)
-        run.begin(_identity(config, corpus, scorer), to_yaml(config))
-        return _ScoreRun(config, corpus, scorer, run).run_all(notes)
+        if config.rank is None:
+            write_json(config.out / SCANS, corpus.scans)
+        engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
+        (model,) = engine.run(job, [None])
+        assert isinstance(model, OpenModel)
+        run.begin(_identity(config, corpus, model), to_yaml(dataclasses.replace(config, rank=None)))
+        return _ScoreRun(config, corpus, model, run).run_all(engine, job)
 
 
 def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
@@ -71,56 +73,78 @@ def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
     )
 
 
-def _open_scorer(config: ScoreConfig, entry: ZooEntry) -> tuple[Scorer, tuple[str, ...]]:
-    return open_scorer(
-        entry,
-        device=config.device,
-        dtype=config.dtype,
-        offline=config.offline,
-        max_tokens=config.max_tokens,
-        window=config.window,
-        stride=config.stride,
-        batch_tokens=config.batch_tokens,
-    )
-
-
-def _part_tokens(config: ScoreConfig, scorer: Scorer) -> int:
-    return config.part_tokens or (CPU_PART_TOKENS if scorer.decoder.device.type == "cpu" else GPU_PART_TOKENS)
+def _part_tokens(config: ScoreConfig, model: OpenModel) -> int:
+    return config.part_tokens or (CPU_PART_TOKENS if model.device == "cpu" else GPU_PART_TOKENS)
 
 
 class _ScoreRun:
     """One invocation of `score` on an open run directory."""
 
-    def __init__(self, config: ScoreConfig, corpus: Corpus, scorer: Scorer, run: RunDirectory) -> None:
-        self.config, self.corpus, self.scorer, self.run = config, corpus, scorer, run
+    def __init__(self, config: ScoreConfig, corpus: Corpus, model: OpenModel, run: RunDirectory) -> None:
+        self.config, self.corpus, self.model, self.run = config, corpus, model, run
         self.texts = 0  # scored by this invocation
+        self.work = Work()
+        self.peak = 0  # bytes, of any worker
 
-    def run_all(self, notes: tuple[str, ...]) -> Outcome:
+    def run_all(self, engine: Engine, job: ScoreParts) -> Outcome:
         done = self.run.done()
         rows = {number: part["rows"] for number, part in done.items()}
         resumed = sum(rows.values())
-        for note in notes:
+        for note in self.model.notes:
             log.info(note)
         if resumed:
             log.info(f"resuming: {len(done)} parts, {resumed:,} texts are done")
-        self._write_rejected()
         started = time.perf_counter()
         with Progress(None) as progress:
-            for number, table, encoded in prefetch(self._parts(rows)):
-                self._write_part(number, table, encoded, progress, resumed)
+            parts = self._parts(rows)
+            if here := isinstance(engine, Local):
+                job.on_batch = progress.update
+                parts = map(job.encode, parts)
+            for part in engine.run(job, prefetch(parts)):
+                assert isinstance(part, ScoredPart)
+                self._count(part)
+                progress.update(0 if here else part.work.tokens)
+                self._forecast(progress, part.number, resumed)
         seconds = time.perf_counter() - started
+        if self.config.rank is not None:
+            return self._share()
+        self._write_rejected()
         done = self.run.done()
         counts: Counter[str] = Counter()
-        for part in done.values():
-            counts.update(part["counts"])
+        for facts in done.values():
+            counts.update(facts["counts"])
         facts = {
             "counts": dict(sorted(counts.items())),
             "parts": len(done),
             "rejected": len(self.corpus.rejected),
             "duplicate_ids": count_duplicate_ids(self.run.parts),
         }
-        self.run.finish({**facts, "inputs": self._inputs(), "versions": versions(), "policies": _policies(self.scorer)})
+        self.run.finish({**facts, "inputs": self._inputs(), "versions": versions(), "policies": self._policies()})
         return self._outcome(facts, resumed, seconds)
+
+    def _count(self, part: ScoredPart) -> None:
+        self.texts += part.rows
+        self.work.tokens += part.work.tokens
+        self.work.padded += part.work.padded
+        self.work.seconds += part.work.seconds
+        self.peak = max(self.peak, part.peak_memory)
+
+    def _share(self) -> Outcome:
+        """What one rank says at its end."""
+        data = {
+            "out": str(self.config.out),
+            "rank": self.config.rank,
+            "rows": self.texts,
+            "scored_tokens": self.work.tokens,
+        }
+        return Outcome(
+            lines=[
+                f"rank {self.config.rank}: {self.texts:,} texts, {self.work.tokens:,} tokens scored in "
+                f"{self.config.out / 'scores'}",
+                "when all ranks are done, the same command without --rank fills gaps and completes the run",
+            ],
+            data=data,
+        )
 
     def _write_rejected(self) -> None:
         if not self.corpus.rejected:
@@ -129,49 +153,43 @@ class _ScoreRun:
             for row in self.corpus.rejected:
                 file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
 
-    def _parts(self, done: dict[int, int]) -> Iterator[tuple[int, pa.Table, list[Encoded]]]:
-        """The parts that are not among those done (part -> its rows)."""
+    def _parts(self, done: dict[int, int]) -> Iterator[TextPart]:
+        """The parts that are not among those done (part -> its rows), and fall to this rank."""
+        rank, ranks = self.config.share
         for number, table in missing_parts(done, self._tables):
-            yield number, table, self.scorer.encode(table[self.corpus.text_field].to_pylist())
+            if number % ranks == rank:
+                yield TextPart(number=number, table=table, text_field=self.corpus.text_field)
 
     def _tables(self, start: int) -> Iterator[pa.Table]:
-        cap = None if self.scorer.sliding else self.scorer.max_tokens * CHARS_PER_TOKEN
-        part_chars = _part_tokens(self.config, self.scorer) * CHARS_PER_TOKEN
+        cap = None if self.model.stride else self.config.max_tokens * CHARS_PER_TOKEN
+        part_chars = _part_tokens(self.config, self.model) * CHARS_PER_TOKEN
         return cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap)
 
-    def _write_part(
-        self, number: int, table: pa.Table, encoded: list[Encoded], progress: Progress, resumed: int
-    ) -> None:
-        scores = self.scorer.score_encoded(encoded, on_batch=lambda n: progress.update(n))
-        columns = score_columns(scores, table["input_status"])
-        kept = table.drop_columns(["input_status", *([] if self.config.text else [self.corpus.text_field])])
-        for field in SCORE_FIELDS:
-            kept = kept.append_column(field, columns[field.name])
-        status = Counter(columns["status"].to_pylist())
-        counts = {"rows": len(table), "tokens": sum(len(item.ids) for item in encoded)}
-        counts |= {"bytes": sum(item.n_bytes for item in encoded), "truncated": sum(item.truncated for item in encoded)}
-        counts |= {f"status_{name}": n for name, n in sorted(status.items())}
-        with self.run.part(number, {"rows": len(table), "counts": counts}) as path:
-            pq.write_table(kept, path, compression="zstd", row_group_size=4096)
-        self._forecast(progress, number, len(table), resumed)
-
-    def _forecast(self, progress: Progress, number: int, rows: int, resumed: int) -> None:
+    def _forecast(self, progress: Progress, number: int, resumed: int) -> None:
         """Tell the progress line how many texts are done, and the total of tokens if the others are as long."""
-        self.texts += rows
-        if self.corpus.n_rows:
+        if self.corpus.n_rows and self.config.rank is None:
             progress.total = round(progress.done / self.texts * (self.corpus.n_rows - resumed))
         progress.update(0, texts=resumed + self.texts, parts=number + 1)
+
+    def _policies(self) -> dict[str, Any]:
+        return {
+            "bos_policy": "tokenizer",
+            "bos_added": self.model.bos_added,
+            "max_tokens": self.config.max_tokens,
+            "positions": "entropy and varentropy at all T positions, surprisal at the T-1 that have a target",
+            "window": self.config.window,
+        }
 
     def _inputs(self) -> list[dict[str, Any]]:
         return [_source_facts(file) for file in self.corpus.files]
 
     def _outcome(self, facts: dict[str, Any], resumed: int, seconds: float) -> Outcome:
-        counts, work = facts["counts"], self.scorer.work
+        counts, work, model = facts["counts"], self.work, self.model
         rate = work.tokens / seconds if work.tokens else 0.0
-        peak = peak_memory()
+        peak = max(self.peak, peak_memory())
         data = {
             "out": str(self.config.out),
-            "model": self.scorer.decoder.name,
+            "model": model.name,
             "rows": counts.get("rows", 0),
             "resumed_rows": resumed,
             "counts": counts,
@@ -185,9 +203,9 @@ class _ScoreRun:
             "forward_seconds": round(work.seconds, 3),
             "tokens_per_second": round(rate, 1),
             "peak_memory_bytes": peak,
-            "device": str(self.scorer.decoder.device),
-            "dtype": str(self.scorer.decoder.dtype).removeprefix("torch."),
-            "path": self.scorer.path.name,
+            "device": model.device,
+            "dtype": model.dtype,
+            "path": model.path,
         }
         odd = {
             name.removeprefix("status_"): n
@@ -215,20 +233,8 @@ class _ScoreRun:
             and counts.get("status_nan", 0) + counts.get("status_empty", 0) == counts["rows"]
         )
         if all_nan:
-            lines.append(
-                f"the model {self.scorer.decoder.name} gave NaN for every text: try --dtype fp32, or another model"
-            )
+            lines.append(f"the model {model.name} gave NaN for every text: try --dtype fp32, or another model")
         return Outcome(lines=lines, data=data, exit_code=1 if all_nan else 0)
-
-
-def peak_memory() -> int:
-    """The most memory, in bytes, that this process has held. Linux's own mark: getrusage would count the parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def count_duplicate_ids(folder: Path) -> int:
@@ -250,34 +256,24 @@ def count_duplicate_ids(folder: Path) -> int:
 # --- what a run is ----------------------------------------------------------------------------------------------------
 
 
-def _identity(config: ScoreConfig, corpus: Corpus, scorer: Scorer) -> dict[str, Any]:
+def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str, Any]:
     """Everything that decides the bytes of the parts."""
     return {
-        "model": {"name": config.model, "fingerprint": scorer.decoder.fingerprint},
-        "dtype": str(scorer.decoder.dtype).removeprefix("torch."),
-        "device": scorer.decoder.device.type,
-        "path": scorer.path.name,
+        "model": {"name": config.model, "fingerprint": model.fingerprint},
+        "dtype": model.dtype,
+        "device": model.device,
+        "path": model.path,
         "sources": {file.name: file.fingerprint for file in corpus.files},
         "text_field": config.text_field,
         "id_field": config.id_field,
         "keep_text": config.text,
         "max_tokens": config.max_tokens,
         "window": config.window,
-        "stride": scorer.stride if scorer.sliding else None,
+        "stride": model.stride,
         "limit": config.limit,
         "on_error": config.on_error,
-        "part_tokens": _part_tokens(config, scorer),
-        "batch_tokens": scorer.batch_tokens,
-    }
-
-
-def _policies(scorer: Scorer) -> dict[str, Any]:
-    return {
-        "bos_policy": "tokenizer",
-        "bos_added": scorer.encoder.n_prefix > 0,
-        "max_tokens": scorer.max_tokens,
-        "positions": "entropy and varentropy at all T positions, surprisal at the T-1 that have a target",
-        "window": "sliding" if scorer.sliding else "first",
+        "part_tokens": _part_tokens(config, model),
+        "batch_tokens": model.batch_tokens,
     }
 
 
@@ -285,26 +281,27 @@ def _source_facts(file: SourceFile) -> dict[str, Any]:
     return {"name": file.name, "rows": file.n_rows, "fingerprint": file.fingerprint}
 
 
-def _plan(config: ScoreConfig, corpus: Corpus, scorer: Scorer, notes: tuple[str, ...]) -> Outcome:
+def _plan(config: ScoreConfig, corpus: Corpus, job: ScoreParts) -> Outcome:
     """What `--dry-run` says: the inputs, the choices, and a forecast from the first texts."""
+    model = job.describe()
     sample = next(iter(corpus.batches()), None)
     texts = sample.column(corpus.text_field).to_pylist()[:200] if sample is not None else []
-    per_text = sum(len(item.ids) for item in scorer.encode(texts)) / max(len(texts), 1)
+    per_text = sum(len(item.ids) for item in job.scorer.encode(texts)) / max(len(texts), 1)
     tokens = None if corpus.n_rows is None else round(per_text * corpus.n_rows)
     data = {
         "sources": [_source_facts(file) for file in corpus.files],
         "rows": corpus.n_rows,
         "estimated_tokens": tokens,
         "rejected": len(corpus.rejected),
-        "part_tokens": _part_tokens(config, scorer),
-        "batch_tokens": scorer.batch_tokens,
+        "part_tokens": _part_tokens(config, model),
+        "batch_tokens": model.batch_tokens,
         "out": str(config.out),
-        "notes": list(notes),
+        "notes": list(model.notes),
     }
     size = f"{corpus.n_rows:,} texts, about {tokens:,} tokens" if tokens is not None else "a stream of unknown length"
     lines = [
         f"would score {size} from {len(corpus.files)} files into {config.out / 'scores'}",
-        *notes,
+        *model.notes,
         "nothing was written",
     ]
     return Outcome(lines=lines, data=data)

@@ -164,9 +164,14 @@ class RunDirectory:
         folder: str = "scores",
         suffix: str = ".parquet",
         owned: Sequence[str] = (),
+        shared: bool = False,
     ) -> None:
-        """`owned` are patterns of what else a run of this kind puts into its folder."""
+        """`owned` are patterns of what else a run of this kind puts into its folder.
+
+        `shared` lets several processes make parts of the run at once; one that is not shared then completes it.
+        """
         self.path = path
+        self.shared = shared
         self.owned = tuple(owned)
         self.overwrite = overwrite
         self.parts = path / folder
@@ -185,10 +190,11 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}") from error
         try:
-            self._refuse_foreign()
-            manifest = None if self.overwrite else read_json(self.manifest)
-            if manifest is None or manifest.get("clearing"):
-                self.clear()
+            with self._one_at_a_time():
+                self._refuse_foreign()
+                manifest = None if self.overwrite else read_json(self.manifest)
+                if manifest is None or manifest.get("clearing"):
+                    self.clear()
         except BaseException:
             self.__exit__()
             raise
@@ -206,14 +212,15 @@ class RunDirectory:
         Errors: RunError names the first difference from the run that the directory holds.
         """
         self.identity = json.loads(json.dumps(identity))
-        manifest = read_json(self.manifest)
-        if manifest and (found := difference(manifest.get("identity"), self.identity)):
-            raise RunError(
-                f"{self.path} holds another run: {found}. Choose another --out, or start afresh with --overwrite"
-            )
-        write_text(self.path / "config.resolved.yaml", config_yaml)
-        if manifest is None:
-            write_json(self.manifest, {"complete": False, "identity": self.identity})
+        with self._one_at_a_time():
+            manifest = read_json(self.manifest)
+            if manifest and (found := difference(manifest.get("identity"), self.identity)):
+                raise RunError(
+                    f"{self.path} holds another run: {found}. Choose another --out, or start afresh with --overwrite"
+                )
+            write_text(self.path / "config.resolved.yaml", config_yaml)
+            if manifest is None:
+                write_json(self.manifest, {"complete": False, "identity": self.identity})
 
     def done(self) -> dict[int, dict[str, Any]]:
         """The manifests of the parts that are whole, by number, in order; missing and cut parts are left out."""
@@ -263,7 +270,7 @@ class RunDirectory:
     def _take_lock(self) -> None:
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(handle, 100, 0).decode(errors="replace").strip() or "another process"
             os.close(handle)
@@ -271,6 +278,16 @@ class RunDirectory:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()}".encode(), 0)
         self._lock = handle
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Of the processes that share the directory."""
+        if not self.shared:
+            yield
+            return
+        with open(self.path / ".starting", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def _refuse_foreign(self) -> None:
         if self.manifest.exists():

@@ -1,0 +1,160 @@
+"""One process, two, Ray on this machine, and ranks without a coordinator give the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fakes import save_model
+from test_faults import killed, snapshot
+
+from fluxentropy.cli import main
+from fluxentropy.errors import UsageError
+from fluxentropy.scorejob import worker_device
+
+SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
+PIPELINE = Path(__file__).parents[1] / "pipelines" / "fineweb.py"
+SCORE = ["--max-tokens", "64", "--part-tokens", "200"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def without_config(folder: Path) -> dict[str, bytes]:
+    """Every file, but for the one that says how the work was shared."""
+    return {
+        name: data
+        for name, data in snapshot(folder).items()
+        if not name.endswith(("config.resolved.yaml", ".starting"))
+    }
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")
+@pytest.mark.timeout(600)
+def test_webmix_from_text_to_verified_bins_on_each_engine(model: Path, tmp_path: Path) -> None:
+    sources = sorted(SHARED.glob("data/webmix/train-*.parquet"))
+    texts = tmp_path / "webmix"
+    texts.mkdir()
+    for path in sources:
+        pq.write_table(pq.read_table(path).slice(0, 60), texts / path.name)
+    found = {}
+    for name, options in {"one": [], "two": ["--workers", "2"], "ray": ["--engine", "ray"]}.items():
+        paths = os.pathsep.join(path for path in sys.path if path)
+        argv = [PIPELINE, texts, "--model", model, "--max-tokens", "64", "--bins", "4", "--out", "out", *options]
+        (tmp_path / name).mkdir()
+        done = subprocess.run(
+            [sys.executable, *map(str, argv)],
+            env={**os.environ, "PYTHONPATH": paths},
+            cwd=tmp_path / name,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("nothing is missing, nothing is damaged") == 2
+        found[name] = without_config(tmp_path / name / "out")
+    assert found["one"] == found["two"] == found["ray"]
+    rows = [pa.ipc.open_file(path).read_all() for path in sorted((tmp_path / "one/out/bins").glob("bin=*/*.arrow"))]
+    unscored = [pa.ipc.open_file(path).read_all() for path in (tmp_path / "one/out/bins").glob("unscored/*.arrow")]
+    assert sum(map(len, [*rows, *unscored])) == 60 * len(sources)
+
+
+def write_texts(path: Path) -> Path:
+    path.write_text("".join(f'{{"id": "t{n}", "text": "{"entropy measures " * (n % 7 + 1)}{n}"}}\n' for n in range(90)))
+    return path
+
+
+def score(source: Path, model: Path, out: Path, *more: str) -> int:
+    return main(["score", str(source), "--model", str(model), "--out", str(out), *SCORE, *more])
+
+
+def test_ranks_share_a_run_and_the_same_command_completes_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_texts(tmp_path / "texts.jsonl")
+    assert score(source, model, tmp_path / "whole") == 0
+    expected = without_config(tmp_path / "whole")
+    parts = sum(name.endswith(".parquet") for name in expected)
+    assert parts > 4
+    out = tmp_path / "shared"
+    for rank in range(3):
+        assert score(source, model, out, "--rank", f"{rank}/3") == 0
+        made = sorted(int(path.stem[-5:]) for path in (out / "scores").glob("part-*.parquet"))
+        assert made == [number for number in range(parts) if number % 3 <= rank]
+        assert b'"complete": false' in (out / "manifest.json").read_bytes()
+    removed = out / "scores" / "part-00001.parquet"
+    removed.unlink()
+    capsys.readouterr()
+    assert score(source, model, out) == 0  # fills the gap, and completes
+    assert "resuming: " in capsys.readouterr().err
+    assert without_config(out) == expected
+    assert (out / "config.resolved.yaml").read_text() == (
+        tmp_path / "whole" / "config.resolved.yaml"
+    ).read_text().replace(str(tmp_path / "whole"), str(out))
+
+
+def test_ranks_at_the_same_time(model: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts.jsonl")
+    assert score(source, model, tmp_path / "whole") == 0
+    argv = ["score", source, "--model", model, "--out", tmp_path / "shared", *SCORE, "--rank"]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fluxentropy", *map(str, argv), f"{rank}/3"],
+            env={**os.environ, "PYTHONPATH": paths},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=250)
+        assert rank.returncode == 0, errors
+    assert score(source, model, tmp_path / "shared") == 0
+    assert without_config(tmp_path / "shared") == without_config(tmp_path / "whole")
+
+
+def test_workers_that_are_killed_while_they_score(model: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts.jsonl")
+    out = tmp_path / "two"
+    argv = ["score", source, "--model", model, "--out", out, *SCORE, "--workers", 2]
+    assert score(source, model, tmp_path / "one") == 0
+    for step in ("5:before", "8:after"):  # counted in each process: the workers are killed, or who started them
+        killed(argv, step)
+        before = len(list((out / "scores").glob(".part-*.json")))
+        assert before < len(list((tmp_path / "one" / "scores").glob("part-*.parquet")))
+    assert main([str(part) for part in argv]) == 0
+    assert without_config(out) == without_config(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank", "3/3"], "--rank 3/3: use R/N with R from 0 to N - 1"),
+        (["--rank", "one"], "--rank one: use R/N"),
+        (["--rank", "0/2", "--overwrite"], "--rank 0/2 with --overwrite"),
+        (["--gpus-per-worker", "0.5"], "--gpus-per-worker 0.5: use a number above 0, with --engine ray"),
+        (["--address", "auto"], "--address auto is that of a Ray cluster: add --engine ray"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(tmp_path / "texts.jsonl", tmp_path / "model", tmp_path / "out", *options) == UsageError.exit_code
+    assert message in capsys.readouterr().err
+
+
+def test_a_worker_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert worker_device("auto") == "auto"  # not in a worker
+    monkeypatch.setenv("FLUXENTROPY_WORKER", "3")
+    assert [worker_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert worker_device("auto") == "auto"
