@@ -1,0 +1,263 @@
+"""`fluxentropy pretrain`: token blocks in, a trained GPT out, resumable to the exact step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fluxentropy.blockset import FOLDER, BlockSet
+from fluxentropy.errors import RunError, SourceError, UsageError
+from fluxentropy.gpt import GPT
+from fluxentropy.gpt_export import export
+from fluxentropy.gptconfig import GPTConfig
+from fluxentropy.ledger import PIECES, Ledger
+from fluxentropy.metricsfile import MetricsFile, last_row
+from fluxentropy.averaging import averaged
+from fluxentropy.outcome import Outcome
+from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.schedule import group_bins
+from fluxentropy.scheduling import open_sampler
+from fluxentropy.store import RunDirectory, read_json
+from fluxentropy.tokenbytes import token_bytes
+from fluxentropy.trainer import BlockData, GPTModule, Training, latest_checkpoint, make_trainer, quiet_lightning
+from fluxentropy.traincallbacks import Averaging, Bookkeeping, Checkpoints, StepCallback, Throughput, Validation
+from fluxentropy.trainquestions import QuestionRounds
+from fluxentropy.validation import HeldOut
+from fluxentropy.versions import versions
+from fluxentropy.yamlfile import to_plain, to_yaml
+
+OWNED = ("metrics.csv", "timings.csv", "ledger.parquet", PIECES, "export*", "tensorboard", "wandb")
+# what changes how a run is done, but not its result
+FREE = ("out", "overwrite", "allow_changed_bins", "workers", "checkpoint_every", "keep", "loggers", "compile", "bins")
+FREE += ("devices", "strategy", "accelerator", "validation")
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig) -> Outcome:
+    """Train a GPT on the blocks of `config.bins`, going on from the last checkpoint of the same command."""
+    training = open_training(config)
+    gpt = make_model(config, training.blocks)
+    with _run_directory(config) as run:
+        if run is not None:
+            run.begin(_identity(config, training), to_yaml(config))
+        if run is None or not (read_json(run.manifest) or {}).get("complete"):
+            _train(training, gpt, config.out / "checkpoints")
+            if run is not None:
+                run.finish(_facts(training, gpt))
+    return _outcome(config, training, gpt)
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def open_training(config: PretrainConfig) -> Training:
+    """Blocks, sampler and held-out blocks. Errors: UsageError, SourceError name what does not fit together."""
+    whole = BlockSet.open(config.bins)
+    if config.validation is not None:
+        other = BlockSet.open(config.validation)
+        _check_same(whole, other, config)
+        blocks, held_out = whole, HeldOut(blocks=other, first=np.zeros(other.bins, np.int64))
+    else:
+        first = np.maximum(whole.counts - config.holdout, 0)
+        blocks, held_out = _without_end(whole, first, config.holdout), HeldOut(blocks=whole, first=first)
+    if not len(held_out):
+        raise SourceError(f"{config.validation or config.bins} has no block to validate on")
+    sampler = open_sampler(config, blocks)
+    return Training(
+        config=config,
+        blocks=blocks,
+        held_out=held_out,
+        sampler=sampler,
+        members=group_bins(config.schedule.groups, blocks.bins),
+        sizes=torch.from_numpy(token_bytes(read_tokenizer(whole), whole.vocabulary)),
+    )
+
+
+def _without_end(blocks: BlockSet, counts: np.ndarray, held: int) -> BlockSet:
+    """The blocks but the last of each bin."""
+    return dataclasses.replace(blocks, counts=counts, fingerprint=f"{blocks.fingerprint}-without-{held}")
+
+
+def _check_same(blocks: BlockSet, other: BlockSet, config: PretrainConfig) -> None:
+    for name in ("length", "vocabulary"):
+        here, there = getattr(blocks, name), getattr(other, name)
+        if here != there:
+            raise UsageError(f"--validation {config.validation}: its {name} is {there}, that of {config.bins} {here}")
+    one, two = (found.facts["tokenizer"]["fingerprint"] for found in (blocks, other))
+    if one != two:
+        raise UsageError(f"--validation {config.validation}: its tokenizer is another than that of {config.bins}")
+    if blocks.bins != other.bins:
+        raise UsageError(
+            f"--validation {config.validation} has {other.bins} bins, {config.bins} {blocks.bins}: "
+            f"cut it with --edges {config.bins / 'bins.json'}"
+        )
+
+
+def read_tokenizer(blocks: BlockSet) -> Any:
+    """The tokenizer that made the blocks."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(blocks.path / FOLDER / "tokenizer")
+
+
+def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
+    """The model with its initial weights, which follow from the seed alone. Errors: UsageError names a wrong size."""
+    options = config.model
+    changes = {
+        name: value
+        for name in ("n_layer", "n_head", "n_embd", "n_kv_head", "n_hidden", "vocab_multiple", "soft_cap", "tied")
+        if (value := getattr(options, name)) is not None
+    }
+    sizes = {
+        "vocab_size": options.vocab_size or blocks.vocabulary,
+        "block_size": options.block_size or blocks.length,
+        "value_embeddings": options.value_embeddings,
+    }
+    for name, has, needed in (
+        ("vocab_size", sizes["vocab_size"], blocks.vocabulary),
+        ("block_size", sizes["block_size"], blocks.length),
+    ):
+        if has < needed:
+            raise UsageError(f"--model.{name.replace('_', '-')} {has}: the blocks in {blocks.path} need {needed}")
+    try:
+        architecture = GPTConfig.preset(options.preset, **changes, **sizes)
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from error
+    seed = config.seed if config.model_seed is None else config.model_seed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT(architecture)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _train(training: Training, gpt: GPT, folder: Path) -> None:
+    config = training.config
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None:
+        training.start_step = _resume(training, checkpoint)
+        log.info(f"resuming after step {training.start_step:,} of {training.steps:,}")
+    log.info(f"{gpt.num_parameters():,} parameters, {training.steps:,} steps, {training.budget:,} tokens")
+    average = Averaging(training, config.average) if config.average.kind != "none" else None
+    ledger = Ledger(config.out)
+    metrics = MetricsFile(config.out / "metrics.csv", metric_columns(training))
+    timings = ("step", "seconds", "tokens_per_second", "waiting_for_blocks", "mfu")
+    callbacks: list[StepCallback] = [
+        *([average] if average else []),
+        Validation(training, average),
+        *([QuestionRounds(training)] if config.questions.data else []),
+        Bookkeeping(training, ledger, metrics),
+        Throughput(training, MetricsFile(config.out / "timings.csv", timings), gpt.flops_per_token(training.blocks.length)),
+        Checkpoints(training, folder, ledger),
+    ]
+    module = GPTModule(gpt, training)
+    with quiet_lightning():
+        trainer = make_trainer(training, list(callbacks))
+        if training.start_step < training.steps:
+            _fit(trainer, module, BlockData(training), checkpoint)
+        elif checkpoint is not None:  # killed between the last checkpoint and the end
+            _load(module, average, checkpoint)
+    if trainer.is_global_zero:
+        ledger.finish(training.steps)
+        _export(gpt, config.out / "export", training)
+        if average is not None:
+            with averaged(gpt, average.average.average()):
+                _export(gpt, config.out / "export-averaged", training)
+
+
+def _fit(trainer: Any, module: GPTModule, data: BlockData, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+
+
+def _resume(training: Training, checkpoint: Path) -> int:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["sampler"]
+    return training.sampler.resume(state, allow_changed=training.config.allow_changed_bins)
+
+
+def _load(module: GPTModule, average: Averaging | None, checkpoint: Path) -> None:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    module.load_state_dict(state["state_dict"])
+    if average is not None:
+        average.load_state_dict(state["callbacks"][average.state_key])
+
+
+def _export(gpt: GPT, folder: Path, training: Training) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it was complete
+    export(gpt, folder, tokenizer=training.blocks.path / FOLDER / "tokenizer")
+
+
+def metric_columns(training: Training) -> list[str]:
+    """The columns of metrics.csv."""
+    bins = range(training.held_out.blocks.bins)
+    averages = ["val_loss_averaged", "val_bpb_averaged"] if training.config.average.kind != "none" else []
+    questions = ["acc", "acc_norm", "answer_loglikelihood"] if training.config.questions.data else []
+    return [
+        *("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm"),
+        *averages,
+        *questions,
+        *(f"val_loss_bin_{number:02d}" for number in bins),
+        *(f"val_bpb_bin_{number:02d}" for number in bins),
+    ]
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _run_directory(config: PretrainConfig) -> Iterator[RunDirectory | None]:
+    """The run directory, on the first rank; the others only read."""
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    if any(rank != "0" for rank in ranks):
+        yield None
+        return
+    with RunDirectory(
+        config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED
+    ) as run:
+        yield run
+
+
+def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
+    """Everything that decides the result."""
+    changed = config.allow_changed_bins
+    plain = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    data = {
+        "blocks": training.blocks.fingerprint,
+        "validation": training.held_out.blocks.fingerprint,
+        "plan": training.sampler.plan.fingerprint,
+    }
+    return {"kind": "pretrain", **plain, **({} if changed else data)}
+
+
+def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
+    return {
+        "steps": training.steps,
+        "tokens": training.budget,
+        "parameters": gpt.num_parameters(),
+        "versions": versions(),
+    }
+
+
+def _outcome(config: PretrainConfig, training: Training, gpt: GPT) -> Outcome:
+    row = last_row(config.out / "metrics.csv")
+    lines = [
+        f"{gpt.num_parameters():,} parameters trained on {training.budget:,} tokens in {training.steps:,} steps",
+        f"validation loss {row['val_loss']:.4f} nats per token, {row['val_bpb']:.4f} bits per byte",
+        f"metrics in {config.out / 'metrics.csv'}, what was seen in {config.out / 'ledger.parquet'}",
+        f"score with it: fluxentropy score SOURCE --model {config.out / 'export'} --out DIR",
+    ]
+    return Outcome(lines=lines, data={"out": str(config.out), **row, **_facts(training, gpt)})

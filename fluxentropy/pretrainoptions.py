@@ -1,0 +1,155 @@
+"""Options of `fluxentropy pretrain`, section by section.
+
+Annotations are evaluated here, not kept as text, as in `options.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from fluxentropy.errors import UsageError
+from fluxentropy.lr import LRConfig
+from fluxentropy.optimconfig import OptimConfig
+from fluxentropy.options import INPUT, MODEL, OUTPUT, SWITCH, WORK, at_least
+from fluxentropy.scheduleoptions import BudgetOptions
+
+TRAINING = Parameter(group=Group("Training", sort_key=2.7))
+EVALUATION = Parameter(group=Group("Evaluation", sort_key=3.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureOptions:
+    """The model; null stands for what the preset, or the blocks, say."""
+
+    preset: Annotated[Literal["modern", "gpt2"], MODEL] = "modern"
+    """modern: rotary positions, RMSNorm, ReLU^2; gpt2: that of GPT-2."""
+    n_layer: Annotated[int, MODEL] = 12
+    """Blocks."""
+    n_head: Annotated[int, MODEL] = 12
+    """Heads of attention."""
+    n_embd: Annotated[int, MODEL] = 768
+    """Width."""
+    n_kv_head: Annotated[int | None, MODEL] = None
+    """Heads of keys and values. Default: n_head."""
+    n_hidden: Annotated[int | None, MODEL] = None
+    """Width of the MLP. Default: 4 n_embd."""
+    vocab_size: Annotated[int | None, MODEL] = None
+    """Default: what the tokenizer of the blocks has."""
+    vocab_multiple: Annotated[int, MODEL] = 64
+    """Rows of the embedding and the head are padded to a multiple of this."""
+    block_size: Annotated[int | None, MODEL] = None
+    """Longest input, in tokens. Default: the length of the blocks."""
+    soft_cap: Annotated[float | None, MODEL] = None
+    """Of the logits. Default: that of the preset."""
+    value_embeddings: Annotated[bool, SWITCH, MODEL] = False
+    """Mix an embedding of the token into the values of every second layer."""
+    tied: Annotated[bool | None, Parameter(negative=()), MODEL] = None
+    """Use the embedding as the head. Default: what the preset does."""
+    document_masks: Annotated[bool, SWITCH, MODEL] = False
+    """Attention does not cross the borders of documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageOptions:
+    """An average of the weights, validated and exported beside the last ones."""
+
+    kind: Annotated[Literal["none", "ema", "last"], TRAINING] = "none"
+    """none, ema (exponential), or last (the mean of the last k)."""
+    decay: Annotated[float, TRAINING] = 0.999
+    """Of the exponential average, for each step."""
+    k: Annotated[int, TRAINING] = 5
+    """Number of weights in the mean of the last ones."""
+    every: Annotated[int, TRAINING] = 1
+    """Steps from one set of weights to the next."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise UsageError(f"--average.decay {self.decay}: use a number from 0 to below 1")
+        if self.k < 1 or self.every < 1:
+            raise UsageError(f"--average.k {self.k} --average.every {self.every}: use 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """Multiple-choice questions that the model answers while it is trained."""
+
+    data: Annotated[str | None, EVALUATION] = None
+    """File of questions, as for `fluxentropy hellaswag`. Default: none are asked."""
+    task: Annotated[str, EVALUATION] = "hellaswag"
+    """How records become questions."""
+    limit: Annotated[int, EVALUATION] = 200
+    """Number of questions."""
+    every: Annotated[int | None, EVALUATION] = None
+    """Tokens from one round to the next. Default: only after the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(BudgetOptions):
+    """Options of `fluxentropy pretrain`."""
+
+    bins: Annotated[Path, INPUT]
+    """Folder that bin wrote with --tokenize."""
+    validation: Annotated[Path | None, INPUT] = None
+    """Another such folder to validate on, with the same tokenizer and block length. Default: blocks held out of --bins."""
+    holdout: Annotated[int, INPUT] = 16
+    """Blocks at the end of each bin that are kept for validation, without --validation."""
+    model: ArchitectureOptions = field(default_factory=ArchitectureOptions)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    lr: LRConfig = field(default_factory=LRConfig)
+    average: AverageOptions = field(default_factory=AverageOptions)
+    questions: QuestionOptions = field(default_factory=QuestionOptions)
+    clip: Annotated[float | None, TRAINING] = 1.0
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+    micro_batch: Annotated[int | None, TRAINING] = None
+    """Blocks in one forward pass of one device; gradients of several are accumulated. Default: all of its share."""
+    short_start: Annotated[int | None, TRAINING] = None
+    """Length of the pieces that blocks are cut into at first: sequence-length warm-up. Default: whole blocks."""
+    short_tokens: Annotated[int, TRAINING] = 0
+    """Tokens over which the pieces grow to whole blocks."""
+    model_seed: Annotated[int | None, TRAINING] = None
+    """Seed of the initial weights. Default: --seed."""
+    precision: Annotated[Literal["auto", "fp32", "bf16"], WORK] = "auto"
+    """auto: bf16 on GPUs that have it, else fp32."""
+    compile: Annotated[bool, SWITCH, WORK] = False
+    """Compile the model with torch.compile."""
+    accelerator: Annotated[Literal["auto", "cpu", "gpu"], WORK] = "auto"
+    """What to train on."""
+    devices: Annotated[int, WORK] = 1
+    """Devices that share each batch."""
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"], WORK] = "auto"
+    """How several devices work together; fsdp shards the model, and goes with --optim.kind adamw."""
+    workers: Annotated[int, WORK] = 0
+    """Processes that read blocks."""
+    eval_every: Annotated[int | None, EVALUATION] = None
+    """Tokens from one validation to the next. Default: a tenth of the budget."""
+    eval_batch: Annotated[int, EVALUATION] = 16
+    """Blocks in a forward pass of the validation."""
+    log_every: Annotated[int, OUTPUT] = 10
+    """Steps from one row of metrics.csv to the next."""
+    checkpoint_every: Annotated[int | None, OUTPUT] = None
+    """Steps from one checkpoint to the next, which is what a killed run loses. Default: a twentieth of the steps."""
+    keep: Annotated[int, OUTPUT] = 2
+    """Checkpoints to keep."""
+    loggers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], OUTPUT] = ()
+    """Where metrics go beside metrics.csv."""
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+    allow_changed_bins: Annotated[bool, SWITCH, OUTPUT] = False
+    """Go on from a checkpoint that was trained on other blocks or under another schedule."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"holdout": 0, "workers": 0, "short_tokens": 0, "model_seed": 0, "micro_batch": 1, "short_start": 1}
+        least |= dict.fromkeys(("devices", "eval_every", "eval_batch", "log_every", "checkpoint_every", "keep"), 1)
+        for name, smallest in least.items():
+            at_least(smallest, self, name)
+        if self.clip is not None and self.clip <= 0:
+            raise UsageError(f"--clip {self.clip}: use a number above 0, or null for none")
+        if self.strategy == "fsdp" and self.optim.kind == "muon":
+            raise UsageError("--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw")
+        if self.validation is None and self.holdout == 0:
+            raise UsageError("--holdout 0: there is nothing to validate on; give --validation, or hold blocks out")

@@ -1,0 +1,121 @@
+"""`fluxentropy ledger`: which documents a training has seen, how often and when; and that the ledger is true."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fluxentropy.blockset import BlockSet
+from fluxentropy.config import LedgerConfig
+from fluxentropy.errors import RunError, UsageError
+from fluxentropy.ledger import hash_ids
+from fluxentropy.outcome import Outcome
+from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.shards import bin_folder
+from fluxentropy.store import atomic_path, read_json
+from fluxentropy.yamlfile import read_yaml
+
+LINEAGE = ("id", "source_file", "source_row")
+
+
+def ledger(config: LedgerConfig) -> Outcome:
+    """Draw all blocks of a finished run again, compare them with its ledger, and sum up their documents.
+
+    Errors: RunError where the run is not complete, its blocks have changed, or a step's hash is not that of its blocks.
+    """
+    from fluxentropy.pretrain import open_training
+
+    manifest = read_json(config.run / "manifest.json") or {}
+    if manifest.get("identity", {}).get("kind") != "pretrain" or not manifest.get("complete"):
+        raise UsageError(f"{config.run} is no finished run of pretrain")
+    training = open_training(read_config(config.run))
+    rows = pq.read_table(config.run / "ledger.parquet")
+    blocks = training.blocks
+    times = np.zeros(int(blocks.first[-1]), np.int64)
+    first = np.full(len(times), np.iinfo(np.int64).max)
+    last = np.zeros(len(times), np.int64)
+    losses = manifest.get("losses") or []
+    for number, hashed in enumerate(rows["ids_hash"].to_pylist()):
+        while number >= training.sampler.plan.known and losses:
+            training.sampler.learn(losses[len(training.sampler.plan.history)])
+        ids = training.sampler.batch(number)
+        if hash_ids(ids) != hashed:
+            raise RunError(f"{config.run}: step {number + 1} of the ledger does not hold the blocks that its hash says")
+        np.add.at(times, ids, 1)
+        np.minimum.at(first, ids, number + 1)
+        np.maximum.at(last, ids, number + 1)
+    out = config.out or config.run / "documents.parquet"
+    table = pa.concat_tables(_documents(blocks, times, first, last))
+    with atomic_path(out) as path:
+        pq.write_table(table, path, compression="zstd")
+    seen = np.asarray(table["times"])
+    lines = [
+        f"{len(rows):,} steps, each with the blocks that its hash says",
+        f"{len(table):,} documents: {(seen > 0).sum():,} seen, {(seen == 0).sum():,} not; "
+        f"at most {seen.max(initial=0):,} times",
+        str(out),
+    ]
+    data = {"run": str(config.run), "steps": len(rows), "documents": len(table), "seen": int((seen > 0).sum()), "out": str(out)}
+    return Outcome(lines=lines, data=data)
+
+
+def read_config(run: Path) -> PretrainConfig:
+    """The configuration of a run."""
+    given = read_yaml(run / "config.resolved.yaml", PretrainConfig)
+    return _built(PretrainConfig, given)
+
+
+def _built(cls: type, given: Mapping[str, Any]) -> Any:
+    """A dataclass from what YAML holds: lists for tuples, text for paths, mappings for sections."""
+    hints = get_type_hints(cls)
+    found = {}
+    for name, value in given.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            value = _built(kind, value)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        elif isinstance(value, str) and "Path" in str(kind):
+            value = Path(value)
+        found[name] = value
+    return cls(**found)
+
+
+def _documents(blocks: BlockSet, times: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[pa.Table]:
+    """A table for each bin: its documents in their order. One that no block holds was seen 0 times."""
+    for number, start in enumerate(blocks.first[:-1].tolist()):
+        folder = blocks.path / bin_folder(number, blocks.bins)
+        sources = _lineage(folder)
+        columns = {
+            "times": np.zeros(len(sources), np.int64),
+            "first_step": np.full(len(sources), np.iinfo(np.int64).max),
+            "last_step": np.zeros(len(sources), np.int64),
+        }
+        for index in range(int(blocks.counts[number])):
+            documents = np.unique(blocks.read(number, index).documents)
+            block = start + index
+            np.maximum.at(columns["times"], documents, times[block])
+            np.minimum.at(columns["first_step"], documents, first[block])
+            np.maximum.at(columns["last_step"], documents, last[block])
+        unseen = columns["times"] == 0
+        table = sources.append_column("bin", pa.array(np.full(len(sources), number, np.int32)))
+        table = table.append_column("times", pa.array(columns["times"]))
+        for name in ("first_step", "last_step"):
+            table = table.append_column(name, pa.array(columns[name], mask=unseen))
+        yield table
+
+
+def _lineage(folder: Path) -> pa.Table:
+    """Where the rows of a bin's shards come from."""
+    tables = []
+    for path in sorted(folder.glob("part-*.arrow")):
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+            tables.append(table.select([name for name in LINEAGE if name in table.column_names]))
+    return pa.concat_tables(tables)

@@ -1,0 +1,207 @@
+"""What happens at the end of a step, each a callback, in this order: averages, validation, questions, the ledger,
+metrics, the checkpoint. What one finds out it puts into the module's `row`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+
+from fluxentropy.adaptive import Adaptive
+from fluxentropy.averaging import EMA, LastK, averaged
+from fluxentropy.ledger import Ledger, step_row
+from fluxentropy.metricsfile import MetricsFile
+from fluxentropy.pretrainoptions import AverageOptions
+from fluxentropy.progress import Progress
+from fluxentropy.store import atomic_path
+from fluxentropy.trainer import GPTModule, Training
+from fluxentropy.validation import ValidationLoss, validate
+
+
+class StepCallback(lightning.Callback):
+    """A callback at the end of each step of the optimizer."""
+
+    def __init__(self, training: Training) -> None:
+        self.plan = training
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.plan.parts == 0:
+            self.step_end(trainer, pl_module, batch_idx // self.plan.parts)
+
+    def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
+        raise NotImplementedError
+
+
+class Averaging(StepCallback):
+    """An average of the weights; its state is in the checkpoints."""
+
+    def __init__(self, training: Training, options: AverageOptions) -> None:
+        super().__init__(training)
+        self.every = options.every
+        self.average = EMA(options.decay) if options.kind == "ema" else LastK(options.k)
+
+    def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
+        if (step + 1) % self.every == 0 or step + 1 == self.plan.steps:
+            self.average.update(module.gpt)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average.load_state_dict(state_dict)
+
+
+class Validation(StepCallback):
+    """The loss on held-out blocks, overall and by bin; adaptive schedules learn from it."""
+
+    def __init__(self, training: Training, average: Averaging | None) -> None:
+        super().__init__(training)
+        self.average = average
+        self.every = training.config.eval_every or max(training.budget // 10, 1)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self.plan.start_step == 0:
+            pl_module.row = {"step": 0, "tokens": 0} | self.loss(trainer, pl_module).metrics()
+
+    def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
+        sampler = self.plan.sampler
+        learns = isinstance(sampler.plan.schedule, Adaptive) and step + 1 == sampler.plan.known < sampler.steps
+        if not (learns or step + 1 == self.plan.steps or self.plan.crosses(step, self.every)):
+            return
+        found = self.loss(trainer, module)
+        module.row |= found.metrics()
+        if self.average is not None:
+            with averaged(module.gpt, self.average.average.average()):
+                metrics = self.loss(trainer, module).metrics()
+            module.row |= {f"{name}_averaged": metrics[name] for name in ("val_loss", "val_bpb")}
+        if learns:
+            sampler.learn(found.by_bin(self.plan.members))
+
+    def loss(self, trainer: lightning.Trainer, module: GPTModule) -> ValidationLoss:
+        config = self.plan.config
+        with trainer.precision_plugin.forward_context():
+            found = validate(
+                module.gpt,
+                self.plan.held_out,
+                self.plan.sizes,
+                batch=config.eval_batch,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                document_masks=config.model.document_masks,
+            )
+        sums = torch.from_numpy(found.stacked()).to(module.device)
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+        return ValidationLoss.of(sums.cpu().numpy())
+
+
+class Bookkeeping(StepCallback):
+    """The ledger and metrics.csv; loggers get the same rows."""
+
+    def __init__(self, training: Training, ledger: Ledger, metrics: MetricsFile) -> None:
+        super().__init__(training)
+        self.ledger, self.metrics = ledger, metrics
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self.ledger.start(self.plan.start_step)
+            self.metrics.start(self.plan.start_step if self.plan.start_step else -1)
+            if self.plan.start_step == 0:
+                self._write(trainer, pl_module.row)
+
+    def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        row = module.row
+        ids = self.plan.sampler.batch(step)
+        self.ledger.add(step_row(row["step"], row["tokens"], ids, self.plan.blocks.first, row["lr"]))
+        due = row["step"] % self.plan.config.log_every == 0 or row["step"] == self.plan.steps
+        if due or "val_loss" in row or "acc" in row:
+            self._write(trainer, row)
+
+    def _write(self, trainer: lightning.Trainer, row: dict[str, Any]) -> None:
+        self.metrics.append(row)
+        numbers = {name: value for name, value in row.items() if name != "step" and math.isfinite(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=row["step"])
+
+
+class Throughput(StepCallback):
+    """Progress on stderr; speed in `timings.csv`, which is of this machine and this hour, and no part of the result."""
+
+    def __init__(self, training: Training, file: MetricsFile, flops_per_token: int) -> None:
+        super().__init__(training)
+        self.file, self.flops = file, flops_per_token
+        self.progress: Progress | None = None
+        self.since = self.ended = time.perf_counter()
+        self.waited = 0.0
+        self.tokens = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.progress = None
+        if trainer.is_global_zero:
+            left = self.plan.budget - int(self.plan.tokens[self.plan.start_step])
+            self.progress = Progress(left)
+            self.file.start(self.plan.start_step)
+        self.since = self.ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.ended = time.perf_counter()
+
+    def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
+        new = int(self.plan.tokens[step + 1] - self.plan.tokens[step])
+        self.tokens += new
+        if self.progress is None:
+            return
+        self.progress.update(new, step=step + 1, loss=f"{module.row['train_loss']:.4f}")
+        if (step + 1) % self.plan.config.log_every == 0 or step + 1 == self.plan.steps:
+            now = time.perf_counter()
+            seconds = now - self.since
+            peak = get_available_flops(module.device, torch.bfloat16) if module.device.type == "cuda" else None
+            rate = self.tokens / seconds
+            self.file.append(
+                {
+                    "step": step + 1,
+                    "seconds": seconds,
+                    "tokens_per_second": rate,
+                    "waiting_for_blocks": self.waited / seconds,
+                    "mfu": rate * self.flops / (peak * trainer.world_size) if peak else math.nan,
+                }
+            )
+            self.since, self.waited, self.tokens = now, 0.0, 0
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self.progress is not None:
+            self.progress.close()
+
+
+class Checkpoints(StepCallback):
+    """A checkpoint by steps, whole or not at all, after the ledger's piece up to it."""
+
+    def __init__(self, training: Training, folder: Path, ledger: Ledger) -> None:
+        super().__init__(training)
+        self.folder, self.ledger = folder, ledger
+        self.every = training.config.checkpoint_every or max(training.steps // 20, 1)
+
+    def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
+        if (step + 1) % self.every and step + 1 != self.plan.steps:
+            return
+        path = self.folder / f"step-{step + 1:08d}.ckpt"
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path.with_name(f".aside-{path.name}"))
+            return
+        self.ledger.save()
+        with atomic_path(path) as aside:
+            trainer.save_checkpoint(aside)
+        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.plan.config.keep]:
+            old.unlink()

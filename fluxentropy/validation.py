@@ -1,0 +1,148 @@
+"""Validation: the loss of a GPT on held-out blocks, for each bin and overall.
+
+Bits per byte leave out targets that stand for no text, such as the end-of-text token; the loss does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fluxentropy.blockset import BlockSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationLoss:
+    """Sums over the held-out blocks of each bin; all arrays float64 (K,)."""
+
+    loss: np.ndarray  # nats, over all targets
+    targets: np.ndarray
+    text_loss: np.ndarray  # nats, over the targets that stand for text
+    bytes: np.ndarray  # of these
+
+    def __add__(self, other: ValidationLoss) -> ValidationLoss:
+        return ValidationLoss(
+            loss=self.loss + other.loss,
+            targets=self.targets + other.targets,
+            text_loss=self.text_loss + other.text_loss,
+            bytes=self.bytes + other.bytes,
+        )
+
+    def stacked(self) -> np.ndarray:
+        """All sums as one array (4, K), as ranks exchange them."""
+        return np.stack([self.loss, self.targets, self.text_loss, self.bytes])
+
+    @classmethod
+    def of(cls, sums: np.ndarray) -> ValidationLoss:
+        loss, targets, text_loss, size = sums
+        return cls(loss=loss, targets=targets, text_loss=text_loss, bytes=size)
+
+    def metrics(self) -> dict[str, float]:
+        """`val_loss` (nats per token), `val_bpb` (bits per byte), and both for each bin that has held-out blocks.
+
+        >>> one = np.ones(2)
+        >>> ValidationLoss(loss=one, targets=one, text_loss=one * math.log(2), bytes=one).metrics()["val_bpb"]
+        1.0
+        """
+        found = {
+            "val_loss": _ratio(self.loss.sum(), self.targets.sum()),
+            "val_bpb": _ratio(self.text_loss.sum() / math.log(2), self.bytes.sum()),
+        }
+        for number in range(len(self.loss)):
+            found[f"val_loss_bin_{number:02d}"] = _ratio(self.loss[number], self.targets[number])
+        for number in range(len(self.loss)):
+            found[f"val_bpb_bin_{number:02d}"] = _ratio(self.text_loss[number] / math.log(2), self.bytes[number])
+        return found
+
+    def by_bin(self, members: list[list[int]]) -> list[float]:
+        """The loss of each group of bins, in nats per token; that of all where a group has no held-out block."""
+        overall = _ratio(self.loss.sum(), self.targets.sum())
+        return [
+            _ratio(self.loss[group].sum(), self.targets[group].sum()) if self.targets[group].sum() else overall
+            for group in members
+        ]
+
+
+def _ratio(above: float, below: float) -> float:
+    return float(above / below) if below else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Blocks to validate on: from place `first` on in each bin."""
+
+    blocks: BlockSet
+    first: np.ndarray  # (K,)
+
+    def numbers(self) -> np.ndarray:
+        """Their numbers over all bins, bin by bin."""
+        spans = zip(self.blocks.first.tolist(), self.first.tolist(), self.blocks.counts.tolist(), strict=False)
+        return np.concatenate([np.arange(start + first, start + count) for start, first, count in spans])
+
+    def __len__(self) -> int:
+        return int((self.blocks.counts - self.first).sum())
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    held_out: HeldOut,
+    sizes: Tensor,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    document_masks: bool = False,
+) -> ValidationLoss:
+    """The sums over this rank's share of the held-out blocks; `sizes` (V,) are the bytes of each token.
+
+    The model maps ids (B, T) and `starts` to logits (B, T, V).
+    """
+    device = next(model.parameters()).device
+    sizes = sizes.to(device)
+    sums = np.zeros((4, held_out.blocks.bins))
+    was_training = model.training
+    model.eval()
+    try:
+        for numbers in _batches(held_out.numbers()[rank::world], batch):
+            bins, _ = held_out.blocks.places(numbers)
+            ids = torch.from_numpy(held_out.blocks.gather(numbers)).to(device)  # (B, L+1)
+            starts = torch.from_numpy(document_starts(held_out.blocks, numbers)).to(device) if document_masks else None
+            rows = _losses(model, ids, starts, sizes)  # (4, B)
+            for row in range(4):
+                np.add.at(sums[row], bins, rows[row])
+    finally:
+        model.train(was_training)
+    return ValidationLoss.of(sums)
+
+
+def _losses(model: nn.Module, ids: Tensor, starts: Tensor | None, sizes: Tensor) -> np.ndarray:
+    """Sums of each row: loss, targets, loss of text, bytes. -> float64 (4, B)"""
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    logits = model(inputs, starts=None if starts is None else starts[:, :-1])  # (B, T, V)
+    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").double()
+    losses = losses.view(targets.shape)
+    size = sizes[targets]
+    text = losses.masked_fill(size == 0, 0.0)
+    counts = torch.full((len(ids),), targets.shape[1], dtype=torch.float64, device=ids.device)
+    found = torch.stack([losses.sum(1), counts, text.sum(1), size.sum(1).double()])
+    return np.asarray(found.cpu())
+
+
+def document_starts(blocks: BlockSet, numbers: np.ndarray) -> np.ndarray:
+    """For each token the place in its block where its document begins. (B,) -> int64 (B, length+1)"""
+    found = np.zeros((len(numbers), blocks.length + 1), np.int64)
+    for row, block in enumerate(blocks.blocks(numbers)):
+        found[row, block.starts] = block.starts
+    return np.asarray(np.maximum.accumulate(found, axis=1))
+
+
+def _batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
