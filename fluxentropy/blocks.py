@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from fluxentropy.errors import RunError, UsageError
+from fluxentropy.findings import damage
 from fluxentropy.packing import Packer, block_schema
 from fluxentropy.readers import is_text
 from fluxentropy.shards import MANIFEST, ShardWriter, bin_folder, read_manifest
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FOLDER, RECORD, TOKENIZER = "_blocks", "blocks.json", "tokenizer"
-TEXTS, CHARS = (
-    256,
-    2**20,
-)  # tokenised at once: up to so many texts, which end with the one that reaches so many characters
+TEXTS, CHARS = 256, 2**20  # tokenised at once: so many texts, or fewer that reach so many characters
 
 RunJob = Callable[["Pack", Sequence[int]], Sequence[dict[str, Any]]]
 
@@ -94,19 +92,21 @@ class Blocks:
             write_json(folder / RECORD, record)
 
     def _record(self, bins: dict[str, Any], made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        ours = {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint}
         record = {
             "length": self.length,
             "vocabulary": self.tokenizer.vocabulary,
             "dtype": str(block_schema(self.tokenizer.vocabulary, self.length).field("input_ids").type.value_type),
             "eos_token_id": self.tokenizer.eos,
-            "tokenizer": {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint},
-            **{ours: [facts[theirs] for facts in made] for ours, theirs in COUNTS.items()},
+            "tokenizer": (read_blocks(self.out) or {}).get("tokenizer", ours),  # the same one, maybe by another name
+            **{name: [facts[key] for facts in made] for name, key in COUNTS.items()},
             "bins_fingerprint": bins["fingerprint"],
         }
         return {**record, "fingerprint": fingerprint_blocks(record, made)}
 
 
-COUNTS = {"blocks": "rows", "tokens": "tokens", "documents": "documents", "left_over": "left_over"}  # RECORD: MANIFEST
+# What RECORD counts for each bin, and what the bin's manifest calls it.
+COUNTS = {"blocks": "rows", "tokens": "tokens", "documents": "documents", "left_over": "left_over"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,8 @@ class Pack:
     def __call__(self, number: int) -> dict[str, Any]:
         name = bin_folder(number, self.bins)
         folder = self.out / FOLDER / name
-        made_of = self._made_of(self.out / name)
+        shards = (read_manifest(self.out / name) or {})["files"]
+        made_of = self._made_of(shards)
         facts = read_manifest(folder)
         if facts is not None and facts.get("made_of") == made_of:
             return facts
@@ -134,7 +135,7 @@ class Pack:
 
         def batches() -> Iterator[pa.RecordBatch]:
             nonlocal empty
-            for texts in self._texts(self.out / name):
+            for texts in self._texts(self.out / name, shards):
                 ids, sizes = encode(backend, texts, self.eos)
                 empty += int(np.sum(sizes == 0))
                 packer.add(ids, sizes)
@@ -155,17 +156,24 @@ class Pack:
             write_json(aside / MANIFEST, facts)
         return facts
 
-    def _made_of(self, shards: Path) -> str:
+    def _made_of(self, shards: Sequence[dict[str, Any]]) -> str:
         """A fingerprint of everything that decides the bytes of a bin's blocks."""
-        files = (read_manifest(shards) or {})["files"]
-        options = {"tokenizer": self.tokenizer, "schema": str(self.schema), "shard_bytes": self.shard_bytes}
         return fingerprint_json(
-            {**options, "text_field": self.text_field, "shards": [file["sha256"] for file in files]}
+            {
+                "shards": [file["sha256"] for file in shards],
+                "text_field": self.text_field,
+                "tokenizer": self.tokenizer,
+                "schema": str(self.schema),
+                "shard_bytes": self.shard_bytes,
+            }
         )
 
-    def _texts(self, shards: Path) -> Iterator[list[str]]:
+    def _texts(self, folder: Path, shards: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         """The texts of a bin in the order of its rows, in lists of bounded size; one that is null is empty."""
-        for path in sorted(shards.glob("part-*.arrow")):
+        for record in shards:
+            path = folder / record["name"]
+            if problem := damage(path, record):  # its bin may have been made long ago
+                raise RunError(f"{path}: {problem}; `fluxentropy verify {self.out} --repair` makes it again")
             with reading(path), pa.memory_map(str(path)) as source:
                 file = pa.ipc.open_file(source)
                 for place in range(file.num_record_batches):

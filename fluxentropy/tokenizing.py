@@ -102,7 +102,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 def fingerprint_files(folder: Path) -> str:
     """The fingerprint of a tokenizer's folder: the names and contents of all of its files."""
-    return _fingerprint({path.name: sha256_file(path) for path in folder.iterdir()})
+    return _fingerprint({path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()})
 
 
 def open_backend(folder: Path) -> Tokenizer:

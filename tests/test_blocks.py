@@ -276,6 +276,22 @@ def test_what_cannot_be_tokenized(places: Path, tmp_path: Path, capsys: Capture)
         make(tmp_path, tmp_path / f"out{number}")
 
 
+def test_a_damaged_bin_is_not_packed(places: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = make(places, tmp_path / "out")
+    flip(out / "bin=02" / SHARD)
+    found = error(capsys, command(places, out, "--tokenize", "bytes"))
+    assert f"{out / 'bin=02' / SHARD}: it is damaged" in found
+    assert main(["verify", str(out), "--repair"]) == 0  # the bin, and then the blocks that were asked for
+    assert snapshot(out) == snapshot(make(places, tmp_path / "other", "--tokenize", "bytes"))
+
+
+def test_the_same_tokenizer_by_another_name(places: Path, tmp_path: Path) -> None:
+    out = make(places, tmp_path / "out", "--tokenize", "bytes")
+    before = snapshot(out)
+    make(places, out, "--tokenize", out / "_blocks" / "tokenizer")
+    assert snapshot(out) == before
+
+
 def test_words_for_people(places: Path, tmp_path: Path, capsys: Capture) -> None:
     out = make(places, tmp_path / "out", "--tokenize", "bytes", "--block-length", 1000)
     lines = capsys.readouterr().out.splitlines()
@@ -321,7 +337,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "another bin's number": (lambda b: disguise(b / "bin=02"), [f"bin=02/{SHARD}"]),
     "wrong counts": (lambda b: edit(b / "bin=02" / ".manifest.json", left_over=77), ["blocks.json"]),
-    "wrong documents": (lambda b: edit(b / "bin=02" / ".manifest.json", documents=1), ["bin=02/.manifest.json"]),
+    "wrong documents": (
+        lambda b: edit(b / "bin=02" / ".manifest.json", documents=1),
+        ["bin=02/.manifest.json", "blocks.json"],
+    ),
     "no blocks.json": (lambda b: (b / "blocks.json").unlink(), ["blocks.json"]),
     "an edited blocks.json": (lambda b: edit(b / "blocks.json", eos_token_id=3), ["blocks.json"]),
     "another tokenizer": (lambda b: flip(b / "tokenizer" / "tokenizer.json"), ["tokenizer"]),
@@ -342,18 +361,18 @@ def test_damage_is_named_and_just_that_is_made_again(damage: str, made: Path, tm
     shutil.copytree(made, out)
     do, names = DAMAGE[damage]
     do(out / "_blocks")
-    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.arrow")}
+    times = {path: path.stat().st_mtime_ns for path in (out / "_blocks").rglob("*.arrow")}
     assert main(["verify", str(out), "--json"]) == 1
     found = [Path(one["path"]) for one in json.loads(capsys.readouterr().out)["problems"]]
-    assert sorted(path.relative_to(out / "_blocks").as_posix() for path in found)[: len(names)] == names
+    assert sorted(path.relative_to(out / "_blocks").as_posix() for path in found) == names
     assert main(["verify", str(out), "--repair"]) == 0
     assert snapshot(out) == before
-    touched = {path.parent.relative_to(out).as_posix() for path, t in times.items() if not _same(path, t)}
-    assert touched <= {f"_blocks/{name.split('/')[0]}" for name in [*names, "bin=02"]}
-
-
-def _same(path: Path, time: int) -> bool:
-    return path.exists() and path.stat().st_mtime_ns == time
+    touched = {
+        path.parent.relative_to(out / "_blocks").as_posix()
+        for path, time in times.items()
+        if not path.exists() or path.stat().st_mtime_ns != time
+    }
+    assert touched <= ({"bin=02"} if damage == "wrong counts" else {name.split("/")[0] for name in names})
 
 
 def test_whole_blocks_are_proved(made: Path, capsys: Capture) -> None:
