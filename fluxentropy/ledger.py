@@ -64,7 +64,9 @@ class Ledger:
     def save(self) -> None:
         """Write down the rows since the last piece."""
         if self.rows:
-            with atomic_path(self.folder / f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet") as path:
+            with atomic_path(
+                self.folder / f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet"
+            ) as path:
                 pq.write_table(_table(self.rows), path, compression="zstd")
             self.rows = []
 

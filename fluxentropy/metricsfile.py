@@ -42,7 +42,9 @@ def last_row(path: Path) -> dict[str, float]:
     """The last row, without its empty cells."""
     with open(path, encoding="utf-8", newline="") as file:
         *_, row = csv.DictReader(file)
-    return {name: float(value) if name not in ("step", "tokens") else int(value) for name, value in row.items() if value}
+    return {
+        name: float(value) if name not in ("step", "tokens") else int(value) for name, value in row.items() if value
+    }
 
 
 def _cell(value: float | int | str | None) -> str:

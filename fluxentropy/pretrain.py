@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from fluxentropy.averaging import averaged
 from fluxentropy.blockset import FOLDER, BlockSet
-from fluxentropy.errors import RunError, SourceError, UsageError
+from fluxentropy.errors import SourceError, UsageError
 from fluxentropy.gpt import GPT
 from fluxentropy.gpt_export import export
 from fluxentropy.gptconfig import GPTConfig
 from fluxentropy.ledger import PIECES, Ledger
 from fluxentropy.metricsfile import MetricsFile, last_row
-from fluxentropy.averaging import averaged
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.schedule import group_bins
 from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json
 from fluxentropy.tokenbytes import token_bytes
-from fluxentropy.trainer import BlockData, GPTModule, Training, latest_checkpoint, make_trainer, quiet_lightning
 from fluxentropy.traincallbacks import Averaging, Bookkeeping, Checkpoints, StepCallback, Throughput, Validation
+from fluxentropy.trainer import BlockData, GPTModule, Training, latest_checkpoint, make_trainer, quiet_lightning
 from fluxentropy.trainquestions import QuestionRounds
 from fluxentropy.validation import HeldOut
 from fluxentropy.versions import versions
@@ -36,8 +37,10 @@ from fluxentropy.yamlfile import to_plain, to_yaml
 
 OWNED = ("metrics.csv", "timings.csv", "ledger.parquet", PIECES, "export*", "tensorboard", "wandb")
 # what changes how a run is done, but not its result
-FREE = ("out", "overwrite", "allow_changed_bins", "workers", "checkpoint_every", "keep", "loggers", "compile", "bins")
-FREE += ("devices", "strategy", "accelerator", "validation")
+FREE = (
+    *("bins", "validation", "out", "overwrite", "allow_changed_bins", "checkpoint_every", "keep", "loggers"),
+    *("workers", "accelerator", "devices", "strategy", "compile"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
             _train(training, gpt, config.out / "checkpoints")
             if run is not None:
                 run.finish(_facts(training, gpt))
+        if run is not None:
+            shutil.rmtree(config.out / PIECES, ignore_errors=True)  # ledger.parquet has all of it
     return _outcome(config, training, gpt)
 
 
@@ -157,7 +162,9 @@ def _train(training: Training, gpt: GPT, folder: Path) -> None:
         Validation(training, average),
         *([QuestionRounds(training)] if config.questions.data else []),
         Bookkeeping(training, ledger, metrics),
-        Throughput(training, MetricsFile(config.out / "timings.csv", timings), gpt.flops_per_token(training.blocks.length)),
+        Throughput(
+            training, MetricsFile(config.out / "timings.csv", timings), gpt.flops_per_token(training.blocks.length)
+        ),
         Checkpoints(training, folder, ledger),
     ]
     module = GPTModule(gpt, training)
@@ -195,8 +202,6 @@ def _load(module: GPTModule, average: Averaging | None, checkpoint: Path) -> Non
 
 
 def _export(gpt: GPT, folder: Path, training: Training) -> None:
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it was complete
     export(gpt, folder, tokenizer=training.blocks.path / FOLDER / "tokenizer")
 
@@ -225,9 +230,7 @@ def _run_directory(config: PretrainConfig) -> Iterator[RunDirectory | None]:
     if any(rank != "0" for rank in ranks):
         yield None
         return
-    with RunDirectory(
-        config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED
-    ) as run:
+    with RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run:
         yield run
 
 
@@ -248,6 +251,7 @@ def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
         "steps": training.steps,
         "tokens": training.budget,
         "parameters": gpt.num_parameters(),
+        "losses": [list(losses) for losses in training.sampler.plan.history],  # that an adaptive schedule was told
         "versions": versions(),
     }
 

@@ -150,6 +150,8 @@ class PretrainConfig(BudgetOptions):
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"--clip {self.clip}: use a number above 0, or null for none")
         if self.strategy == "fsdp" and self.optim.kind == "muon":
-            raise UsageError("--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw")
+            raise UsageError(
+                "--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw"
+            )
         if self.validation is None and self.holdout == 0:
             raise UsageError("--holdout 0: there is nothing to validate on; give --validation, or hold blocks out")

@@ -61,14 +61,20 @@ def ledger(config: LedgerConfig) -> Outcome:
         f"at most {seen.max(initial=0):,} times",
         str(out),
     ]
-    data = {"run": str(config.run), "steps": len(rows), "documents": len(table), "seen": int((seen > 0).sum()), "out": str(out)}
+    data = {
+        "run": str(config.run),
+        "steps": len(rows),
+        "documents": len(table),
+        "seen": int((seen > 0).sum()),
+        "out": str(out),
+    }
     return Outcome(lines=lines, data=data)
 
 
-def read_config(run: Path) -> PretrainConfig:
-    """The configuration of a run."""
-    given = read_yaml(run / "config.resolved.yaml", PretrainConfig)
-    return _built(PretrainConfig, given)
+def read_config(path: Path, **changes: Any) -> PretrainConfig:
+    """The configuration in a YAML file, or of a run, with changes."""
+    file = path / "config.resolved.yaml" if path.is_dir() else path
+    return _built(PretrainConfig, {**read_yaml(file, PretrainConfig), **changes})
 
 
 def _built(cls: type, given: Mapping[str, Any]) -> Any:

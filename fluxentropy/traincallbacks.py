@@ -97,7 +97,7 @@ class Validation(StepCallback):
             )
         sums = torch.from_numpy(found.stacked()).to(module.device)
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
         return ValidationLoss.of(sums.cpu().numpy())
 
 

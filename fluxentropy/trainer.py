@@ -99,9 +99,13 @@ class GPTModule(lightning.LightningModule):
             raise RunError(f"the loader is at step {batch['step']}, training at step {step}: this must not happen")
         if part == 0:
             factor = training.learning_rate(step)
-            scale_learning_rates(self.optimizers().optimizer, factor)
+            scale_learning_rates(self.trainer.optimizers[0], factor)
             self._loss = None
-            self.row = {"step": step + 1, "tokens": int(training.tokens[step + 1]), "lr": training.config.optim.lr * factor}
+            self.row = {
+                "step": step + 1,
+                "tokens": int(training.tokens[step + 1]),
+                "lr": training.config.optim.lr * factor,
+            }
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The part's loss, scaled so that the mean over parts and ranks is the mean over the step's targets."""
@@ -109,9 +113,7 @@ class GPTModule(lightning.LightningModule):
         ids, starts = batch["input_ids"], batch.get("starts")
         if self._lengths is not None:
             ids, starts = _pieces(ids, starts, self._lengths.at(int(training.tokens[step])))
-        loss = self._run[0](
-            ids[:, :-1], ids[:, 1:], starts=None if starts is None else starts[:, :-1], reduction="sum"
-        )
+        loss = self._run[0](ids[:, :-1], ids[:, 1:], starts=None if starts is None else starts[:, :-1], reduction="sum")
         self._loss = loss.detach() + (0 if self._loss is None else self._loss)
         targets = int(training.sampler.plan.batches[step]) * training.blocks.length
         return loss * (training.parts * self.trainer.world_size / targets)
@@ -119,7 +121,7 @@ class GPTModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The mean loss of the step, over all ranks; nothing is learnt from one that is not a number."""
         training, step = self.training_plan, self.row["step"] - 1
-        total = float(self.trainer.strategy.reduce(self._loss, reduce_op="sum"))  # type: ignore[arg-type]
+        total = float(self.trainer.strategy.reduce(self._loss, reduce_op="sum"))
         targets = int(training.sampler.plan.batches[step]) * training.blocks.length
         self.row["train_loss"] = total / targets
         if not math.isfinite(total):
@@ -129,7 +131,7 @@ class GPTModule(lightning.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         limit = self.training_plan.config.clip or math.inf
-        whole = self.trainer.strategy.model
+        whole: Any = self.trainer.strategy.model
         if hasattr(whole, "clip_grad_norm_"):  # FSDP knows the norm over its shards
             norm = float(whole.clip_grad_norm_(limit))
         else:
@@ -151,12 +153,10 @@ class GPTModule(lightning.LightningModule):
 
 def _pieces(ids: Tensor, starts: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
     """Blocks in pieces of `length`; a document that began before its piece begins with it."""
-    per_block = (ids.shape[1] - 1) // length
-    found = None
-    if starts is not None:
-        begin = torch.arange(per_block, device=ids.device).repeat(len(ids))[:, None] * length
-        found = (cut_blocks(starts, length) - begin).clamp(min=0)  # type: ignore[arg-type]
-    return cut_blocks(ids, length), found  # type: ignore[arg-type,return-value]
+    if starts is None:
+        return cut_blocks(ids, length), None
+    begin = torch.arange((ids.shape[1] - 1) // length, device=ids.device).repeat(len(ids))[:, None] * length
+    return cut_blocks(ids, length), (cut_blocks(starts, length) - begin).clamp(min=0)
 
 
 class BlockData(lightning.LightningDataModule):
@@ -238,8 +238,11 @@ def make_loggers(config: PretrainConfig) -> list[Any]:
 
 def trackio_logger(name: str) -> Any:
     """Trackio as a logger of Lightning."""
-    import trackio
+    import importlib
+
     from lightning.pytorch.loggers.logger import Logger
+
+    trackio: Any = importlib.import_module("trackio")
 
     class TrackioLogger(Logger):
         def __init__(self) -> None:
@@ -254,10 +257,10 @@ def trackio_logger(name: str) -> Any:
         def version(self) -> str:
             return name
 
-        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             trackio.log(metrics, step=step)
 
-        def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
+        def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
             return None
 
         def finalize(self, status: str) -> None:

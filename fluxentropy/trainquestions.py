@@ -61,7 +61,8 @@ class QuestionRounds(StepCallback):
 
         if self.tokenizer is None:
             self.tokenizer = AutoTokenizer.from_pretrained(self.plan.blocks.path / FOLDER / "tokenizer")
-        model = to_transformers(module.gpt).to(module.device).eval().requires_grad_(False)
+        model: Any = to_transformers(module.gpt)
+        model.to(module.device).eval().requires_grad_(False)
         decoder = Decoder(
             name="the model in training",
             model=model,

@@ -113,7 +113,7 @@ def validate(
         for numbers in _batches(held_out.numbers()[rank::world], batch):
             bins, _ = held_out.blocks.places(numbers)
             ids = torch.from_numpy(held_out.blocks.gather(numbers)).to(device)  # (B, L+1)
-            starts = torch.from_numpy(document_starts(held_out.blocks, numbers)).to(device) if document_masks else None
+            starts = torch.from_numpy(held_out.blocks.document_starts(numbers)).to(device) if document_masks else None
             rows = _losses(model, ids, starts, sizes)  # (4, B)
             for row in range(4):
                 np.add.at(sums[row], bins, rows[row])
@@ -133,14 +133,6 @@ def _losses(model: nn.Module, ids: Tensor, starts: Tensor | None, sizes: Tensor)
     counts = torch.full((len(ids),), targets.shape[1], dtype=torch.float64, device=ids.device)
     found = torch.stack([losses.sum(1), counts, text.sum(1), size.sum(1).double()])
     return np.asarray(found.cpu())
-
-
-def document_starts(blocks: BlockSet, numbers: np.ndarray) -> np.ndarray:
-    """For each token the place in its block where its document begins. (B,) -> int64 (B, length+1)"""
-    found = np.zeros((len(numbers), blocks.length + 1), np.int64)
-    for row, block in enumerate(blocks.blocks(numbers)):
-        found[row, block.starts] = block.starts
-    return np.asarray(np.maximum.accumulate(found, axis=1))
 
 
 def _batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
