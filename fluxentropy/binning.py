@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fluxentropy.binrecord import all_there, bin_outcome, bins_json
 from fluxentropy.bins import UNSCORED, BinEdges, Binning, Cut
+from fluxentropy.blocks import FOLDER, Blocks, text_column
 from fluxentropy.columnsummary import STAT_LEVELS, ColumnSummary
 from fluxentropy.config import BY, BinConfig, parse_bytes, to_yaml
 from fluxentropy.engine import Engine, make_engine
@@ -27,10 +29,11 @@ from fluxentropy.shards import bin_folder, read_manifest
 from fluxentropy.split import PIECES, PLACE, ROW, Gather, Scan, ScoredFile, Split, fingerprints
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
+from fluxentropy.tokenizing import find_tokenizer
 from fluxentropy.versions import versions
-from fluxentropy.yamlfile import did_you_mean
+from fluxentropy.yamlfile import did_you_mean, read_yaml
 
-OWNED = ("bin=*", "unscored", "bins.json")  # what a run of `bin` puts into its folder
+OWNED = ("bin=*", "unscored", "bins.json", FOLDER)  # what a run of `bin` puts into its folder
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,8 @@ def bin_corpus(config: BinConfig) -> Outcome:
     """Bin the rows of a run by a score, going on where an earlier run of the same command stopped."""
     with RunDirectory(config.out, overwrite=config.overwrite, folder=PIECES, owned=OWNED) as run:
         job = _Job.open(config)
-        run.begin(job.identity(), to_yaml(config))
+        blocks = job.blocks()
+        run.begin(job.identity(), to_yaml(_with_its_blocks(config)))
         for aside in config.out.glob(".aside-*"):  # of a process that was killed
             shutil.rmtree(aside, ignore_errors=True)
         manifest = read_json(run.manifest) or {}
@@ -50,11 +54,13 @@ def bin_corpus(config: BinConfig) -> Outcome:
                 run.clear()
                 raise
             run.finish({**job.facts(), "versions": versions()})
-        elif not _whole(config.out):  # a bin was taken away: it is made again, and all else stays
+        elif not all_there(config.out):  # a bin was taken away: it is made again, and all else stays
             shutil.rmtree(run.parts, ignore_errors=True)
             job.make()
+        if blocks is not None:
+            blocks.make(lambda pack, bins: job.run(pack, bins, "rows packed", lambda record: record["documents"]))
         shutil.rmtree(run.parts, ignore_errors=True)  # the pieces have served; a complete run needs none
-    return _outcome(config)
+    return bin_outcome(config)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -67,7 +73,7 @@ class _Job:
     table: TableFiles
     joined: tuple[str, ...]
     engine: Engine
-    renamed: dict[str, str] = dataclasses.field(default_factory=dict)  # a column's name in the input -> in the shards
+    renamed: dict[str, str]  # a column's name in the input -> in the shards
 
     @classmethod
     def open(cls, config: BinConfig) -> _Job:
@@ -94,6 +100,7 @@ class _Job:
             table=table,
             joined=joined,
             engine=make_engine(config.engine, config.workers, config.address),
+            renamed=_renamed([*table.schema.names, *joined]),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -111,6 +118,21 @@ class _Job:
             "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
         }
 
+    def blocks(self) -> Blocks | None:
+        """The blocks that `--tokenize` asks for, none of them made yet; RunError where `out` has others."""
+        if self.config.tokenize is None:
+            return None
+        column = text_column(self.config.run, self.table.schema)
+        blocks = Blocks(
+            out=self.config.out,
+            tokenizer=find_tokenizer(self.config.tokenize),
+            length=self.config.block_length,
+            text_field=self.renamed.get(column, column),
+            shard_bytes=parse_bytes(self.config.shard_size),
+        )
+        blocks.refuse_others()
+        return blocks
+
     def make(self) -> None:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
         if self.joined:
@@ -122,7 +144,7 @@ class _Job:
             if axis.note:
                 log.warning(axis.note)
         split = self._split(binning)
-        parts = self._run(split, self.files, "rows split", lambda record: record["rows"])
+        parts = self.run(split, self.files, "rows split", lambda record: record["rows"])
         gather = Gather(
             out=self.config.out,
             bins=binning.bins,
@@ -135,10 +157,10 @@ class _Job:
         )
         unscored = UNSCORED not in (split.only or ()) or any(str(UNSCORED) in record["bins"] for record in parts)
         numbers = [*range(binning.bins), *([UNSCORED] if unscored else [])]
-        made = self._run(gather, numbers, "rows written", lambda record: record["rows"])
+        made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        write_json(self.config.out / "bins.json", _bins_json(binning, made, stats, self.config))
+        write_json(self.config.out / "bins.json", bins_json(binning, made, stats, self.config))
 
     def _scan(self) -> tuple[list[ColumnSummary], list[Selection | None]]:
         """All passes over the score columns."""
@@ -189,14 +211,8 @@ class _Job:
 
     def _split(self, binning: Binning) -> Split:
         fields = [*map(without_dictionary, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
-        names = [field.name for field in fields]
-        if "bin" in names:
-            free = "source_bin"
-            while free in names:
-                free = f"source_{free}"
-            fields[names.index("bin")] = fields[names.index("bin")].with_name(free)
-            self.renamed = {"bin": free}
-        schema = pa.schema([*fields, pa.field("bin", pa.int32())])
+        named = [field.with_name(self.renamed.get(field.name, field.name)) for field in fields]
+        schema = pa.schema([*named, pa.field("bin", pa.int32())])
         numbers = (*range(binning.bins), UNSCORED)
         return Split(
             out=self.config.out,
@@ -207,7 +223,7 @@ class _Job:
             only=frozenset(n for n in numbers if read_manifest(self.config.out / bin_folder(n, binning.bins)) is None),
         )
 
-    def _run(self, job: Any, units: Sequence[Any], unit: str, size: Any) -> list[dict[str, Any]]:
+    def run(self, job: Any, units: Sequence[Any], unit: str, size: Any) -> list[dict[str, Any]]:
         found = []
         with Progress(self.table.rows, unit=unit) as line:
             for record in self.engine.run(job, units):
@@ -235,16 +251,6 @@ class _Job:
         }
 
 
-def _whole(out: Path) -> bool:
-    """Whether everything that `bins.json` speaks of is there."""
-    found = read_json(out / "bins.json")
-    if found is None:
-        return False
-    bins = len(found["counts"])
-    numbers = [*range(bins), *([UNSCORED] if found["unscored"] else [])]
-    return all(read_manifest(out / bin_folder(number, bins)) is not None for number in numbers)
-
-
 def _columns(config: BinConfig) -> tuple[str, ...]:
     """The columns to bin by; a bins.json brings its own."""
     if config.edges_file is None:
@@ -256,6 +262,31 @@ def _columns(config: BinConfig) -> tuple[str, ...]:
     return loaded
 
 
+def _renamed(names: Sequence[str]) -> dict[str, str]:
+    """The new name of an input's own column `bin`.
+
+    >>> _renamed(["id", "bin", "source_bin"]), _renamed(["id"])
+    ({'bin': 'source_source_bin'}, {})
+    """
+    if "bin" not in names:
+        return {}
+    free = "source_bin"
+    while free in names:
+        free = f"source_{free}"
+    return {"bin": free}
+
+
+def _with_its_blocks(config: BinConfig) -> BinConfig:
+    """Without --tokenize, a folder keeps the blocks that it has, and the record of how they were made."""
+    path = config.out / "config.resolved.yaml"
+    if config.tokenize is not None or not (config.out / FOLDER).is_dir() or not path.is_file():
+        return config
+    before = read_yaml(path, BinConfig)
+    return dataclasses.replace(
+        config, **{name: before[name] for name in ("tokenize", "block_length") if name in before}
+    )
+
+
 def _numbered(paths: Sequence[Path], row_bytes: int) -> list[ScoredFile]:
     found, start = [], 0
     for number, path in enumerate(paths):
@@ -263,46 +294,3 @@ def _numbered(paths: Sequence[Path], row_bytes: int) -> list[ScoredFile]:
         found.append(ScoredFile(number=number, path=path, start=start, rows=rows, row_bytes=row_bytes))
         start += rows
     return found
-
-
-def _bins_json(
-    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig
-) -> dict[str, Any]:
-    bins = made[: binning.bins]
-    return {
-        **binning.to_json(),
-        "counts": [record["rows"] for record in bins],
-        "tokens": [record["tokens"] for record in bins],
-        "stats": stats[0] if len(stats) == 1 else list(stats),
-        "rows": sum(record["rows"] for record in made),
-        "unscored": sum(record["rows"] for record in made[binning.bins :]),
-        "hash": sum(record["hash"] for record in made) % 2**64,
-        "order": config.order,
-        "seed": config.seed,
-    }
-
-
-def _outcome(config: BinConfig) -> Outcome:
-    found = read_json(config.out / "bins.json") or {}
-    folders = [bin_folder(number, len(found["counts"])) for number in range(len(found["counts"]))]
-    by = found["by"] if isinstance(found["by"], str) else ", ".join(found["by"])
-    lines = [
-        f"{found['rows']:,} rows by {by} in {len(folders)} bins ({_how(found)}), {config.order} order, in {config.out}"
-    ]
-    edges = found["edges"] if isinstance(found["by"], str) else None
-    for number, folder in enumerate(folders):
-        span = ""
-        if edges is not None:
-            low = f"> {edges[number - 1]:.6g}" if number else ""
-            high = f"<= {edges[number]:.6g}" if number < len(edges) else ""
-            span = f"  {by} {' and '.join(part for part in (low, high) if part)}" if edges else ""
-        lines.append(f"  {folder}  {found['counts'][number]:,} rows, {found['tokens'][number]:,} tokens{span}")
-    if found["unscored"]:
-        lines.append(f"  unscored  {found['unscored']:,} rows without a score")
-    lines.append(f"edges and counts in {config.out / 'bins.json'}; `fluxentropy verify {config.out}` proves the whole")
-    return Outcome(lines=lines, data={"out": str(config.out), **found})
-
-
-def _how(found: dict[str, Any]) -> str:
-    how = found["how"]
-    return how if isinstance(how, str) else " x ".join(how)

@@ -272,6 +272,11 @@ class BinConfig:
     """Seed of the shuffle."""
     shard_size: Annotated[str, OUTPUT] = "256MB"
     """Size of a shard, before compression."""
+    tokenize: Annotated[str | None, OUTPUT] = None
+    """Also pack the texts as tokens into blocks to train on, with the tokenizer of this zoo name, Hub id, folder or \
+.gguf file, or with bytes."""
+    block_length: Annotated[int, OUTPUT] = 1024
+    """Tokens that a block predicts, with --tokenize."""
     out: Annotated[Path, OUTPUT]
     """Folder to write. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
@@ -294,7 +299,10 @@ class BinConfig:
             said = " and ".join(f"--{way}" for way in ways) or "none"
             raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
         at_least(1, self, "workers")
+        at_least(1, self, "block_length")
         at_least(0, self, "seed")
+        if self.tokenize == "":
+            raise UsageError("--tokenize is empty: give a zoo name, a Hub id, a folder, a .gguf file, or bytes")
         if parse_bytes(self.memory) < 2**24:
             raise UsageError(f"--memory {self.memory}: use 16 MiB or more")
         parse_bytes(self.shard_size, "--shard-size")

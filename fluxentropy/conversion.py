@@ -11,12 +11,16 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fluxentropy.errors import ModelError
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import ModelState, converted_folder, gguf_files, how_to_get, missing_files, state
 from fluxentropy.store import atomic_folder, atomic_path, sha256_file
 from fluxentropy.zoo_entries import ZooEntry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BLOCK = 2**20  # bytes copied at once
 
@@ -47,6 +51,27 @@ def converted(entry: ZooEntry) -> Path:
             with whole_gguf(entry, folder) as file:
                 convert_gguf(file, folder)
     return folder
+
+
+def gguf_tokenizer(entry: ZooEntry) -> PreTrainedTokenizerBase:
+    """The tokenizer of an entry's GGUF file, of which nothing is converted. Errors: ModelError, as for `converted`."""
+    from transformers import AutoTokenizer
+
+    found = state(entry)
+    if found.status == "ready":
+        return AutoTokenizer.from_pretrained(found.path)
+    if found.missing:
+        raise _not_here(entry, found)
+    folder = converted_folder(entry)
+    with _alone(folder), whole_gguf(entry, folder) as file:
+        return _tokenizer_in_gguf(file)
+
+
+def _tokenizer_in_gguf(file: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 @contextlib.contextmanager
@@ -81,14 +106,14 @@ def convert_gguf(file: Path, folder: Path) -> None:
     Errors: ModelError names the file when it is damaged or of an architecture that transformers cannot read.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     with open(file, "rb") as handle:
         if handle.read(4) != b"GGUF":
             raise ModelError(f"{file} is not a GGUF file")
     try:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            tokenizer = _tokenizer_in_gguf(file)
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
             )

@@ -124,9 +124,9 @@ def _batch(tables: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
 class ShardWriter:
     """An open shard. `size` is what it holds in bytes, before compression; `close` says what has been written."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, compress: bool = True) -> None:
         self.path, self.rows, self.size = path, 0, 0
-        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1) if compress else None)
         self.writer = pa.ipc.new_file(str(path), schema, options=options)
 
     def write(self, batch: pa.RecordBatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from fluxentropy.bincheck import check_bins
+from fluxentropy.blockcheck import check_blocks
 from fluxentropy.config import VerifyConfig
 from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import FluxentropyError, RunError
@@ -125,6 +126,7 @@ def _check_consensus(findings: Findings, manifest: dict[str, Any], engine: Engin
 
 def _check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
     check_bins(findings, manifest, engine)
+    check_blocks(findings, engine)
     findings.summary = f"{findings.rows:,} rows in {findings.files} shards"
 
 

@@ -130,6 +130,20 @@ def test_joined_scores_killed(scored: Path, tmp_path: Path) -> None:
         shutil.rmtree(out)
 
 
+def test_blocks_of_finished_bins_killed(scored: Path, tmp_path: Path) -> None:
+    out, counts = tmp_path / "bins", tmp_path / "steps"
+    assert main(["bin", str(scored), "--bins", "2", "--out", str(out)]) == 0
+    argv = ["bin", scored, "--bins", 2, "--tokenize", "bytes", "--block-length", 8, "--out", out]
+    assert start(argv, CRASH_COUNT=str(counts)).returncode == 0
+    expected, steps = snapshot(out), len(counts.read_text().splitlines())
+    for place, flags in ((steps - 12, []), (steps - 2, []), (9, ["--workers", 2])):
+        shutil.rmtree(out / "_blocks")
+        killed([*argv, *flags], f"{place}:before")
+        assert main(["verify", str(out)]) == 1  # blocks are missing
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(out) == expected, place
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
