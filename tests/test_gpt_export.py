@@ -29,6 +29,7 @@ from fluxentropy.zoo_entries import find_model
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "modern": ("modern", {"soft_cap": 2.0, "vocab_multiple": 64}),
     "grouped": ("modern", {"n_kv_head": 2, "value_embeddings": True, "tied": True}),
+    "learned": ("modern", {"positions": "learned", "norm": "layer"}),  # rotary positions would not show a shift
     "gpt2": ("gpt2", {"vocab_multiple": 64}),
 }
 
@@ -96,7 +97,7 @@ def test_a_new_model_of_a_configuration_starts_like_ours() -> None:
     assert all(torch.equal(ours[name], tensor) for name, tensor in model.model.body.state_dict().items())
 
 
-@pytest.mark.parametrize("variant", ["modern", "grouped"])
+@pytest.mark.parametrize("variant", ["modern", "grouped", "learned"])
 def test_greedy_text_is_the_same_with_and_without_cache_and_padding(variant: str) -> None:
     model: Any = to_transformers(make_gpt(variant))
     rows = [some_ids(1, 12)[0], some_ids(1, 5)[0]]
@@ -115,7 +116,7 @@ def test_greedy_text_is_the_same_with_and_without_cache_and_padding(variant: str
         assert texts.tolist() == [text.tolist() for text in alone]
 
 
-@pytest.mark.parametrize("variant", ["modern", "grouped"])
+@pytest.mark.parametrize("variant", ["modern", "grouped", "learned"])
 def test_padding_on_the_left_and_pieces_through_a_cache_change_no_logit(variant: str) -> None:
     model: Any = to_transformers(make_gpt(variant))
     ids = some_ids(2, 20)
