@@ -173,6 +173,9 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fluxentropy.hf_gpt import register
+
+    register()  # our own models are loaded without trust_remote_code
     options: dict[str, Any] = {"trust_remote_code": entry.trust_remote_code, "local_files_only": offline}
     if found.source == entry.hub:
         options["revision"] = entry.revision or "main"

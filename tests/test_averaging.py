@@ -1,0 +1,111 @@
+"""Averages of weights against the sums that define them, in float64."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fluxentropy.averaging import EMA, LastK, averaged, weights_of
+from fluxentropy.gpt import GPT
+from fluxentropy.gptconfig import GPTConfig
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return GPT(GPTConfig(vocab_size=20, block_size=8, n_layer=1, n_head=1, n_embd=8, tied=True)).to(dtype)
+
+
+def path(model: nn.Module, steps: int, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Random weights at each step, float64."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        {name: torch.randn(p.shape, generator=g).to(p.dtype).double() for name, p in model.named_parameters()}
+        for _ in range(steps)
+    ]
+
+
+def put(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_moving_average_is_its_sum(dtype: torch.dtype) -> None:
+    model, ema, decay, n = make_model(dtype), EMA(0.8), 0.8, 12
+    steps = path(model, n)
+    for weights in steps:
+        put(model, weights)
+        ema.update(model)
+    shares = [decay ** (n - 1), *((1 - decay) * decay ** (n - 1 - i) for i in range(1, n))]
+    assert sum(shares) == pytest.approx(1)
+    for name, average in ema.average().items():
+        want = sum(share * weights[name] for share, weights in zip(shares, steps, strict=True))
+        assert average.dtype == torch.float32
+        torch.testing.assert_close(average.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_last_k_are_averaged(n: int) -> None:
+    model, last = make_model(), LastK(3)
+    steps = path(model, n)
+    for weights in steps:
+        put(model, weights)
+        last.update(model)
+    for name, average in last.average().items():
+        want = torch.stack([weights[name] for weights in steps[-3:]]).mean(0)
+        torch.testing.assert_close(average.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: EMA(0.9), lambda: LastK(3)])
+def test_a_saved_average_goes_on_bit_for_bit(make: Any) -> None:
+    model, whole, again, file = make_model(), make(), make(), io.BytesIO()
+    steps = path(model, 9)
+    for weights in steps[:5]:
+        put(model, weights)
+        whole.update(model)
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    for weights in steps[5:]:
+        put(model, weights)
+        whole.update(model)
+        again.update(model)
+    a, b = whole.average(), again.average()
+    assert a.keys() == b.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_average_that_took_over_a_state_goes_its_own_way() -> None:
+    model, ema, other = make_model(), EMA(0.5), EMA(0.5)
+    first, second = path(model, 2)
+    put(model, first)
+    ema.update(model)
+    other.load_state_dict(ema.state_dict())
+    put(model, second)
+    ema.update(model)
+    assert all(torch.equal(tensor.double(), first[name]) for name, tensor in other.average().items())
+
+
+def test_the_model_has_the_average_inside_and_its_own_weights_after() -> None:
+    model = make_model(torch.bfloat16)
+    own = weights_of(model)
+    (other,) = path(model, 1)
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    before = model(ids)
+    with pytest.raises(KeyError, match="stop"), averaged(model, other) as inside:
+        assert all(torch.equal(p.double(), other[name]) for name, p in inside.named_parameters())
+        assert not torch.equal(model(ids), before)
+        raise KeyError("stop")
+    assert all(torch.equal(tensor, own[name]) for name, tensor in weights_of(model).items())
+    assert torch.equal(model(ids), before)
+
+
+def test_impossible_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="decay 1.0: use a number from 0 to below 1"):
+        EMA(1.0)
+    with pytest.raises(ValueError, match="k 0: use 1 or more"):
+        LastK(0)
