@@ -9,8 +9,8 @@ and a batch is looked up by its number, in whatever process. Use it with `use_di
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as Indices
@@ -21,11 +21,11 @@ from fluxentropy.errors import UsageError
 from fluxentropy.sampler import Sampler
 
 
-class BlockBatches(Dataset[dict[str, torch.Tensor]]):
+class BlockBatches(Dataset[dict[str, Any]]):
     """What one rank sees: item m is part m % parts of the batch of step m // parts, in `parts` accumulated parts.
 
-    An item holds input_ids int64 (b, length+1), ids int64 (b,) of the blocks, and step; with `segments` also int32
-    (b, length+1), which document of its block each token belongs to, for attention that stays inside documents.
+    An item holds input_ids int64 (b, length+1), ids int64 (b,) of the blocks, and step; with `starts` also int64
+    (b, length+1), where in its block each token's document begins, for attention that stays inside documents.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class BlockBatches(Dataset[dict[str, torch.Tensor]]):
         rank: int = 0,
         world: int = 1,
         parts: int = 1,
-        segments: bool = False,
+        starts: bool = False,
     ) -> None:
         if not 0 <= rank < world or parts < 1:
             raise ValueError(f"rank {rank} of {world}, {parts} parts")
@@ -46,29 +46,23 @@ class BlockBatches(Dataset[dict[str, torch.Tensor]]):
                     f"a batch of {size} blocks cannot be shared by {world} ranks x {parts} accumulated parts: "
                     f"use another --batch-size, or fewer of them"
                 )
-        self.blocks, self.sampler, self.segments = blocks, sampler, segments
+        self.blocks, self.sampler, self.starts = blocks, sampler, starts
         self.rank, self.world, self.parts = rank, world, parts
 
     def __len__(self) -> int:
         return self.sampler.steps * self.parts
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         step, part = divmod(index, self.parts)
         ids = self.sampler.rank_batch(step, self.rank, self.world, part, self.parts)
         item = {
             "input_ids": torch.from_numpy(self.blocks.gather(ids)),
             "ids": torch.from_numpy(ids),
-            "step": torch.tensor(step),
+            "step": step,
         }
-        if self.segments:
-            item["segments"] = torch.from_numpy(self._segments(ids))
+        if self.starts:
+            item["starts"] = torch.from_numpy(self.blocks.document_starts(ids))
         return item
-
-    def _segments(self, ids: np.ndarray) -> np.ndarray:
-        found = np.zeros((len(ids), self.blocks.length + 1), np.int32)
-        for row, block in enumerate(self.blocks.blocks(ids)):
-            found[row, block.starts[1:]] = 1
-        return np.cumsum(found, axis=1, dtype=np.int32)
 
 
 class Steps(Indices[int]):
@@ -86,7 +80,7 @@ class Steps(Indices[int]):
 
 def block_loader(
     batches: BlockBatches, *, start_step: int = 0, workers: int = 0, pin_memory: bool = False
-) -> DataLoader[dict[str, torch.Tensor]]:
+) -> DataLoader[dict[str, Any]]:
     """A DataLoader over `batches` from `start_step`, a step of the optimizer, on; the same with any number of workers.
 
     Errors: `UsageError` with workers and an adaptive schedule, whose losses could not reach them.

@@ -139,6 +139,13 @@ class BlockSet:
             found[row] = block.ids
         return found
 
+    def document_starts(self, numbers: np.ndarray) -> np.ndarray:
+        """For each token of the blocks the place in its block where its document begins. (B,) -> int64 (B, length+1)"""
+        found = np.zeros((len(numbers), self.length + 1), np.int64)
+        for row, block in enumerate(self.blocks(numbers)):
+            found[row, block.starts] = block.starts
+        return np.asarray(np.maximum.accumulate(found, axis=1))
+
     def _batch(self, path: Path, number: int) -> _Batch:
         """Record batch `number` of a file, kept: its columns lie in the mapped file, not in memory."""
         key = (path, number)

@@ -26,8 +26,10 @@ from fluxentropy.config import (
     DemoConfig,
     DiagnoseConfig,
     HellaswagConfig,
+    LedgerConfig,
     ModelsConfig,
     PlanConfig,
+    PretrainConfig,
     ScoreConfig,
     SortConfig,
     TokensConfig,
@@ -118,6 +120,25 @@ fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b"""
 fluxentropy schedule --bins bins/web --schedule.name increasing
 fluxentropy schedule --config periodic.yaml --bins bins/web --out plans/periodic
 fluxentropy schedule --bins bins/web --schedule.name pool --tokens 100000000""",
+    ),
+    Command(
+        name="pretrain",
+        target="fluxentropy.pretrain:pretrain",
+        config=PretrainConfig,
+        help="Train a GPT on a binned corpus under a schedule, resumable to the exact step.",
+        examples="""\
+fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --out runs/debug
+fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --schedule.name increasing --out runs/up
+fluxentropy pretrain --config configs/pretrain/124m.yaml --bins bins/web --devices 8 --out runs/124m""",
+    ),
+    Command(
+        name="ledger",
+        target="fluxentropy.seen:ledger",
+        config=LedgerConfig,
+        help="Say how often and when a training has seen each document.",
+        examples="""\
+fluxentropy ledger runs/debug
+fluxentropy ledger runs/debug --out seen.parquet""",
     ),
     Command(
         name="verify",

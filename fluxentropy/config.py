@@ -39,6 +39,7 @@ from fluxentropy.options import (
     separated,
     suffix_of,
 )
+from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.yamlfile import to_yaml
 
@@ -48,8 +49,10 @@ __all__ = [
     "DemoConfig",
     "DiagnoseConfig",
     "HellaswagConfig",
+    "LedgerConfig",
     "ModelsConfig",
     "PlanConfig",
+    "PretrainConfig",
     "ScoreConfig",
     "SortConfig",
     "TokensConfig",
@@ -365,6 +368,16 @@ class PlanConfig(BudgetOptions):
     """Folder that bin wrote with --tokenize."""
     out: Annotated[Path, OUTPUT] = Path("schedule")
     """Folder for the picture and the numbers; those of an earlier plan are replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerConfig:
+    """Options of `fluxentropy ledger`."""
+
+    run: Annotated[Path, INPUT] = field(kw_only=False)
+    """Run directory of pretrain."""
+    out: Annotated[Path | None, OUTPUT] = None
+    """Parquet file to write. Default: documents.parquet in the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)

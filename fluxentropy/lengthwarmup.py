@@ -6,6 +6,7 @@ length 8, from 2 over 100 tokens     tokens 0: 2     40: 4     80: 4     100 and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class LengthWarmUp:
         return self.start << (int(reached // self.start).bit_length() - 1)
 
 
-def cut_blocks(ids: np.ndarray, length: int) -> np.ndarray:
+def cut_blocks(ids: Any, length: int) -> Any:
     """Blocks cut into pieces of `length` predictions. (B, L+1) -> (B * L // length, length+1), of arrays and tensors
 
     The last token of a piece is the first of the next: it is predicted once and read once.

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row a line, appended as training goes on, and cut back to the checkpoint that a run resumes from."""
+"""`metrics.csv`: rows are appended while training goes on, and cut back to the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 

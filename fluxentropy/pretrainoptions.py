@@ -92,7 +92,7 @@ class PretrainConfig(BudgetOptions):
     bins: Annotated[Path, INPUT]
     """Folder that bin wrote with --tokenize."""
     validation: Annotated[Path | None, INPUT] = None
-    """Another such folder to validate on, with the same tokenizer and block length. Default: blocks held out of --bins."""
+    """Another such folder to validate on, with the same tokenizer and length. Default: blocks held out of --bins."""
     holdout: Annotated[int, INPUT] = 16
     """Blocks at the end of each bin that are kept for validation, without --validation."""
     model: ArchitectureOptions = field(default_factory=ArchitectureOptions)

@@ -69,14 +69,14 @@ def test_resumed_with_other_ranks_workers_and_parts(blocks: BlockSet) -> None:
 
 
 def test_items_are_the_blocks(blocks: BlockSet) -> None:
-    batches = BlockBatches(blocks, sampler(blocks), segments=True)
+    batches = BlockBatches(blocks, sampler(blocks), starts=True)
     item = batches[3]
     assert item["input_ids"].shape == (8, LENGTH + 1) and item["input_ids"].dtype == torch.int64
     np.testing.assert_array_equal(item["input_ids"].numpy(), blocks.gather(item["ids"].numpy()))
     _, places = blocks.places(item["ids"].numpy())
-    for row, index in zip(item["segments"].tolist(), places.tolist(), strict=True):
+    for row, index in zip(item["starts"].tolist(), places.tolist(), strict=True):
         starts = block_starts(index, LENGTH)
-        assert row == [sum(place >= start for start in starts) - 1 for place in range(LENGTH + 1)]
+        assert row == [max(start for start in starts if start <= place) for place in range(LENGTH + 1)]
 
 
 def test_the_length_is_that_of_the_whole_training(blocks: BlockSet) -> None:
