@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def some_rows(number: int) -> pa.Table:
 
 def make_split(out: Path, table: pa.Table, only: frozenset[int] | None = None) -> Split:
     schema = table.schema.append(pa.field("bin", pa.int32()))
-    return Split(out=out, binning=BINNING, schema=schema, renamed=(), joined=(), only=only)
+    return Split(out=out, binning=BINNING, schema=schema, renamed=(), joined=(), seed=None, only=only)
 
 
 def bins_of(table: pa.Table) -> list[int]:
@@ -84,12 +85,16 @@ def test_split_puts_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = {}
     for file, fact in zip(files, facts, strict=True):
         reader = ipc.open_file(tmp_path / "out" / ".pieces" / f"part-{file.number:05d}.arrow")
-        for number, batches in fact["batches"].items():
-            tables = [pa.Table.from_batches([reader.get_batch(place)]) for place in batches]
-            assert sum(map(len, tables)) == fact["bins"][number]
-            for row in pa.concat_tables(tables).to_pylist():
-                assert row["bin"] == (None if number == "-1" else int(number))
-                found[row["__row"]] = (row["id"], row["x"], int(number))
+        seen = Counter[str]()
+        for place, spans in enumerate(fact["spans"]):
+            batch = pa.Table.from_batches([reader.get_batch(place)])
+            assert sum(end - start for start, end in spans.values()) == len(batch)
+            for number, (start, end) in spans.items():
+                seen[number] += end - start
+                for row in batch.slice(start, end - start).to_pylist():
+                    assert row["bin"] == (None if number == "-1" else int(number))
+                    found[row["__place"]] = (row["id"], row["x"], int(number))
+        assert seen == fact["bins"]
     assert [found[row] for row in range(300)] == list(
         zip(table["id"].to_pylist(), table["x"].to_pylist(), bins_of(table), strict=True)
     )
@@ -100,7 +105,7 @@ def test_split_and_gather_are_done_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (file,) = scored_files(tmp_path, table, [100])
     job = make_split(out, table)
-    gather = Gather(out=out, bins=3, schema=job.schema, order="source", by="x", seed=0, shard_bytes=2**20, memory=2**24)
+    gather = Gather(out=out, bins=3, schema=job.schema, order="source", by="x", shard_bytes=2**20, memory=2**24)
     for _ in range(2):
         first = (job(file), [gather(number) for number in (0, 1, 2, -1)])
         times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
