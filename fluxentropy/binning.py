@@ -25,7 +25,7 @@ from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import join_scores
 from fluxentropy.shards import bin_folder, read_manifest
-from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints
+from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
 from fluxentropy.versions import versions
@@ -197,13 +197,15 @@ class _Job:
             self.renamed = {"bin": free}
         schema = pa.schema([*fields, pa.field("bin", pa.int32())])
         numbers = (*range(binning.bins), UNSCORED)
+        shuffled = self.config.order == "shuffle"
         return Split(
             out=self.config.out,
             binning=binning,
             schema=schema,
             renamed=tuple(self.renamed.items()),
             joined=self.joined,
-            seed=self.config.seed if self.config.order == "shuffle" else None,
+            seed=self.config.seed if shuffled else None,
+            ranges=ranges(int(self.table.rows * self.table.row_bytes), binning.bins) if shuffled else 1,
             only=frozenset(n for n in numbers if read_manifest(self.config.out / bin_folder(n, binning.bins)) is None),
         )
 

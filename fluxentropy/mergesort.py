@@ -126,7 +126,9 @@ def _chunks(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int) ->
             size = 0
         held.append(batch)
         size += batch.nbytes
-    yield pa.Table.from_batches(held, schema).combine_chunks(), True
+    table = pa.Table.from_batches(held, schema).combine_chunks()
+    held.clear()
+    yield table, True
 
 
 def _taken(parts: Iterable[Part], piece: int) -> Iterator[pa.Table]:

@@ -44,7 +44,9 @@ def hash_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     while start < len(array):
         fitting = int(np.searchsorted(offsets, offsets[start] + BLOCK, side="right")) - 1
         stop = max(start + 1, fitting)
-        found[start:stop] = _hash_texts(data[offsets[start] : offsets[stop]], offsets[start : stop + 1] - offsets[start])
+        found[start:stop] = _hash_texts(
+            data[offsets[start] : offsets[stop]], offsets[start : stop + 1] - offsets[start]
+        )
         start = stop
     if array.null_count:
         found[np.asarray(array.is_null())] = NULL

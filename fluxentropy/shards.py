@@ -39,7 +39,8 @@ def bin_folder(number: int, bins: int) -> str:
 def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:
     """Write the rows of `parts` as the shards of `folder`, all of them or none, and return its manifest.
 
-    A part is a table and the order its rows are taken in; a thread takes them while the rows before are written. A shard ends with the batch in which it reaches `shard_bytes` of Arrow data, before compression.
+    A part is a table and the order in which its rows are taken; that is done in a thread, while the rows before them
+    are written. A shard ends with the batch in which it reaches `shard_bytes` of Arrow data, before compression.
     """
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
@@ -116,6 +117,7 @@ def _regular(parts: Iterable[Part], schema: pa.Schema) -> Iterator[pa.RecordBatc
             if rows == BATCH_ROWS or size >= BATCH_BYTES:
                 yield _batch(held, schema)
                 held, rows, size = [], 0, 0
+        del table  # not held while the next part is made
     if rows:
         yield _batch(held, schema)
 

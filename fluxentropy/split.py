@@ -27,7 +27,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.histogram import Histogram
 from fluxentropy.mergesort import Part, sorted_parts
 from fluxentropy.parts import prefetch
-from fluxentropy.pieces import PIECES, PLACE, PLACE_FIELD, BinPieces, made, writing
+from fluxentropy.pieces import PIECES, PLACE, PLACE_FIELD, bin_ranges, finished, writing
 from fluxentropy.quantiles import Selection
 from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
@@ -35,9 +35,25 @@ from fluxentropy.shards import bin_folder, read_manifest, write_bin
 from fluxentropy.store import read_json, sha256_file
 from fluxentropy.tablefiles import reading
 
-BATCH_BYTES, BATCH_ROWS = 2**24, 2**16  # of the input at a time
-SORT_BYTES = 2**24  # of a shuffled bin that are sorted at a time: ranges of places need no merging
-SCAN_ROWS = 2**18
+BATCH_BYTES, BATCH_ROWS = 2**22, 2**16  # of the input at a time
+RANGE_BYTES = 2**23  # a shuffled bin is cut into ranges of this size, each sorted by itself,
+LEAST_BATCH = 2**14  # as long as the input's batches are not cut into smaller pieces than this
+SCAN_ROWS = 2**16
+
+
+@contextlib.contextmanager
+def system_memory() -> Iterator[None]:
+    """Arrow takes memory from the system's allocator; its own keeps much of what its threads have given back.
+
+    A pool that the user has chosen stays.
+    """
+    before = pa.default_memory_pool()
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
+        pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,18 +140,21 @@ class Split:
     renamed: tuple[tuple[str, str], ...]  # (name in the input, name in the shards) where they differ
     joined: tuple[str, ...]
     seed: int | None  # of the order in the bins; None keeps that of the input
+    ranges: int  # of places in a bin
     only: frozenset[int] | None = None  # bins to make again; None makes all
 
+    @system_memory()
     def __call__(self, file: ScoredFile) -> dict[str, Any]:
         folder = self.out / PIECES
-        if (facts := made(folder, file.number)) is not None:
+        if (facts := finished(folder, file.number, self.ranges)) is not None:
             return facts
         facts = {"rows": 0, "hash": 0}
-        with writing(folder, file.number, self.schema, facts) as piece:
+        with writing(folder, file.number, self.schema, self.ranges, facts) as piece:
             for batch in self._batches(file):
                 facts["rows"] += batch.num_rows
                 facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
                 piece.write(batch, self.only)
+                del batch  # not held while the next one is made
         return facts
 
     def _batches(self, file: ScoredFile) -> Iterator[pa.RecordBatch]:
@@ -152,11 +171,21 @@ class Split:
                 table = table.append_column("bin", pa.array(bins, pa.int32(), mask=bins == UNSCORED))
                 table = table.select(self.schema.names).cast(self.schema).append_column(PLACE_FIELD, pa.array(places))
                 (batch,) = table.combine_chunks().to_batches()
+                del table
                 yield batch
 
     def _places(self, numbers: np.ndarray) -> np.ndarray:
         """The places of the rows with these `numbers`: in a shuffled bin a hash, so that they are spread evenly."""
         return numbers if self.seed is None else mix(numbers ^ mix(np.array([self.seed], np.uint64)))
+
+
+def ranges(size: int, bins: int) -> int:
+    """Into how many ranges of places the shuffled bins of an input of `size` bytes are cut.
+
+    >>> ranges(10**6, 8), ranges(10**9, 8), ranges(10**12, 8)
+    (1, 15, 32)
+    """
+    return max(1, min(-(-size // (bins * RANGE_BYTES)), BATCH_BYTES // (bins * LEAST_BATCH)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +200,7 @@ class Gather:
     shard_bytes: int
     memory: int
 
+    @system_memory()
     def __call__(self, number: int) -> dict[str, Any]:
         folder = self.out / bin_folder(number, self.bins)
         if (facts := read_manifest(folder)) is not None:
@@ -186,16 +216,13 @@ class Gather:
 
     def _parts(self, number: int, spill: Path) -> Iterator[Part]:
         """The rows of the bin in its order."""
-        pieces = BinPieces(self.out / PIECES, number)
-        if self.order == "source":
-            for rows in pieces.batches():
-                yield pa.Table.from_batches([rows]), pa.array(np.arange(rows.num_rows))
-            return
-        shuffled = self.order == "shuffle"
-        keys = [*([] if shuffled else [(self.by, "ascending")]), (PLACE, "ascending")]
-        ranges = pieces.ranges(min(SORT_BYTES, self.memory // 8)) if shuffled else iter([pieces.batches()])
-        for rows in ranges:
-            yield from sorted_parts(rows, self.schema.append(PLACE_FIELD), keys, memory=self.memory, spill=spill)
+        keys = [*([(self.by, "ascending")] if self.order == "score" else []), (PLACE, "ascending")]
+        for rows in bin_ranges(self.out / PIECES, number):
+            if self.order == "source":
+                for batch in rows:
+                    yield pa.Table.from_batches([batch]), pa.array(np.arange(batch.num_rows))
+            else:
+                yield from sorted_parts(rows, self.schema.append(PLACE_FIELD), keys, memory=self.memory, spill=spill)
 
 
 def fingerprints(source: str, paths: Sequence[Path]) -> dict[str, str]:

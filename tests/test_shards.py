@@ -76,7 +76,13 @@ def test_files_do_not_depend_on_how_the_rows_arrive(tmp_path: Path, monkeypatch:
     }
     for name, parts in tables.items():
         write_bin(in_order(*parts), table.schema, tmp_path / name, shard_bytes=60_000)
-    manifests = {(tmp_path / name / ".manifest.json").read_bytes() for name in tables}  # with each file's SHA-256
+    mixed = np.random.default_rng(0).permutation(3000)
+    back = pa.array(np.argsort(mixed).astype(np.uint64))
+    write_bin([(table.take(mixed), back)], table.schema, tmp_path / "mixed", shard_bytes=60_000)
+    some = [(table.take(mixed), back.slice(start, 700)) for start in range(0, 3000, 700)]
+    write_bin(some, table.schema, tmp_path / "mixed pieces", shard_bytes=60_000)
+    manifests = {path.read_bytes() for path in tmp_path.glob("*/.manifest.json")}  # with each file's SHA-256
+    assert len(list(tmp_path.iterdir())) == len(tables) + 2
     assert len(manifests) == 1
 
 
