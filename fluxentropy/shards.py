@@ -39,17 +39,17 @@ def bin_folder(number: int, bins: int) -> str:
 def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:
     """Write the rows of `parts` as the shards of `folder`, all of them or none, and return its manifest.
 
-    A part is a table and the order in which its rows are taken; that is done in a thread, while the rows before them
-    are written. A shard ends with the batch in which it reaches `shard_bytes` of Arrow data, before compression.
+    A part is a table and the order in which its rows are taken; they are taken, counted and hashed in a thread, while
+    the rows before them are written. A shard ends with the batch in which it reaches `shard_bytes` of Arrow data,
+    before compression.
     """
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
         shard: ShardWriter | None = None
-        with contextlib.closing(prefetch(_regular(parts, schema))) as batches:
+        with contextlib.closing(prefetch(_counted(_regular(parts, schema), facts))) as batches:
             for batch in batches:
                 shard = shard or ShardWriter(aside / f"part-{len(facts['files']):05d}.arrow", schema)
                 shard.write(batch)
-                _count(facts, batch)
                 if shard.size >= shard_bytes:
                     facts["files"].append(shard.close())
                     shard = None
@@ -92,11 +92,14 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _count(facts: dict[str, Any], batch: pa.RecordBatch) -> None:
-    facts["rows"] += batch.num_rows
-    facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
-    if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
-        facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+def _counted(batches: Iterable[pa.RecordBatch], facts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """The batches, after their rows, tokens and hashes have been added to `facts`."""
+    for batch in batches:
+        facts["rows"] += batch.num_rows
+        facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
+        if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
+            facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+        yield batch
 
 
 def _regular(parts: Iterable[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
