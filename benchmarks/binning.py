@@ -4,15 +4,19 @@
     python benchmarks/binning.py --memory 100000,1000000 --chars 300
 
 The corpus is generated: random words, ids, a normal score. In each round, in this process, pyarrow reads and rewrites
-every file (Parquet, zstd), and `bin` runs into a fresh folder; medians of the rounds are printed. `ceiling` is pyarrow
-when it writes what `bin` writes: Arrow IPC with zstd. With --memory, `bin` runs in a process of its own for each
-number of rows, and its peak memory is printed.
+every file (Parquet, zstd), and `bin` runs into a fresh folder; medians of the rounds are printed, of the seconds on the
+clock and of those of all cores, which say more where others use the machine too. `ceiling` is pyarrow when it writes
+what `bin` writes: Arrow IPC with zstd. With --memory, `bin` runs in a process of its own for each number of rows, and
+its peak memory is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -93,12 +97,14 @@ def bin_command(source: Path, target: Path, bins: int, workers: int) -> list[str
     return ["bin", str(source), "--bins", str(bins), "--workers", str(workers), "--out", str(target), "--json"]
 
 
-def timed(work: Callable[[Path, Path], object], source: Path, target: Path) -> float:
-    started = time.perf_counter()
-    work(source, target)
-    seconds = time.perf_counter() - started
+def timed(work: Callable[[Path, Path], object], source: Path, target: Path) -> tuple[float, float]:
+    """Seconds on the clock, and seconds of all cores, also of worker processes that have ended."""
+    started, before = time.perf_counter(), os.times()
+    with contextlib.redirect_stdout(io.StringIO()):
+        work(source, target)
+    seconds, after = time.perf_counter() - started, os.times()
     shutil.rmtree(target)
-    return seconds
+    return seconds, sum(after[:4]) - sum(before[:4])
 
 
 def speed(folder: Path, args: argparse.Namespace) -> None:
@@ -111,14 +117,20 @@ def speed(folder: Path, args: argparse.Namespace) -> None:
         "ceiling: Parquet to Arrow": rewrite_arrow,
         "bin": lambda source, target: fluxentropy(bin_command(source, target, args.bins, args.workers)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for _ in range(args.rounds):
         for name, work in contenders.items():
-            seconds[name].append(timed(work, source, folder / "target"))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+            times[name].append(timed(work, source, folder / "target"))
+    medians = {
+        name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in times.items()
+    }
     base = medians["read and rewrite Parquet"]
-    for name, median in medians.items():
-        print(f"{name:<26}{median:7.2f} s  {data / 1e6 / median:7.0f} MB/s  {base / median:5.2f} x")
+    for name, (clock, cores) in medians.items():
+        rate = data / 1e6 / clock
+        print(
+            f"{name:<26}{clock:7.2f} s  {rate:7.0f} MB/s  {base[0] / clock:5.2f} x  "
+            f"{cores:7.2f} s of cores  {base[1] / cores:5.2f} x"
+        )
 
 
 def memory(folder: Path, args: argparse.Namespace) -> None:

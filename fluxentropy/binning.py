@@ -22,11 +22,12 @@ from fluxentropy.config import BY, BinConfig, parse_bytes, to_yaml
 from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.outcome import Outcome
+from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import join_scores
 from fluxentropy.shards import bin_folder, read_manifest
-from fluxentropy.split import PIECES, PLACE, ROW, Gather, Scan, ScoredFile, Split, fingerprints
+from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
 from fluxentropy.tokenizing import find_tokenizer
@@ -90,9 +91,8 @@ class _Job:
             raise UsageError(f"{flag} {missing[0]}: no such column in {config.run}{near}")
         if config.scores is not None and not joined:
             raise UsageError(f"--scores {config.scores}: {config.run} has {', '.join(by)} itself, so nothing is joined")
-        for name in (ROW, PLACE):
-            if name in table.schema.names:
-                raise SourceError(f"{config.run} has a column {name}, a name that is needed here: rename it")
+        if PLACE in table.schema.names:
+            raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
         return cls(
             config=config,
             by=by,
@@ -151,7 +151,6 @@ class _Job:
             schema=split.schema,
             order=self.config.order,
             by=self.renamed.get(self.by[0], self.by[0]),
-            seed=self.config.seed,
             shard_bytes=parse_bytes(self.config.shard_size),
             memory=parse_bytes(self.config.memory),
         )
@@ -214,12 +213,15 @@ class _Job:
         named = [field.with_name(self.renamed.get(field.name, field.name)) for field in fields]
         schema = pa.schema([*named, pa.field("bin", pa.int32())])
         numbers = (*range(binning.bins), UNSCORED)
+        shuffled = self.config.order == "shuffle"
         return Split(
             out=self.config.out,
             binning=binning,
             schema=schema,
             renamed=tuple(self.renamed.items()),
             joined=self.joined,
+            seed=self.config.seed if shuffled else None,
+            ranges=ranges(int(self.table.rows * self.table.row_bytes), binning.bins) if shuffled else 1,
             only=frozenset(n for n in numbers if read_manifest(self.config.out / bin_folder(n, binning.bins)) is None),
         )
 

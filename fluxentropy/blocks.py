@@ -196,7 +196,7 @@ def text_column(run: str, schema: pa.Schema) -> str:
 
     Errors: UsageError where there is none.
     """
-    places = (Path(run), Path(run).parent)  # a run directory, or its folder of parts
+    places = [place for place in (Path(run), Path(run).parent) if place.is_dir()]  # a run, or its folder of parts
     manifest: dict[str, Any] = next((one for place in places if (one := read_json(place / "manifest.json"))), {})
     name: str = (manifest.get("identity") or {}).get("text_field") or "text"
     near = [column for column in schema.names if column.lower() == name.lower()]

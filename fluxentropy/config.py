@@ -292,7 +292,7 @@ class BinConfig:
     """Where the work is done: on this machine, or on a Ray cluster."""
     address: Annotated[str | None, WORK] = None
     """Address of the Ray cluster. Default: this machine."""
-    memory: Annotated[str, WORK] = "1GB"
+    memory: Annotated[str, WORK] = "256MB"
     """Memory that a worker sorts in; larger bins are sorted on disk."""
 
     def __post_init__(self) -> None:

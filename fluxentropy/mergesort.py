@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Keys = Sequence[tuple[str, str]]  # (column, "ascending" | "descending"), the most important first
+Part = tuple[pa.Table, pa.UInt64Array]  # rows, and the order in which they are to be taken
 
 RUN_LIMIT = 2**30  # bytes; the 32-bit offsets of string columns overflow at 2 GiB
 BLOCK = 2**18  # bytes; how finely runs are written and read back
@@ -57,19 +58,36 @@ def sorted_blocks(
 ) -> Iterator[pa.Table]:
     """Yield the rows of `batches` in the order of `keys`, as tables of about `memory` / 32 bytes.
 
+    The parameters are those of `sorted_parts`.
+    """
+    yield from _taken(sorted_parts(batches, schema, keys, memory=memory, spill=spill, limit=limit), memory // 32)
+
+
+def sorted_parts(
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    keys: Keys,
+    *,
+    memory: int,
+    spill: Path,
+    limit: int | None = None,
+) -> Iterator[Part]:
+    """Yield the rows of `batches` as tables, each with the order its rows are to be taken in, to sort all by `keys`.
+
     Rows with equal keys keep the order they came in. `memory` (bytes) limits what the sort holds at a time, except
     that one row and one incoming batch are always held whole. Up to `memory` / 4 bytes of rows are sorted without
     touching the disk; beyond that, sorted runs go to the folder `spill`, which the caller makes and removes. `limit`
     keeps the first rows only.
     """
-    piece = memory // 32
     runs: list[Path] = []
     for table, is_last in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
-        if is_last and not runs:
-            yield from _first(_in_order(table, keys, piece), limit)
-            return
-        runs.append(_spill(spill / f"run-{len(runs)}.arrows", _first(_in_order(table, keys, BLOCK), limit), schema))
+        part = _first([(table, sort_order(table, keys))], limit)
         del table
+        if is_last and not runs:
+            yield from part
+            return
+        runs.append(_spill(spill / f"run-{len(runs)}.arrows", _taken(part, BLOCK), schema))
+        del part
         pa.default_memory_pool().release_unused()
     level = 0
     while len(runs) > FAN_IN:  # neighbours are merged, so that equal rows keep the order they came in
@@ -77,20 +95,20 @@ def sorted_blocks(
         groups = [runs[start : start + FAN_IN] for start in range(0, len(runs), FAN_IN)]
         runs = []
         for group in groups:
-            merged = _first(_merged(group, keys, memory // 6, BLOCK), limit)
+            merged = _taken(_first(_merged(group, keys, memory // 6), limit), BLOCK)
             runs.append(_spill(spill / f"merged-{level}-{len(runs)}.arrows", merged, schema))
             for path in group:
                 path.unlink()
-    yield from _first(_merged(runs, keys, memory // 6, piece), limit)
+    yield from _first(_merged(runs, keys, memory // 6), limit)
 
 
-def _first(tables: Iterable[pa.Table], limit: int | None) -> Iterator[pa.Table]:
-    """The first `limit` rows of `tables`."""
-    for table in tables:
+def _first(parts: Iterable[Part], limit: int | None) -> Iterator[Part]:
+    """The first `limit` rows of `parts`."""
+    for table, order in parts:
         if limit is not None:
-            table = table.slice(0, limit)
-            limit -= len(table)
-        yield table
+            order = order[:limit]
+            limit -= len(order)
+        yield table, order
         if limit == 0:
             return
 
@@ -108,15 +126,17 @@ def _chunks(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int) ->
             size = 0
         held.append(batch)
         size += batch.nbytes
-    yield pa.Table.from_batches(held, schema).combine_chunks(), True
+    table = pa.Table.from_batches(held, schema).combine_chunks()
+    held.clear()
+    yield table, True
 
 
-def _in_order(table: pa.Table, keys: Keys, piece: int) -> Iterator[pa.Table]:
-    """Sort `table` and yield it in pieces of about `piece` bytes, and never more than twice that."""
-    order = sort_order(table, keys)
-    rows = max(1, piece * len(table) // max(table.nbytes, 1))
-    for start in range(0, len(table), rows):
-        yield from _halved(table.take(order[start : start + rows]), 2 * piece)
+def _taken(parts: Iterable[Part], piece: int) -> Iterator[pa.Table]:
+    """The rows of `parts` in order, in tables of about `piece` bytes, and never more than twice that."""
+    for table, order in parts:
+        rows = max(1, piece * len(table) // max(table.nbytes, 1))
+        for start in range(0, len(order), rows):
+            yield from _halved(table.take(order[start : start + rows]), 2 * piece)
 
 
 def _halved(table: pa.Table, limit: int) -> Iterator[pa.Table]:
@@ -164,7 +184,7 @@ class _Cursor:
         return taken
 
 
-def _merged(paths: Sequence[Path], keys: Keys, memory: int, piece: int) -> Iterator[pa.Table]:
+def _merged(paths: Sequence[Path], keys: Keys, memory: int) -> Iterator[Part]:
     """Merge sorted runs, earlier ones first where keys are equal; about `memory` bytes of rows are loaded at a time."""
     with ExitStack() as files:
         cursors = [_Cursor(path, files) for path in paths]
@@ -174,7 +194,8 @@ def _merged(paths: Sequence[Path], keys: Keys, memory: int, piece: int) -> Itera
             cursors = [cursor for cursor in cursors if len(cursor.table)]
             if cursors:
                 ready = [cursor.pop(rows) for cursor, rows in zip(cursors, _ready_rows(cursors, keys), strict=True)]
-                yield from _in_order(pa.concat_tables(ready).combine_chunks(), keys, piece)
+                table = pa.concat_tables(ready).combine_chunks()
+                yield table, sort_order(table, keys)
 
 
 def _ready_rows(cursors: Sequence[_Cursor], keys: Keys) -> list[int]:

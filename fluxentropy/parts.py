@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,7 +84,7 @@ def _cut_lengths(texts: pa.Array, text_chars: int | None) -> np.ndarray:
     return np.stack([chars, np.ones_like(chars), size], axis=1)
 
 
-def prefetch(items: Iterable[T]) -> Iterator[T]:
+def prefetch(items: Iterable[T]) -> Generator[T, None, None]:
     """Yield the items while the next one is made in a thread: reading and tokenising overlap with the forward pass."""
     made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
     stop = threading.Event()

@@ -5,11 +5,15 @@ A corpus and its bins hold the same rows when the counts and the sums of hashes 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers never vanish modulo 2^64
 NULL = np.uint64(0xD6E8FEB86659FD93)
+_INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
+BLOCK = 2**16  # bytes that are hashed at a time: what is computed of them stays in the processor's cache
 NAMES = ("id", "source_file", "source_row")  # what tells a row from all others, as far as these columns are there
 
 
@@ -34,18 +38,41 @@ def hash_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
         return np.zeros(0, np.uint64)
     _, offset_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offset_buffer, np.int64)[array.offset : array.offset + len(array) + 1]
-    first, last = int(offsets[0]), int(offsets[-1])
-    data = np.frombuffer(data_buffer, np.uint8)[first:last] if last > first else np.zeros(0, np.uint8)
-    starts, ends = offsets[:-1] - first, offsets[1:] - first
-    lengths = ends - starts
-    within = np.arange(len(data)) - np.repeat(starts, lengths)  # each byte's place in its own text
-    with np.errstate(over="ignore"):
-        powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, BASE))
-        running = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * powers[within])])
-        found = mix(running[ends] - running[starts] + lengths.astype(np.uint64) * NULL)
+    data = np.frombuffer(data_buffer, np.uint8) if offsets[-1] > offsets[0] else np.zeros(0, np.uint8)
+    found = np.empty(len(array), np.uint64)
+    start = 0
+    while start < len(array):
+        fitting = int(np.searchsorted(offsets, offsets[start] + BLOCK, side="right")) - 1
+        stop = max(start + 1, fitting)
+        found[start:stop] = _hash_texts(
+            data[offsets[start] : offsets[stop]], offsets[start : stop + 1] - offsets[start]
+        )
+        start = stop
     if array.null_count:
         found[np.asarray(array.is_null())] = NULL
     return found
+
+
+def _hash_texts(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The hashes (n,) of texts that lie behind each other in `data`, text i from offsets[i] to offsets[i + 1].
+
+    Each is mix(sum_j (byte_j + 1) BASE^(j + 1) + length * NULL). All texts are summed at once with the powers of a
+    byte's place in `data`; those of the places before a text are divided out again.
+    """
+    powers, inverses = _powers(BASE), _powers(_INVERSE)
+    starts, ends = offsets[:-1], offsets[1:]
+    if len(data) > BLOCK:  # a single text, from place 0 on
+        powers = np.cumprod(np.full(len(data) + 1, BASE)) * _INVERSE
+    running = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum((data + np.uint64(1)) * powers[1 : len(data) + 1], out=running[1:])
+    sums = (running[ends] - running[starts]) * inverses[starts]
+    return mix(sums + (ends - starts).astype(np.uint64) * NULL)
+
+
+@functools.cache
+def _powers(base: np.uint64) -> np.ndarray:
+    """base^0, base^1, …, base^BLOCK modulo 2^64."""
+    return np.cumprod(np.concatenate([[np.uint64(1)], np.full(BLOCK, base)]))
 
 
 def _as_bytes(array: pa.Array) -> pa.Array:

@@ -7,6 +7,7 @@ DIR/unscored/part-00000.arrow …     rows without a score
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fluxentropy.bins import UNSCORED
+from fluxentropy.mergesort import Part
+from fluxentropy.parts import prefetch
 from fluxentropy.rowhash import sum_of_rows
 from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 
@@ -33,21 +36,23 @@ def bin_folder(number: int, bins: int) -> str:
     return "unscored" if number == UNSCORED else f"bin={number:0{max(2, len(str(bins - 1)))}d}"
 
 
-def write_bin(tables: Iterable[pa.Table], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:
-    """Write the rows of `tables` as the shards of `folder`, all of them or none, and return its manifest.
+def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:
+    """Write the rows of `parts` as the shards of `folder`, all of them or none, and return its manifest.
 
-    A shard ends with the batch in which it reaches `shard_bytes` of Arrow data, before compression.
+    A part is a table and the order in which its rows are taken; they are taken, counted and hashed in a thread, while
+    the rows before them are written. A shard ends with the batch in which it reaches `shard_bytes` of Arrow data,
+    before compression.
     """
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
         shard: ShardWriter | None = None
-        for batch in _regular(tables, schema):
-            shard = shard or ShardWriter(aside / f"part-{len(facts['files']):05d}.arrow", schema)
-            shard.write(batch)
-            _count(facts, batch)
-            if shard.size >= shard_bytes:
-                facts["files"].append(shard.close())
-                shard = None
+        with contextlib.closing(prefetch(_counted(_regular(parts, schema), facts))) as batches:
+            for batch in batches:
+                shard = shard or ShardWriter(aside / f"part-{len(facts['files']):05d}.arrow", schema)
+                shard.write(batch)
+                if shard.size >= shard_bytes:
+                    facts["files"].append(shard.close())
+                    shard = None
         if shard or not facts["files"]:  # a bin without rows has one file, so that its columns are known
             facts["files"].append((shard or ShardWriter(aside / "part-00000.arrow", schema)).close())
         write_json(aside / MANIFEST, facts)
@@ -87,38 +92,43 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _count(facts: dict[str, Any], batch: pa.RecordBatch) -> None:
-    facts["rows"] += batch.num_rows
-    facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
-    if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
-        facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+def _counted(batches: Iterable[pa.RecordBatch], facts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """The batches, after their rows, tokens and hashes have been added to `facts`."""
+    for batch in batches:
+        facts["rows"] += batch.num_rows
+        facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
+        if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
+            facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+        yield batch
 
 
-def _regular(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows in batches that end at the same rows, whatever tables they come in."""
+def _regular(parts: Iterable[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows in batches that end at the same rows, whatever parts they come in."""
     held: list[pa.Table] = []
     rows = size = 0
-    for table in tables:
+    for table, order in parts:
         table = table.select(schema.names)
-        ends = np.cumsum(sum(map(row_sizes, table.columns), np.zeros(len(table), np.int64)))
+        sizes = sum(map(row_sizes, table.columns), np.zeros(len(table), np.int64))
+        ends = np.cumsum(sizes[np.asarray(order)])
         start = 0
-        while start < len(table):
+        while start < len(order):
             before = int(ends[start - 1]) if start else 0
             full = int(np.searchsorted(ends, before + BATCH_BYTES - size)) + 1
-            stop = min(start + BATCH_ROWS - rows, full, len(table))
-            held.append(table.slice(start, stop - start))
+            stop = min(start + BATCH_ROWS - rows, full, len(order))
+            held.append(table.take(order.slice(start, stop - start)))
             rows, size, start = rows + stop - start, size + int(ends[stop - 1]) - before, stop
             if rows == BATCH_ROWS or size >= BATCH_BYTES:
                 yield _batch(held, schema)
                 held, rows, size = [], 0, 0
+        del table  # not held while the next part is made
     if rows:
         yield _batch(held, schema)
 
 
-def _batch(tables: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
+def _batch(taken: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
     """One batch whose bytes follow from the rows alone: `take` leaves nothing where a slice or a null hides memory."""
-    (batch,) = pa.concat_tables(tables).combine_chunks().cast(schema).to_batches()
-    return batch.take(pa.array(np.arange(batch.num_rows)))
+    (batch,) = pa.concat_tables(taken).combine_chunks().cast(schema).to_batches()
+    return batch if len(taken) == 1 else batch.take(pa.array(np.arange(batch.num_rows)))
 
 
 class ShardWriter:

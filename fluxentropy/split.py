@@ -1,10 +1,10 @@
 """The two steps from scored files to bins, each a picklable job of one unit.
 
-    split    one scored file -> .pieces/part-00003.arrow      its rows, in record batches of one bin each
-    gather   all batches of a bin -> bin=07/part-00000.arrow …      in the bin's order
+    split    one scored file -> .pieces/part-00003.arrow      its rows, ordered by bin
+    gather   all rows of a bin -> bin=07/part-00000.arrow …      in the bin's order
 
-A row's place among all rows of the input is carried along in the column ROW: it decides the shuffled order, so that
-this does not depend on how the input is cut into files.
+A row's place in its bin follows from its number among all rows of the input, so the order does not depend on how the
+input is cut into files.
 """
 
 from __future__ import annotations
@@ -25,19 +25,35 @@ from fluxentropy.bins import UNSCORED, Binning
 from fluxentropy.columnsummary import ColumnSummary
 from fluxentropy.errors import UsageError
 from fluxentropy.histogram import Histogram
-from fluxentropy.mergesort import sorted_blocks
+from fluxentropy.mergesort import Part, sorted_parts
+from fluxentropy.parts import prefetch
+from fluxentropy.pieces import PIECES, PLACE, PLACE_FIELD, bin_ranges, finished, writing
 from fluxentropy.quantiles import Selection
 from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
 from fluxentropy.shards import bin_folder, read_manifest, write_bin
-from fluxentropy.store import atomic_path, read_json, sha256_file, write_json
+from fluxentropy.store import read_json, sha256_file
 from fluxentropy.tablefiles import reading
 
-PIECES = ".pieces"
-ROW, PLACE = "__row", "__place"  # a row's number in the input, and its place in a shuffled bin; not in the shards
-ROW_FIELD = pa.field(ROW, pa.int64())
-BATCH_BYTES, BATCH_ROWS = 2**25, 2**16  # of the input at a time
-SCAN_ROWS = 2**18
+BATCH_BYTES, BATCH_ROWS = 2**22, 2**16  # of the input at a time
+RANGE_BYTES = 2**23  # a shuffled bin is cut into ranges of this size, each sorted by itself,
+LEAST_BATCH = 2**14  # as long as the input's batches are not cut into smaller pieces than this
+SCAN_ROWS = 2**16
+
+
+@contextlib.contextmanager
+def system_memory() -> Iterator[None]:
+    """Arrow takes memory from the system's allocator; its own keeps much of what its threads have given back.
+
+    A pool that the user has chosen stays.
+    """
+    before = pa.default_memory_pool()
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
+        pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,52 +139,53 @@ class Split:
     schema: pa.Schema  # of the shards
     renamed: tuple[tuple[str, str], ...]  # (name in the input, name in the shards) where they differ
     joined: tuple[str, ...]
+    seed: int | None  # of the order in the bins; None keeps that of the input
+    ranges: int  # of places in a bin
     only: frozenset[int] | None = None  # bins to make again; None makes all
 
+    @system_memory()
     def __call__(self, file: ScoredFile) -> dict[str, Any]:
-        piece = self.out / PIECES / f"part-{file.number:05d}.arrow"
-        record = piece.with_name(f".{piece.stem}.json")
-        if (facts := read_json(record)) is not None and piece.is_file():
+        folder = self.out / PIECES
+        if (facts := finished(folder, file.number, self.ranges)) is not None:
             return facts
-        facts = {"rows": 0, "hash": 0, "bins": {}, "batches": {}}
-        written = 0
-        with atomic_path(piece) as aside, pa.ipc.new_file(str(aside), self.schema.append(ROW_FIELD)) as writer:
+        facts = {"rows": 0, "hash": 0}
+        with writing(folder, file.number, self.schema, self.ranges, facts) as piece:
             for batch in self._batches(file):
                 facts["rows"] += batch.num_rows
                 facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
-                for number, rows in _by_bin(batch):
-                    if self.only is None or number in self.only:
-                        writer.write_batch(rows)
-                        facts["bins"][str(number)] = facts["bins"].get(str(number), 0) + rows.num_rows
-                        facts["batches"].setdefault(str(number), []).append(written)
-                        written += 1
-        write_json(record, facts)
+                piece.write(batch, self.only)
+                del batch  # not held while the next one is made
         return facts
 
     def _batches(self, file: ScoredFile) -> Iterator[pa.RecordBatch]:
-        """The file's rows in the shards' columns, with their bin and their number."""
+        """The file's rows in the shards' columns, with their bin and their place in it."""
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(file.row_bytes, 1)))
         names = dict(self.renamed)
         at = file.start
-        for table in file.batches(rows, None, self.joined):
-            bins = self.binning.assign(*(table[name] for name in self.binning.columns))
-            numbers = pa.array(np.arange(at, at + len(table)))
-            at += len(table)
-            table = table.rename_columns([names.get(name, name) for name in table.column_names])
-            table = table.append_column("bin", pa.array(bins, pa.int32(), mask=bins == UNSCORED))
-            table = table.select(self.schema.names).cast(self.schema).append_column(ROW_FIELD, numbers)
-            (batch,) = table.combine_chunks().to_batches()
-            yield batch
+        with contextlib.closing(prefetch(file.batches(rows, None, self.joined))) as tables:
+            for table in tables:
+                bins = self.binning.assign(*(table[name] for name in self.binning.columns))
+                places = self._places(np.arange(at, at + len(table), dtype=np.uint64))
+                at += len(table)
+                table = table.rename_columns([names.get(name, name) for name in table.column_names])
+                table = table.append_column("bin", pa.array(bins, pa.int32(), mask=bins == UNSCORED))
+                table = table.select(self.schema.names).cast(self.schema).append_column(PLACE_FIELD, pa.array(places))
+                (batch,) = table.combine_chunks().to_batches()
+                del table
+                yield batch
+
+    def _places(self, numbers: np.ndarray) -> np.ndarray:
+        """The places of the rows with these `numbers`: in a shuffled bin a hash, so that they are spread evenly."""
+        return numbers if self.seed is None else mix(numbers ^ mix(np.array([self.seed], np.uint64)))
 
 
-def _by_bin(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows of each bin, in their order."""
-    bins = batch.column("bin").fill_null(UNSCORED).to_numpy()
-    order = np.argsort(bins, kind="stable")
-    arranged = batch.take(pa.array(order))
-    numbers, starts = np.unique(bins[order], return_index=True)
-    for number, start, stop in zip(numbers, starts, [*starts[1:], len(bins)], strict=True):
-        yield int(number), arranged.slice(start, stop - start)
+def ranges(size: int, bins: int) -> int:
+    """Into how many ranges of places the shuffled bins of an input of `size` bytes are cut.
+
+    >>> ranges(10**6, 8), ranges(10**9, 8), ranges(10**12, 8)
+    (1, 15, 32)
+    """
+    return max(1, min(-(-size // (bins * RANGE_BYTES)), BATCH_BYTES // (bins * LEAST_BATCH)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,40 +197,32 @@ class Gather:
     schema: pa.Schema
     order: str  # shuffle, score or source
     by: str
-    seed: int
     shard_bytes: int
     memory: int
 
+    @system_memory()
     def __call__(self, number: int) -> dict[str, Any]:
         folder = self.out / bin_folder(number, self.bins)
         if (facts := read_manifest(folder)) is not None:
             return facts
         shutil.rmtree(folder, ignore_errors=True)
-        keys = {
-            "shuffle": [(PLACE, "ascending")],
-            "score": [(self.by, "ascending"), (ROW, "ascending")],
-            "source": [(ROW, "ascending")],
-        }[self.order]
-        schema = self.schema.append(ROW_FIELD).append(pa.field(PLACE, pa.uint64()))
         spill = self.out / PIECES / f".spill-{number}"
         shutil.rmtree(spill, ignore_errors=True)
         spill.mkdir(parents=True)
         try:
-            tables = sorted_blocks(self._pieces(number), schema, keys, memory=self.memory, spill=spill)
-            return write_bin(tables, self.schema, folder, shard_bytes=self.shard_bytes)
+            return write_bin(self._parts(number, spill), self.schema, folder, shard_bytes=self.shard_bytes)
         finally:
             shutil.rmtree(spill, ignore_errors=True)
 
-    def _pieces(self, number: int) -> Iterator[pa.RecordBatch]:
-        seed = mix(np.array([self.seed], np.uint64))
-        for path in sorted((self.out / PIECES).glob("part-*.arrow")):
-            record = read_json(path.with_name(f".{path.stem}.json")) or {}
-            with reading(path), pa.memory_map(str(path)) as source:
-                file = pa.ipc.open_file(source)
-                for place in record["batches"].get(str(number), []):
-                    batch = file.get_batch(place)
-                    places = mix(batch.column(ROW).to_numpy().astype(np.uint64) ^ seed)
-                    yield batch.append_column(PLACE, pa.array(places))
+    def _parts(self, number: int, spill: Path) -> Iterator[Part]:
+        """The rows of the bin in its order."""
+        keys = [*([(self.by, "ascending")] if self.order == "score" else []), (PLACE, "ascending")]
+        for rows in bin_ranges(self.out / PIECES, number):
+            if self.order == "source":
+                for batch in rows:
+                    yield pa.Table.from_batches([batch]), pa.array(np.arange(batch.num_rows))
+            else:
+                yield from sorted_parts(rows, self.schema.append(PLACE_FIELD), keys, memory=self.memory, spill=spill)
 
 
 def fingerprints(source: str, paths: Sequence[Path]) -> dict[str, str]:

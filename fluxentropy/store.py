@@ -29,8 +29,10 @@ SAMPLE_BLOCKS, SAMPLE_BYTES = 256, 64 * 2**10
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write beside `path`; on success it is fsynced and renamed over `path`, on failure removed.
+
+    Without `durable` nothing is fsynced: the file is whole for every process, until the power is cut.
 
     The name written aside starts with a dot, so that readers of the folder never pick up a half-written file, and
     keeps the suffix, so that writers which look at suffixes work. It does not contain the process id: what a killed
@@ -43,10 +45,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(aside, path)
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)

@@ -232,6 +232,22 @@ def test_a_scored_part_that_changed_between_runs(
     assert "inputs.part-00001.parquet is" in found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells starts of the machine apart")
+def test_pieces_that_a_power_cut_tore(scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bins"
+    argv = ["bin", scored, "--bins", 2, "--out", out]
+    expected, steps = undisturbed(argv, out)
+    killed(argv, f"{len(steps) - 12}:after")
+    records = sorted((out / ".pieces").glob(".part-*.json"))
+    assert len(records) == 3
+    for record in records:  # as after a new start: what was not forced to the disk is lost
+        record.write_text(json.dumps({**json.loads(record.read_text()), "boot": "an earlier one"}))
+        piece = record.with_name(f"{record.stem[1:]}.arrow")
+        piece.write_bytes(bytes(piece.stat().st_size))
+    assert main([str(part) for part in argv]) == 0
+    assert snapshot(out) == expected
+
+
 def test_what_killed_processes_left_does_not_matter(scored: Path, tmp_path: Path) -> None:
     out = tmp_path / "bins"
     argv = ["bin", scored, "--bins", 2, "--out", out]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fluxentropy.rowhash import BASE, NULL, hash_column, mix, sum_of_rows
+from fluxentropy.rowhash import BASE, BLOCK, NULL, hash_column, mix, sum_of_rows
 
 WORD = 2**64
 
@@ -38,6 +38,14 @@ TEXTS = ["", "a", "b", "ab", "ba", None, "aa", "naïve café 中文 🙂", "x" *
 def test_texts_against_python(kind: pa.DataType) -> None:
     array = pa.array(TEXTS, pa.string()).cast(kind)
     assert hash_column(array).tolist() == [hashed(text) for text in TEXTS]
+
+
+def test_texts_longer_than_a_block_and_many_in_one() -> None:
+    sizes = [0, BLOCK - 1, 1, 0, BLOCK, 0, BLOCK + 1, 0, 3, *[BLOCK // 8] * 9]
+    texts = ["xyz"[n % 3] * size for n, size in enumerate(sizes)]
+    whole = hash_column(pa.array(texts))
+    assert whole.tolist() == [int(hash_column(pa.array([text]))[0]) for text in texts]
+    assert [whole[n] for n in (1, 2, 4, 6, 8)] == [hashed(texts[n]) for n in (1, 2, 4, 6, 8)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from fluxentropy import shards
 from fluxentropy.errors import RunError
+from fluxentropy.mergesort import Part
 from fluxentropy.rowhash import sum_of_rows
 from fluxentropy.shards import bin_folder, read_manifest, row_sizes, write_bin
 
@@ -28,13 +30,17 @@ def some_rows(number: int) -> pa.Table:
     )
 
 
+def in_order(*tables: pa.Table) -> Iterator[Part]:
+    return ((table, pa.array(range(len(table)), pa.uint64())) for table in tables)
+
+
 def read(folder: Path) -> pa.Table:
     return pa.concat_tables(ipc.open_file(path).read_all() for path in sorted(folder.glob("part-*.arrow")))
 
 
 def test_rows_in_their_order_and_what_the_manifest_says(tmp_path: Path) -> None:
     table = some_rows(5000)
-    facts = write_bin([table], table.schema, tmp_path / "bin=00", shard_bytes=2**18)
+    facts = write_bin(in_order(table), table.schema, tmp_path / "bin=00", shard_bytes=2**18)
     found = read(tmp_path / "bin=00")
     assert found.equals(table)
     assert facts == read_manifest(tmp_path / "bin=00")
@@ -69,14 +75,20 @@ def test_files_do_not_depend_on_how_the_rows_arrive(tmp_path: Path, monkeypatch:
         "empty ones": [no_nulls.slice(0, 0), table.slice(0, 999), table.slice(0, 0), table.slice(999)],
     }
     for name, parts in tables.items():
-        write_bin(parts, table.schema, tmp_path / name, shard_bytes=60_000)
-    manifests = {(tmp_path / name / ".manifest.json").read_bytes() for name in tables}  # with each file's SHA-256
+        write_bin(in_order(*parts), table.schema, tmp_path / name, shard_bytes=60_000)
+    mixed = np.random.default_rng(0).permutation(3000)
+    back = pa.array(np.argsort(mixed).astype(np.uint64))
+    write_bin([(table.take(mixed), back)], table.schema, tmp_path / "mixed", shard_bytes=60_000)
+    some = [(table.take(mixed), back.slice(start, 700)) for start in range(0, 3000, 700)]
+    write_bin(some, table.schema, tmp_path / "mixed pieces", shard_bytes=60_000)
+    manifests = {path.read_bytes() for path in tmp_path.glob("*/.manifest.json")}  # with each file's SHA-256
+    assert len(list(tmp_path.iterdir())) == len(tables) + 2
     assert len(manifests) == 1
 
 
 def test_size_of_shards_and_batches(tmp_path: Path) -> None:
     table = pa.table({"text": ["y" * 1000] * 10_000})
-    write_bin([table], table.schema, tmp_path / "b", shard_bytes=2_000_000)
+    write_bin(in_order(table), table.schema, tmp_path / "b", shard_bytes=2_000_000)
     rows = [ipc.open_file(path).read_all().num_rows for path in sorted((tmp_path / "b").glob("*.arrow"))]
     assert rows == [2048] * 4 + [1808]  # the second batch of 1,024 rows reaches 2 MB
     reader = ipc.open_file(tmp_path / "b" / "part-00000.arrow")
@@ -86,7 +98,7 @@ def test_size_of_shards_and_batches(tmp_path: Path) -> None:
 def test_batches_of_large_texts_have_few_rows(tmp_path: Path) -> None:
     texts = ["z" * (9 * 2**20 if n % 3 == 0 else 10) for n in range(12)]
     table = pa.table({"text": texts})
-    write_bin([table], table.schema, tmp_path / "b", shard_bytes=2**40)
+    write_bin(in_order(table), table.schema, tmp_path / "b", shard_bytes=2**40)
     reader = ipc.open_file(tmp_path / "b" / "part-00000.arrow")
     batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
     assert [batch.num_rows for batch in batches] == [4, 6, 2]  # a batch ends with the row that reaches 16 MiB
@@ -104,7 +116,7 @@ def test_all_files_or_none(tmp_path: Path) -> None:
     table = some_rows(2000)
 
     def broken() -> object:
-        yield table
+        yield from in_order(table)
         raise RunError("the source broke off")
 
     with pytest.raises(RunError, match="broke off"):
@@ -115,7 +127,7 @@ def test_all_files_or_none(tmp_path: Path) -> None:
 
 def test_a_cut_file_fails_loudly(tmp_path: Path) -> None:
     table = some_rows(2000)
-    write_bin([table], table.schema, tmp_path / "b", shard_bytes=2**30)
+    write_bin(in_order(table), table.schema, tmp_path / "b", shard_bytes=2**30)
     path = tmp_path / "b" / "part-00000.arrow"
     data = path.read_bytes()
     for size in (len(data) // 2, len(data) - 1):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fluxentropy.columnsummary import ColumnSummary
 from fluxentropy.errors import UsageError
 from fluxentropy.histogram import Histogram
 from fluxentropy.quantiles import Selection
-from fluxentropy.rowhash import sum_of_rows
+from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
 from fluxentropy.shards import read_manifest
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints
@@ -42,7 +43,7 @@ def some_rows(number: int) -> pa.Table:
 
 def make_split(out: Path, table: pa.Table, only: frozenset[int] | None = None) -> Split:
     schema = table.schema.append(pa.field("bin", pa.int32()))
-    return Split(out=out, binning=BINNING, schema=schema, renamed=(), joined=(), only=only)
+    return Split(out=out, binning=BINNING, schema=schema, renamed=(), joined=(), seed=None, ranges=1, only=only)
 
 
 def bins_of(table: pa.Table) -> list[int]:
@@ -84,12 +85,12 @@ def test_split_puts_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = {}
     for file, fact in zip(files, facts, strict=True):
         reader = ipc.open_file(tmp_path / "out" / ".pieces" / f"part-{file.number:05d}.arrow")
-        for number, batches in fact["batches"].items():
+        for number, (batches,) in fact["batches"].items():
             tables = [pa.Table.from_batches([reader.get_batch(place)]) for place in batches]
             assert sum(map(len, tables)) == fact["bins"][number]
             for row in pa.concat_tables(tables).to_pylist():
                 assert row["bin"] == (None if number == "-1" else int(number))
-                found[row["__row"]] = (row["id"], row["x"], int(number))
+                found[row["__place"]] = (row["id"], row["x"], int(number))
     assert [found[row] for row in range(300)] == list(
         zip(table["id"].to_pylist(), table["x"].to_pylist(), bins_of(table), strict=True)
     )
@@ -100,7 +101,7 @@ def test_split_and_gather_are_done_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (file,) = scored_files(tmp_path, table, [100])
     job = make_split(out, table)
-    gather = Gather(out=out, bins=3, schema=job.schema, order="source", by="x", seed=0, shard_bytes=2**20, memory=2**24)
+    gather = Gather(out=out, bins=3, schema=job.schema, order="source", by="x", shard_bytes=2**20, memory=2**24)
     for _ in range(2):
         first = (job(file), [gather(number) for number in (0, 1, 2, -1)])
         times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -112,12 +113,42 @@ def test_split_and_gather_are_done_once(tmp_path: Path) -> None:
     assert read_manifest(out / "bin=01") == again[1][1]
 
 
+@pytest.mark.parametrize("order", ["shuffle", "score", "source"])
+def test_the_order_of_a_bin_whatever_ranges_and_memory(
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "BATCH_ROWS", 50)
+    table = some_rows(300)
+    places = mix(np.arange(300, dtype=np.uint64) ^ mix(np.array([7], np.uint64))).tolist()
+    keys = {"shuffle": places, "score": table["x"].to_pylist(), "source": range(300)}[order]
+    rows = [row for row, number in enumerate(bins_of(table)) if number == 1]
+    expected = [f"id-{row}" for row in sorted(rows, key=lambda row: keys[row])]
+    seed = 7 if order == "shuffle" else None
+    for name, sizes, ranges, memory in (("a", [300], 1, 2**24), ("b", [170, 0, 130], 5, 2**24), ("c", [300], 3, 900)):
+        out = tmp_path / name
+        out.mkdir()
+        job = dataclasses.replace(make_split(out, table), seed=seed, ranges=ranges if seed else 1)
+        for file in scored_files(out, table, sizes):
+            job(file)
+        gather = Gather(out=out, bins=3, schema=job.schema, order=order, by="x", shard_bytes=2**20, memory=memory)
+        assert gather(1)["rows"] == len(rows)
+        assert ipc.open_file(out / "bin=01" / "part-00000.arrow").read_all()["id"].to_pylist() == expected
+    assert len({(tmp_path / name / "bin=01" / ".manifest.json").read_bytes() for name in "abc"}) == 1
+
+
 def test_only_some_bins(tmp_path: Path) -> None:
     table = some_rows(100)
     (file,) = scored_files(tmp_path, table, [100])
     facts = make_split(tmp_path / "out", table, frozenset({1}))(file)
     assert facts["bins"] == {"1": bins_of(table).count(1)}
     assert facts["rows"] == 100
+
+
+def test_as_many_ranges_as_the_size_asks_for() -> None:
+    assert [split.ranges(size, 8) for size in (0, 8 * split.RANGE_BYTES, 8 * split.RANGE_BYTES + 1)] == [1, 1, 2]
+    most = split.ranges(10**15, 8)
+    assert most * 8 * split.LEAST_BATCH == split.BATCH_BYTES
+    assert split.ranges(10**15, 10**6) == 1
 
 
 def test_fingerprints_name_files_below_their_folder(tmp_path: Path) -> None:
