@@ -62,15 +62,37 @@ def sorted_blocks(
     touching the disk; beyond that, sorted runs go to the folder `spill`, which the caller makes and removes. `limit`
     keeps the first rows only.
     """
-    piece = memory // 32
     runs: list[Path] = []
     for table, is_last in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
         if is_last and not runs:
-            yield from _first(_in_order(table, keys, piece), limit)
+            yield from _first(_in_order(table, keys, memory // 32), limit)
             return
-        runs.append(_spill(spill / f"run-{len(runs)}.arrows", _first(_in_order(table, keys, BLOCK), limit), schema))
+        runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit))
         del table
-        pa.default_memory_pool().release_unused()
+    yield from merged_blocks(runs, schema, keys, memory=memory, spill=spill, limit=limit)
+
+
+def sorted_runs(
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    keys: Keys,
+    *,
+    memory: int,
+    spill: Path,
+    limit: int | None = None,
+) -> list[Path]:
+    """The first half of `sorted_blocks`, all on disk: sorted runs in the folder `spill`, in the order of the rows."""
+    runs: list[Path] = []
+    for table, _ in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
+        runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit))
+        del table
+    return runs
+
+
+def merged_blocks(
+    runs: Sequence[Path], schema: pa.Schema, keys: Keys, *, memory: int, spill: Path, limit: int | None = None
+) -> Iterator[pa.Table]:
+    """The second half of `sorted_blocks`: merge `runs`, which may be of several `sorted_runs`, one after the other."""
     level = 0
     while len(runs) > FAN_IN:  # neighbours are merged, so that equal rows keep the order they came in
         level += 1
@@ -81,7 +103,12 @@ def sorted_blocks(
             runs.append(_spill(spill / f"merged-{level}-{len(runs)}.arrows", merged, schema))
             for path in group:
                 path.unlink()
-    yield from _first(_merged(runs, keys, memory // 6, piece), limit)
+    yield from _first(_merged(runs, keys, memory // 6, memory // 32), limit)
+
+
+def _sorted_run(table: pa.Table, path: Path, keys: Keys, limit: int | None) -> Path:
+    """Sort `table` into the file `path`."""
+    return _spill(path, _first(_in_order(table, keys, BLOCK), limit), table.schema)
 
 
 def _first(tables: Iterable[pa.Table], limit: int | None) -> Iterator[pa.Table]:
@@ -105,6 +132,7 @@ def _chunks(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int) ->
             held.clear()
             yield table, False
             del table
+            pa.default_memory_pool().release_unused()
             size = 0
         held.append(batch)
         size += batch.nbytes

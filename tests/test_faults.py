@@ -207,6 +207,32 @@ def test_a_full_disk(workers: int, tmp_path: Path) -> None:
     assert snapshot(tmp_path / "bins") == found
 
 
+DEADLY = """
+import os, signal, sys
+from fluxentropy import sortunits
+
+def deadly(*arguments, spill, **options):
+    if spill.name == "unit-00001":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sorted_runs(*arguments, spill=spill, **options)
+
+sorted_runs, sortunits.sorted_runs = sortunits.sorted_runs, deadly
+if __name__ == "__main__":
+    from fluxentropy.cli import main
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_worker_of_sort_is_killed(scored: Path, tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    argv = ["sort", scored, "--workers", 2, "--out", tmp_path / "sorted.jsonl"]
+    failed = start(argv, tmp_path / "deadly.py")
+    assert (failed.returncode, "Traceback" in failed.stderr) == (1, False), failed.stderr
+    assert "part-00001.parquet" in failed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deadly.py", "scored"]
+    assert main([str(part) for part in argv]) == 0
+
+
 def test_a_scored_part_that_changed_between_runs(
     scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
