@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import RunError, SourceError, UsageError
-from fluxentropy.rowsizes import row_sizes
+from fluxentropy.rowsizes import fixed_width, row_sizes
 from fluxentropy.store import read_json, sha256_file
 
 COMPRESSION = {".parquet": "zstd", ".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
@@ -202,12 +202,14 @@ class _ParquetGroups:
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema, rows: int, limit: int) -> None:
         self.file, self.schema, self.rows, self.limit = file, schema, rows, limit
+        self.width = sum(fixed_width(column.type) for column in schema)
         self.held: list[pa.Table] = []
         self.free, self.size = rows, 0
 
     def write(self, table: pa.Table) -> None:
         while len(table):
-            sizes = self.size + np.cumsum(row_sizes(table.slice(0, self.free)))
+            part = table.slice(0, self.free)
+            sizes = self.size + np.cumsum(sum(map(row_sizes, part.columns), np.full(len(part), self.width)))
             rows = min(int(np.searchsorted(sizes, self.limit, side="right")) + 1, len(sizes))
             self.held.append(table.slice(0, rows))
             table = table.slice(rows)
