@@ -37,7 +37,7 @@ def zoo(config: ZooConfig) -> Outcome:
     spool = config.out / "input" / "stdin.jsonl"
     with RunDirectory(config.out, overwrite=config.overwrite, folder=CONSENSUS) as run:
         sources = _check_sources(config, spool)
-        run.begin(_identity(config), to_yaml(config))
+        run.begin(_identity(config), to_yaml(config), last=True)
         scored: dict[str, Outcome] = {}
         failed: dict[str, str] = {}
         for place, name in enumerate(entries, 1):

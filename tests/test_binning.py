@@ -88,8 +88,12 @@ def assigned(table: pa.Table, by: str, edges: Any) -> list[int | None]:
 
 
 def snapshot(out: Path) -> dict[str, bytes]:
-    """Every file but the lock, also the hidden ones, and the configuration as it was resolved, which names --out."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (".lock", CONFIG))
+    """Every file but the lock, also hidden ones; not the configuration, which names --out, nor its SHA-256."""
+    files = (
+        path
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in (".lock", ".records.json", CONFIG)
+    )
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
