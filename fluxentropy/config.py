@@ -249,7 +249,7 @@ class BinConfig:
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
     scores: Annotated[str | None, INPUT] = None
-    """Another run that holds --by for the same texts; joined by id."""
+    """Another run that holds --by for the same texts; joined by id. If both have NAME, it is NAME_joined."""
     order: Annotated[Literal["shuffle", "score", "source"], OUTPUT] = "shuffle"
     """Order of the rows inside a bin."""
     seed: Annotated[int, OUTPUT] = 0

@@ -160,9 +160,11 @@ def _check_comparison(path: Path, kind: str, manifest: dict[str, Any], engine: E
     whole.look_for_leftovers(path)
     check_records(whole)
     found = []
-    for name in manifest.get("models") or [] if kind == "zoo" else []:
+    models = manifest.get("models") or []
+    for name in models if kind == "zoo" else []:
         found += _inner(path / name, whole, engine)
-    if kind == "agree" or len(manifest.get("models") or []) > 1:
+    compared = kind == "agree" or manifest.get("compared", len(models) > 1)
+    if compared:
         for consensus in _inner(path / CONSENSUS, whole, engine):
             whole.rows, whole.leftovers = consensus.rows, [*whole.leftovers, *consensus.leftovers]
             for problem in consensus.problems:  # the comparison makes the whole consensus again
@@ -171,7 +173,7 @@ def _check_comparison(path: Path, kind: str, manifest: dict[str, Any], engine: E
             read_record(path / "agreement.json")
         except RunError as error:
             whole.add(path / "agreement.json", str(error))
-    whole.summary = f"{len(manifest.get('models') or [])} models compared on {whole.rows:,} rows"
+    whole.summary = f"{len(models)} models, " + (f"compared on {whole.rows:,} rows" if compared else "not compared")
     return [*found, whole]
 
 
