@@ -15,10 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from steps import run_steps
+
 from fluxentropy.binning import bin_corpus
 from fluxentropy.config import BinConfig, ScoreConfig, VerifyConfig
-from fluxentropy.errors import FluxentropyError
-from fluxentropy.outcome import Outcome
 from fluxentropy.scoring import score
 from fluxentropy.verify import verify
 
@@ -59,16 +59,7 @@ def main() -> int:
         lambda: verify(VerifyConfig(dir=scores, **work)),
         lambda: verify(VerifyConfig(dir=bins, **work)),
     )
-    try:
-        for step in steps:
-            outcome: Outcome = step()
-            print("\n".join(outcome.lines))
-            if outcome.exit_code:
-                return outcome.exit_code
-    except FluxentropyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_steps(steps)
 
 
 if __name__ == "__main__":
