@@ -19,7 +19,7 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.io import get_datafolder
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.writers import ParquetWriter
-from steps import run_steps
+from steps import program, run_steps
 
 from fluxentropy.binning import bin_corpus
 from fluxentropy.config import BinConfig, VerifyConfig
@@ -75,4 +75,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(main))
