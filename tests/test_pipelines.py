@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes import SENTENCES, save_model
+from scoredruns import write_run
 
 from fluxentropy.cli import main as fluxentropy
 from fluxentropy.engine import Engine, Local
@@ -102,6 +103,23 @@ def test_datatrove_goes_from_parquet_to_verified_bins_and_resumes(program: Progr
         assert "40 rows by entropy_mean in 4 bins" in output and "nothing is missing" in output
     scored = TableFiles.open(table_files("out/scores"))
     assert {"dump", "entropy_mean", "status"} <= set(scored.schema.names) and scored.rows == 40
+
+
+def test_bin_reads_several_runs_by_a_glob_of_their_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How a corpus is binned that was scored as several runs."""
+    scores = [(7 * row) % 40 / 8 for row in range(40)]
+    write_run(tmp_path / "one", scores)
+    for run in range(2):
+        mine = slice(20 * run, 20 * run + 20)
+        write_run(tmp_path / "runs" / str(run), scores[mine], ids=[f"id-{row}" for row in range(40)[mine]])
+    found = []
+    for source in ("one", "runs/*/scores/part-*.parquet"):
+        out = str(tmp_path / f"bins-{len(found)}")
+        assert fluxentropy(["bin", str(tmp_path / source), "--bins", "4", "--out", out]) == 0
+        assert fluxentropy(["verify", out]) == 0
+        found.append(json.loads((Path(out) / "bins.json").read_text()))
+    assert found[0]["counts"] == [10] * 4
+    assert all(found[0][name] == found[1][name] for name in ("edges", "counts", "fingerprint"))
 
 
 # --- Slurm ------------------------------------------------------------------------------------------------------------
