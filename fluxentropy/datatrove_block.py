@@ -43,7 +43,8 @@ class EntropyScorer(PipelineStep):  # type: ignore[misc]  # datatrove has no typ
         model: zoo name, Hub id, folder or .gguf file
         prefix: stands before each name, so that several models can score the same documents
         batch_size: documents that are tokenised, sorted by length and scored together
-        device, dtype, offline, max_tokens, window, stride, batch_tokens: as for `fluxentropy score`
+        device, dtype, offline, max_tokens, window, stride, batch_tokens: as for `fluxentropy score`; the device
+            "auto" is the first GPU that a task sees
 
     Errors: UsageError when a document's metadata has one of the names already, and for options that make no sense or
     do not fit the model; ModelError when the model cannot be loaded.
