@@ -27,6 +27,7 @@ from fluxentropy.config import (
     DiagnoseConfig,
     HellaswagConfig,
     ModelsConfig,
+    PlanConfig,
     ScoreConfig,
     SortConfig,
     TokensConfig,
@@ -109,6 +110,16 @@ fluxentropy bin runs/web --quantiles 10,25,50,75,90 --workers 4 --out bins/q
 fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b""",
     ),
     Command(
+        name="schedule",
+        target="fluxentropy.scheduling:schedule",
+        config=PlanConfig,
+        help="Show what a schedule will draw from each bin, before any training.",
+        examples="""\
+fluxentropy schedule --bins bins/web --schedule.name increasing
+fluxentropy schedule --config periodic.yaml --bins bins/web --out plans/periodic
+fluxentropy schedule --bins bins/web --schedule.name pool --tokens 100000000""",
+    ),
+    Command(
         name="verify",
         target="fluxentropy.verify:verify",
         config=VerifyConfig,
@@ -189,6 +200,8 @@ Examples:
   fluxentropy diagnose runs/hellaswag --target correct_norm --out diagnosis
   # eight bins of equal counts, as Arrow shards to train on
   fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
+  # what a schedule will draw from each bin, before any training
+  fluxentropy schedule --bins bins/web --schedule.name periodic
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens

@@ -42,6 +42,7 @@ from fluxentropy.options import (
     separated,
     suffix_of,
 )
+from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.yamlfile import to_yaml
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "DiagnoseConfig",
     "HellaswagConfig",
     "ModelsConfig",
+    "PlanConfig",
     "ScoreConfig",
     "SortConfig",
     "TokensConfig",
@@ -363,6 +365,16 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(BudgetOptions):
+    """Options of `fluxentropy schedule`."""
+
+    bins: Annotated[Path, INPUT]
+    """Folder that bin wrote with --tokenize."""
+    out: Annotated[Path, OUTPUT] = Path("schedule")
+    """Folder for the picture and the numbers; those of an earlier plan are replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

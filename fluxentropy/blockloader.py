@@ -1,0 +1,102 @@
+"""From a sampler to batches of tensors: a data set that is indexed by the step, and its DataLoader.
+
+Lightning 2.6 checkpoints a loader of unknown length one batch ahead, keeps the state of rank 0's loader only, hangs on
+an exhausted loader with max_epochs=-1, and replays epoch 0 from workers that are started again. Here none of this can
+happen: the loader's length is that of the whole training, it has no state, its place is the step that it is made with,
+and a batch is looked up by its number, in whatever process. Use it with `use_distributed_sampler=False`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Sampler as Indices
+
+from fluxentropy.adaptive import Adaptive
+from fluxentropy.blockset import BlockSet
+from fluxentropy.errors import UsageError
+from fluxentropy.sampler import Sampler
+
+
+class BlockBatches(Dataset[dict[str, torch.Tensor]]):
+    """What one rank sees: item m is part m % parts of the batch of step m // parts, in `parts` accumulated parts.
+
+    An item holds input_ids int64 (b, length+1), ids int64 (b,) of the blocks, and step; with `segments` also int32
+    (b, length+1), which document of its block each token belongs to, for attention that stays inside documents.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockSet,
+        sampler: Sampler,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        parts: int = 1,
+        segments: bool = False,
+    ) -> None:
+        if not 0 <= rank < world or parts < 1:
+            raise ValueError(f"rank {rank} of {world}, {parts} parts")
+        for size in {int(sampler.plan.batches[0]), int(sampler.plan.batches[-1])}:
+            if size < world * parts:
+                raise UsageError(
+                    f"a batch of {size} blocks cannot be shared by {world} ranks x {parts} accumulated parts: "
+                    f"use another --batch-size, or fewer of them"
+                )
+        self.blocks, self.sampler, self.segments = blocks, sampler, segments
+        self.rank, self.world, self.parts = rank, world, parts
+
+    def __len__(self) -> int:
+        return self.sampler.steps * self.parts
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        step, part = divmod(index, self.parts)
+        ids = self.sampler.rank_batch(step, self.rank, self.world, part, self.parts)
+        item = {
+            "input_ids": torch.from_numpy(self.blocks.gather(ids)),
+            "ids": torch.from_numpy(ids),
+            "step": torch.tensor(step),
+        }
+        if self.segments:
+            item["segments"] = torch.from_numpy(self._segments(ids))
+        return item
+
+    def _segments(self, ids: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(ids), self.blocks.length + 1), np.int32)
+        for row, block in enumerate(self.blocks.blocks(ids)):
+            found[row, block.starts[1:]] = 1
+        return np.cumsum(found, axis=1, dtype=np.int32)
+
+
+class Steps(Indices[int]):
+    """The items of a training from `start` on; the length is that of the whole training, as Lightning needs it."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def block_loader(
+    batches: BlockBatches, *, start_step: int = 0, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """A DataLoader over `batches` from `start_step`, a step of the optimizer, on; the same with any number of workers.
+
+    Errors: `UsageError` with workers and an adaptive schedule, whose losses could not reach them.
+    """
+    if workers and isinstance(batches.sampler.plan.schedule, Adaptive):
+        raise UsageError(f"--workers {workers} with an adaptive schedule: batches are drawn ahead of losses; use 0")
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=Steps(start_step * batches.parts, len(batches)),
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,156 @@
+"""Schedules by name: from `schedule: {name: periodic, cycles: 4}` to the object that decides the mixture.
+
+u = tokens seen / budget, in [0, 1]; bins are ordered from low to high score. A schedule is one of three:
+
+    Permutation   every block once in an epoch      targets(x, sizes)       orders.py
+    Reweighting   a distribution for each u         mixture(u, sizes)       mixtures.py, stages.py, custommix.py
+    Adaptive      a distribution after each update  update(weights, losses) adaptive.py
+
+Two wrappers turn any of the first two into a control, and `merged` makes coarser bins of finer ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from fluxentropy.adaptive import Adaptive
+from fluxentropy.custommix import Custom
+from fluxentropy.errors import UsageError
+from fluxentropy.mixtures import Anneal, GrowingPool, Periodic, Reweighting, SlidingWindow, Tilt, WarmUp
+from fluxentropy.orders import Decreasing, Folded, Increasing, Permutation, Random, Zigzag
+from fluxentropy.scheduleoptions import COMMON, ScheduleConfig
+from fluxentropy.shuffling import keys
+from fluxentropy.stages import GridStages, Stages
+from fluxentropy.yamlfile import did_you_mean
+
+Schedule = Permutation | Reweighting | Adaptive
+
+SCHEDULES: dict[str, type[Any]] = {
+    "random": Random,
+    "increasing": Increasing,
+    "decreasing": Decreasing,
+    "folded": Folded,
+    "zigzag": Zigzag,
+    "pool": GrowingPool,
+    "window": SlidingWindow,
+    "periodic": Periodic,
+    "stages": Stages,
+    "grid": GridStages,
+    "warmup": WarmUp,
+    "anneal": Anneal,
+    "tilt": Tilt,
+    "adaptive": Adaptive,
+    "custom": Custom,
+}
+
+
+def make_schedule(config: ScheduleConfig, bins: int, grid: Sequence[int] | None = None) -> Schedule:
+    """The schedule that `config` names, for so many bins (after grouping); `grid`: the shape, where the bins are one.
+
+    Errors: `UsageError` names an unknown schedule, a parameter that the schedule does not take, and a bad value.
+    """
+    if config.name not in SCHEDULES:
+        raise UsageError(f"schedule.name {config.name}{did_you_mean(config.name, SCHEDULES)}")
+    cls, given = SCHEDULES[config.name], config.given()
+    takes = [f.name for f in fields(cls) if f.name != "grid"]
+    for name in given:
+        if name not in takes:
+            raise UsageError(f"schedule.{name}: {config.name} takes {', '.join([*takes, *COMMON[1:]])}")
+    if cls is GridStages:
+        if config.groups is not None:
+            raise UsageError("schedule.groups with name: grid: the stages of a grid are its groups; leave groups out")
+        given["grid"] = tuple(grid) if grid else None
+    schedule: Schedule = cls(**given)
+    if config.shuffle_labels is not None:
+        if isinstance(schedule, Adaptive):
+            raise UsageError("schedule.shuffle_labels: adaptive knows no order of bins, so there is nothing to shuffle")
+        schedule = shuffled(schedule, bins, config.shuffle_labels)
+    if config.static and isinstance(schedule, Adaptive):
+        raise UsageError("schedule.static: the mixture of adaptive over the whole budget is not known before it")
+    return schedule
+
+
+# --- controls ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelledOrder(Permutation):
+    """The permutation `base` over the bins in the order of `labels`: place i is taken by the bin labels[i]."""
+
+    base: Permutation
+    labels: tuple[int, ...]
+
+    def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
+        found, denominator = self.base.targets(x, sizes[list(self.labels)])
+        return found[:, np.argsort(self.labels)], denominator
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelledMixture(Reweighting):
+    """The reweighting `base` over the bins in the order of `labels`."""
+
+    base: Reweighting
+    labels: tuple[int, ...]
+
+    def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        return self.base.mixture(u, sizes[list(self.labels)])[:, np.argsort(self.labels)]
+
+
+def shuffled(schedule: Permutation | Reweighting, bins: int, seed: int) -> Permutation | Reweighting:
+    """The same pacing over bins in a random order, never their own: a control for what the scores say."""
+    if bins < 2:
+        raise UsageError(f"schedule.shuffle_labels: {bins} bin has one order only")
+    orders = (np.argsort(keys(seed, attempt, np.arange(bins))).tolist() for attempt in itertools.count())
+    order = next(tuple(labels) for labels in orders if labels != [*range(bins)])
+    if isinstance(schedule, Permutation):
+        return RelabelledOrder(base=schedule, labels=order)
+    return RelabelledMixture(base=schedule, labels=order)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def group_bins(groups: int | Sequence[int | str | Sequence[int]] | None, bins: int) -> list[list[int]]:
+    """Which bins each coarser bin holds; None leaves them as they are.
+
+    >>> group_bins(2, 5), group_bins(["0-1", "2+4", 3], 5)
+    ([[0, 1, 2], [3, 4]], [[0, 1], [2, 4], [3]])
+    """
+    if groups is None:
+        return [[k] for k in range(bins)]
+    if not isinstance(groups, int) and len(groups) == 1 and isinstance(groups[0], int):  # --schedule.groups 4
+        groups = groups[0]
+    if isinstance(groups, int):
+        if not 1 <= groups <= bins:
+            raise UsageError(f"schedule.groups {groups}: use 1 to {bins}, the number of bins")
+        return [part.tolist() for part in np.array_split(np.arange(bins), groups)]
+    found = [_members(group) for group in groups]
+    seen = sorted(k for group in found for k in group)
+    if seen != list(range(bins)) or not all(found):
+        twice = next((k for k in seen if seen.count(k) > 1), None)
+        lost = next((k for k in range(bins) if k not in seen), None)
+        problem = f"bin {twice} is in two groups" if twice is not None else f"bin {lost} is in no group"
+        problem = problem if twice is not None or lost is not None else f"there are only bins 0 to {bins - 1}"
+        raise UsageError(f"schedule.groups {list(groups)}: {problem}")
+    return found
+
+
+def _members(group: int | str | Sequence[int]) -> list[int]:
+    """`2`, `0-3`, `0-1+5` or a list -> its bins."""
+    if isinstance(group, int):
+        return [group]
+    if not isinstance(group, str):
+        return list(group)
+    found: list[int] = []
+    for part in group.split("+"):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise UsageError(f"schedule.groups {group}: write a bin (3), a range (0-2), or several (0-2+5)")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return found
