@@ -52,7 +52,7 @@ def killed(argv: Sequence[object], step: str) -> None:
     """Run the command until it is killed at `step`, in this process's child or in one of its workers."""
     done = start(argv, CRASH_AT=step)
     assert done.returncode == -signal.SIGKILL or (
-        done.returncode == 1 and "a worker process was killed" in done.stderr and "give the same command again" in done.stderr
+        done.returncode == 1 and "a worker process was killed" in done.stderr and "same command again" in done.stderr
     ), (step, done)
 
 
