@@ -22,7 +22,8 @@ from fluxentropy.mixtures import within
 class Adaptive:
     """w <- (1 - floor) normalised(w exp(rate max(loss - reference, 0))) + floor / K, every `every` steps.
 
-    The multiplicative update of DoReMi (Xie et al. 2023), with its smoothing: no bin falls below floor / K. losses and
+    The multiplicative update of DoReMi (Xie et al. 2023), with its smoothing, where no bin falls below floor / K; there
+    the excess is cut at 0 token by token, here it is that of a bin's mean loss. losses and
     reference are in nats per token, one a bin; without a reference it is 0, and the loss itself counts. Bins without
     blocks keep weight 0.
     """
@@ -44,7 +45,9 @@ class Adaptive:
         return sizes / np.sum(sizes)
 
     def update(self, weights: np.ndarray, losses: Sequence[float] | np.ndarray) -> np.ndarray:
-        """The weights (K,) after per-bin `losses` (K,). Errors: `UsageError` where they are not K, or not finite.
+        """The weights (K,) after per-bin `losses` (K,); those of bins without weight may be NaN.
+
+        Errors: `UsageError` where they are not K, or not finite.
 
         >>> Adaptive(floor=0.0).update(np.array([0.5, 0.5]), [0.0, np.log(3)]).round(3).tolist()
         [0.25, 0.75]
@@ -52,9 +55,9 @@ class Adaptive:
         found = np.asarray(losses, np.float64)
         reference = np.zeros(len(weights)) if self.reference is None else np.asarray(self.reference)
         for name, values in (("losses", found), ("reference", reference)):
-            if values.shape != weights.shape or not np.isfinite(values).all():
+            if values.shape != weights.shape or not np.isfinite(values[weights > 0]).all():
                 raise UsageError(f"schedule: {name} {values.tolist()}: give {len(weights)} finite numbers, one a bin")
-        powers = self.rate * np.maximum(found - reference, 0)
+        powers = np.where(weights > 0, self.rate * np.maximum(found - reference, 0), 0)
         raised = weights * np.exp(powers - powers.max())
         smooth = (weights > 0) / np.count_nonzero(weights)
         return (1 - self.floor) * raised / raised.sum() + self.floor * smooth

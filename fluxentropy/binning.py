@@ -25,7 +25,7 @@ from fluxentropy.outcome import Outcome
 from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
-from fluxentropy.scorejoin import join_scores
+from fluxentropy.scorejoin import JOINED, join_scores
 from fluxentropy.shards import bin_folder, read_manifest
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
@@ -89,8 +89,12 @@ class _Job:
             flag = "--weight" if missing[0] == config.weight else "--by"
             near = did_you_mean(missing[0], table.schema.names)
             raise UsageError(f"{flag} {missing[0]}: no such column in {config.run}{near}")
-        if config.scores is not None and not joined:
+        if config.scores is not None and not joined and config.edges_file:
             raise UsageError(f"--scores {config.scores}: {config.run} has {', '.join(by)} itself, so nothing is joined")
+        if config.scores is not None and not joined:  # both have them: those of --scores are meant
+            joined = by = tuple(f"{name}{JOINED}" for name in by)
+            if taken := sorted({*by} & {*table.schema.names}):
+                raise SourceError(f"{config.run} has a column {taken[0]}, a name that is needed here: rename it")
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
         return cls(

@@ -49,7 +49,7 @@ class BlockSet:
     path: Path
     length: int
     vocabulary: int
-    eos_token_id: int
+    eos_token_id: int | None
     fingerprint: str
     counts: np.ndarray  # (K,) blocks
     facts: dict[str, Any]  # all of blocks.json
@@ -79,7 +79,7 @@ class BlockSet:
             path=Path(folder),
             length=int(facts["length"]),
             vocabulary=int(facts["vocabulary"]),
-            eos_token_id=int(facts["eos_token_id"]),
+            eos_token_id=facts["eos_token_id"],
             fingerprint=str(facts["fingerprint"]),
             counts=counts,
             facts=facts,

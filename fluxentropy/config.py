@@ -11,6 +11,9 @@ and YAML leave open gets the defaults of its own class, so a nested field takes 
     descending: false
     out: sorted.parquet
     limit: 3
+    workers: 1
+    engine: local
+    address: null
     memory: 1GB
 """
 
@@ -203,11 +206,18 @@ class SortConfig:
     """File to write, .parquet or .jsonl."""
     limit: Annotated[int | None, OUTPUT] = None
     """Write only the first rows of the order."""
+    workers: Annotated[int, WORK] = 1
+    """Processes that share the work."""
+    engine: Annotated[Literal["local", "ray"], WORK] = "local"
+    """Where the work is done: on this machine, or on a Ray cluster."""
+    address: Annotated[str | None, WORK] = None
+    """Address of the Ray cluster. Default: this machine."""
     memory: Annotated[str, WORK] = "1GB"
-    """Memory to use at most; larger corpora are sorted on disk."""
+    """Memory that a worker sorts in; larger corpora are sorted on disk."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "limit")
+        at_least(1, self, "workers")
         parse_bytes(self.memory)
         suffix_of(self, "out", (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"))
 
@@ -270,7 +280,7 @@ class BinConfig:
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
     scores: Annotated[str | None, INPUT] = None
-    """Another run that holds --by for the same texts; joined by id."""
+    """Another run that holds --by for the same texts; joined by id. If both have NAME, it is NAME_joined."""
     order: Annotated[Literal["shuffle", "score", "source"], OUTPUT] = "shuffle"
     """Order of the rows inside a bin."""
     seed: Annotated[int, OUTPUT] = 0

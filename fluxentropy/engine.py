@@ -103,7 +103,7 @@ class Processes:
             names = ", ".join(str(unit) for _, unit in itertools.islice(busy.values(), self.workers))
             raise RunError(
                 f"a worker process was killed, perhaps for lack of memory, while {names} was made: "
-                f"the same command goes on from there"
+                f"give the same command again"
             ) from error
         finally:
             for future in busy:
@@ -229,7 +229,7 @@ def _result(ray: Any, unit: object, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from error
     except ray.exceptions.RayError as error:
-        raise RunError(f"Ray lost {unit} ({type(error).__name__}): the same command goes on from there") from error
+        raise RunError(f"Ray lost {unit} ({type(error).__name__}): give the same command again") from error
 
 
 def import_ray() -> Any:

@@ -81,14 +81,37 @@ def sorted_parts(
     """
     runs: list[Path] = []
     for table, is_last in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
-        part = _first([(table, sort_order(table, keys))], limit)
-        del table
         if is_last and not runs:
-            yield from part
+            yield from _first([(table, sort_order(table, keys))], limit)
             return
-        runs.append(_spill(spill / f"run-{len(runs)}.arrows", _taken(part, BLOCK), schema))
-        del part
+        runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit))
+        del table
         pa.default_memory_pool().release_unused()
+    yield from merged_parts(runs, schema, keys, memory=memory, spill=spill, limit=limit)
+
+
+def sorted_runs(
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    keys: Keys,
+    *,
+    memory: int,
+    spill: Path,
+    limit: int | None = None,
+) -> list[Path]:
+    """The first half of `sorted_parts`, all on disk: sorted runs in the folder `spill`, in the order of the rows."""
+    runs: list[Path] = []
+    for table, _ in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
+        runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit))
+        del table
+        pa.default_memory_pool().release_unused()
+    return runs
+
+
+def merged_parts(
+    runs: Sequence[Path], schema: pa.Schema, keys: Keys, *, memory: int, spill: Path, limit: int | None = None
+) -> Iterator[Part]:
+    """The second half of `sorted_parts`: merge `runs`, which may be of several `sorted_runs`, one after the other."""
     level = 0
     while len(runs) > FAN_IN:  # neighbours are merged, so that equal rows keep the order they came in
         level += 1
@@ -100,6 +123,18 @@ def sorted_parts(
             for path in group:
                 path.unlink()
     yield from _first(_merged(runs, keys, memory // 6), limit)
+
+
+def merged_blocks(
+    runs: Sequence[Path], schema: pa.Schema, keys: Keys, *, memory: int, spill: Path, limit: int | None = None
+) -> Iterator[pa.Table]:
+    """`merged_parts` as tables of about `memory` / 32 bytes."""
+    yield from _taken(merged_parts(runs, schema, keys, memory=memory, spill=spill, limit=limit), memory // 32)
+
+
+def _sorted_run(table: pa.Table, path: Path, keys: Keys, limit: int | None) -> Path:
+    """Sort `table` into the file `path`."""
+    return _spill(path, _taken(_first([(table, sort_order(table, keys))], limit), BLOCK), table.schema)
 
 
 def _first(parts: Iterable[Part], limit: int | None) -> Iterator[Part]:
@@ -123,6 +158,7 @@ def _chunks(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int) ->
             held.clear()
             yield table, False
             del table
+            pa.default_memory_pool().release_unused()
             size = 0
         held.append(batch)
         size += batch.nbytes

@@ -115,7 +115,7 @@ class SlidingWindow(Reweighting):
 class Periodic(Reweighting):
     """A sliding window whose place s = wave(C u) comes back: cosine, triangle or sawtooth, `cycles` C.
 
-    Cosine and triangle go up and down once a cycle. The shapes are those of cyclic learning rates (Smith 2017).
+    Cosine and triangle go up and down once a cycle, like the cyclic learning rates of Smith (2017).
     """
 
     wave: str = "cosine"

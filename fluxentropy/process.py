@@ -6,14 +6,15 @@ import contextlib
 import ctypes
 import json
 import logging
-import math
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from fluxentropy.jsonvalues import plain
 
 DEBUG = "FLUXENTROPY_DEBUG"
 QUIET = {
@@ -45,17 +46,7 @@ def write_line(line: str) -> None:
 
 def to_json(value: Any) -> str:
     """`value` as JSON on one line; NaN and infinity, which JSON has not, become null."""
-
-    def strict(item: Any) -> Any:
-        if isinstance(item, Mapping):
-            return {str(key): strict(child) for key, child in item.items()}
-        if isinstance(item, list | tuple):
-            return [strict(child) for child in item]
-        if isinstance(item, float) and not math.isfinite(item):
-            return None
-        return item
-
-    return json.dumps(strict(value), ensure_ascii=False, default=str)
+    return json.dumps(plain(value), ensure_ascii=False, default=str)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
 """Repairs run directories: damaged files are taken away, and the run's own command makes what is missing.
 
-The files taken away come back where the command fails, so a repair never leaves less than there was.
+The files taken away come back where the command fails, or where a repair was killed and the next one starts: a repair
+never leaves less than there was.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,6 +17,7 @@ from fluxentropy.bincheck import changed_input
 from fluxentropy.config import AgreeConfig, BinConfig, HellaswagConfig, ScoreConfig, ZooConfig
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings
+from fluxentropy.lostmanifest import put_stand_in
 from fluxentropy.store import RunDirectory, atomic_path, read_json
 from fluxentropy.yamlfile import read_yaml
 
@@ -27,8 +28,22 @@ COMMANDS: dict[str, tuple[str, type, str]] = {  # the function, its configuratio
     "zoo": ("fluxentropy.zoo:zoo", ZooConfig, "consensus"),
     "agree": ("fluxentropy.agree:agree", AgreeConfig, "consensus"),
 }
+KEPT = ".damaged-"  # in front of the name of what a repair has taken away
 
 log = logging.getLogger(__name__)
+
+
+def undo_killed(path: Path) -> None:
+    """Put back what a killed repair took away and did not make again, in the run directory `path` and the runs in it.
+
+    What was made again by then stays. Errors: `RunError` where another process writes one of the runs.
+    """
+    for run in (manifest.parent for pattern in ("", "*/") for manifest in path.glob(f"{pattern}manifest.json")):
+        kept = [file for pattern in ("", "*/") for file in run.glob(f"{pattern}{KEPT}*")]
+        if kept:
+            with RunDirectory(run):
+                for file in kept:
+                    _put_back(file.with_name(file.name.removeprefix(KEPT)), file)
 
 
 def repair(found: Sequence[Findings], *, workers: int = 1) -> list[str]:
@@ -48,40 +63,62 @@ def repair(found: Sequence[Findings], *, workers: int = 1) -> list[str]:
 def _repair(run: Findings, damaged: Sequence[Path], again: bool, workers: int) -> None:
     target, cls, folder = COMMANDS[run.kind]
     config = _config(run.run, cls, workers) if again else None
-    if run.kind == "bin" and again and (changed := changed_input(read_json(run.run / "manifest.json") or {})):
+    manifest = run.run / "manifest.json"
+    lost = manifest in damaged
+    if run.kind == "bin" and again and not lost and (changed := changed_input(read_json(manifest) or {})):
         raise RunError(f"{run.run} cannot be repaired: {changed}")
+    aside = _replace_manifest(manifest) if lost else []
     with RunDirectory(run.run, folder=folder):  # nobody else writes it
         for path in run.leftovers:
             _remove(path)
-        aside = _take_away(damaged) if again else []
+        aside += _take_away(path for path in damaged if path != manifest) if again else []
     if config is None:
         return
     module, _, function = target.partition(":")
     log.info(f"{run.run}: {run.kind} makes again what is damaged")
     try:
-        with _same_config(run.run / "config.resolved.yaml"):
-            getattr(importlib.import_module(module), function)(config)
+        getattr(importlib.import_module(module), function)(config)
     except BaseException:
+        if lost:
+            manifest.unlink(missing_ok=True)
         for path, kept in aside:
-            if path.exists():
-                _remove(kept)
-            else:
-                kept.rename(path)
+            _put_back(path, kept)
         raise
     for _, kept in aside:
         _remove(kept)
 
 
-def _take_away(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+def _replace_manifest(manifest: Path) -> list[tuple[Path, Path]]:
+    """Put a stand-in in the place of a manifest, so that the run is never without one; (path, where it is kept)."""
+    aside = []
+    if manifest.exists():
+        kept = manifest.with_name(f"{KEPT}{manifest.name}")
+        with atomic_path(kept) as copy:
+            copy.write_bytes(manifest.read_bytes())
+        aside.append((manifest, kept))
+    put_stand_in(manifest.parent)
+    return aside
+
+
+def _take_away(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
     """Rename `paths` so that no reader sees them; (path, new name) of those there were."""
     found = []
     for path in dict.fromkeys(paths):
         if path.exists():
-            kept = path.with_name(f".damaged-{path.name}")
-            _remove(kept)
+            kept = path.with_name(f"{KEPT}{path.name}")
+            if kept.exists():
+                _remove(kept)
             path.rename(kept)
             found.append((path, kept))
     return found
+
+
+def _put_back(path: Path, kept: Path) -> None:
+    """What was made again stays; but a manifest that is there may only stand in for the one that was kept."""
+    if path.exists() and path.name != "manifest.json":
+        _remove(kept)
+    else:
+        kept.replace(path)
 
 
 def _remove(path: Path) -> None:
@@ -105,15 +142,3 @@ def _config(run: Path, cls: type, workers: int) -> Any:
         return cls(**given)
     except TypeError as error:
         raise RunError(f"{path} is not whole ({error}): give the command that wrote the run once more") from error
-
-
-@contextlib.contextmanager
-def _same_config(path: Path) -> Iterator[None]:
-    """What the file says of where the run was made, and how, stays as it is."""
-    before = path.read_bytes()
-    try:
-        yield
-    finally:
-        if path.read_bytes() != before:
-            with atomic_path(path) as aside:
-                aside.write_bytes(before)

@@ -122,7 +122,7 @@ class Sampler:
                 f"the checkpoint belongs to other data: {found}. Use the bins and the schedule that it was trained "
                 f"with, or accept other batches from here on with --allow-changed-bins"
             )
-        for losses in state["losses"][len(self.plan.history) :]:
+        for losses in state.get("losses", [])[len(self.plan.history) :]:
             self.learn(losses)
         return int(state["step"])
 

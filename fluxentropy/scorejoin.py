@@ -18,10 +18,13 @@ from fluxentropy.tablefiles import reading, table_files
 from fluxentropy.yamlfile import did_you_mean
 
 MEMORY = "1GB"  # what the join holds; the rest is on disk
+JOINED = "_joined"  # what is added to the name of a column that the input has as well
 
 
 def join_scores(files: Sequence[ScoredFile], run: str, names: Sequence[str], folder: Path) -> list[ScoredFile]:
     """`files` with the columns `names` of `run` beside them, written into `folder`; a text not in it has no score.
+
+    `x_joined` is the column `x` of `run`, where `run` has no column of this very name.
 
     Errors: UsageError for a column that `run` lacks, or that holds no numbers; RunError where ids of `run` repeat: a
     text would have two scores.
@@ -29,14 +32,15 @@ def join_scores(files: Sequence[ScoredFile], run: str, names: Sequence[str], fol
     other = table_files(run)
     with reading(other[0]):
         there = pq.read_schema(other[0])
-    for name in ("id", *names):
+    sources = [name if name in there.names else name.removesuffix(JOINED) for name in names]
+    for name in ("id", *sources):
         if name not in there.names:
             said = "--scores needs the column id" if name == "id" else f"--by {name}"
             raise UsageError(f"{said}: no such column in {run}{did_you_mean(name, there.names)}")
         kind = there.field(name).type
         if name != "id" and not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise UsageError(f"--by {name}: in {run} its values are of type {kind}, not numbers")
-    columns = "".join(f", CAST(b.{_quoted(name)} AS DOUBLE)" for name in names)
+    columns = "".join(f", CAST(b.{_quoted(name)} AS DOUBLE)" for name in sources)
     schema = pa.schema([(name, pa.float64()) for name in names])
     folder.mkdir(parents=True, exist_ok=True)
     joined = []

@@ -20,6 +20,7 @@ from fluxentropy.bins import UNSCORED
 from fluxentropy.mergesort import Part
 from fluxentropy.parts import prefetch
 from fluxentropy.rowhash import sum_of_rows
+from fluxentropy.rowsizes import row_sizes
 from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 
 # Of a record batch, which a reader holds whole; the row that reaches one of them is its last.
@@ -62,34 +63,6 @@ def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_b
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a bin's folder; None where the folder is not there, or not whole."""
     return read_json(folder / MANIFEST)
-
-
-def row_sizes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Bytes (n,) of each row's texts and lists. They follow from the rows alone, however these are laid out in memory.
-
-    >>> row_sizes(pa.array(["abc", None, ""])), row_sizes(pa.array([["abc"], [], None]))
-    (array([3, 0, 0]), array([11,  0,  0]))
-    """
-    if isinstance(column, pa.ChunkedArray):
-        return np.concatenate([np.zeros(0, np.int64), *map(row_sizes, column.chunks)])
-    kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return row_sizes(column.storage)
-    if _is_text(kind):
-        return np.asarray(pc.binary_length(column).fill_null(0).cast(pa.int64()))
-    if pa.types.is_struct(kind):
-        return sum(map(row_sizes, column.flatten()), np.zeros(len(column), np.int64))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        offsets = np.asarray(column.offsets).astype(np.int64)
-        items = row_sizes(column.values.slice(offsets[0], offsets[-1] - offsets[0])) + 8
-        running = np.concatenate([[0], np.cumsum(items)])[offsets - offsets[0]]
-        return np.diff(running)
-    return np.zeros(len(column), np.int64)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests)
 
 
 def _counted(batches: Iterable[pa.RecordBatch], facts: dict[str, Any]) -> Iterator[pa.RecordBatch]:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fluxentropy.engine import make_engine
 from fluxentropy.errors import UsageError
-from fluxentropy.mergesort import Keys, sort_order, sorted_blocks
+from fluxentropy.mergesort import Keys, merged_blocks, sort_order, sorted_blocks
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
+from fluxentropy.sortunits import SortRuns, cut_units
 from fluxentropy.store import atomic_path
 from fluxentropy.tablefiles import TableFiles, open_writer, output_suffix, table_files, without_dictionary
 from fluxentropy.yamlfile import did_you_mean
@@ -57,6 +59,9 @@ def sort(config: SortConfig) -> Outcome:
         descending=config.descending,
         limit=config.limit,
         memory=parse_bytes(config.memory),
+        workers=config.workers,
+        engine=config.engine,
+        address=config.address,
         progress=True,
     )
     data = {
@@ -104,6 +109,9 @@ def sort_scores(
     descending: bool = False,
     limit: int | None = None,
     memory: int = 10**9,
+    workers: int = 1,
+    engine: str = "local",
+    address: str | None = None,
     progress: bool = False,
 ) -> SortSummary:
     """Write the rows of `source` to `out`, in the order of the column `by`.
@@ -117,9 +125,13 @@ def sort_scores(
     sort holds at most about `memory` bytes, beside the 150 MB or so that Python and Arrow take for themselves; what
     does not fit waits in a folder beside `out`, removed at the end. `progress` shows progress on stderr.
 
+    With several `workers`, or `engine` "ray" (a cluster at `address`, or this machine), each worker sorts files, or
+    ranges of their row groups where there are fewer files than workers, in `memory` bytes of its own; then this process
+    merges what they made. The result is the same. A cluster needs the input and the folder of `out` on all its nodes.
+
     Errors: `UsageError` for an unknown column, one without an order, or an output that is part of the input;
     `SourceError` and `RunError` for an input that is missing, unfinished or damaged; `RunError` when `out` cannot be
-    written.
+    written, and where a worker is killed, with the name of what it sorted.
     """
     suffix = output_suffix(out)
     if limit is not None and limit < 1:
@@ -134,8 +146,14 @@ def sort_scores(
     written = min(table.rows, limit or table.rows)
     tally = _Tally(by=by, text=next((name for name in ("text", "id") if name in plain.names), by))
     with atomic_path(out) as aside, _spill_folder(out) as spill:
-        batches = _counted(table.batches(plain, memory // 32), table.rows, "rows read", progress)
-        blocks = sorted_blocks(batches, plain, keys, memory=memory, spill=spill, limit=limit)
+        if workers > 1 or engine != "local":
+            job = SortRuns(table=table, schema=plain, keys=keys, memory=memory, spill=spill.absolute(), limit=limit)
+            made = make_engine(engine, workers, address).run(job, cut_units(files, workers))
+            runs = [path for unit in _counted(made, table.rows, "rows read", progress) for path in unit.runs]
+            blocks = merged_blocks(runs, plain, keys, memory=memory, spill=spill, limit=limit)
+        else:
+            batches = _counted(table.batches(plain, memory // 32), table.rows, "rows read", progress)
+            blocks = sorted_blocks(batches, plain, keys, memory=memory, spill=spill, limit=limit)
         with open_writer(aside, suffix, table.schema, row_bytes=table.row_bytes, memory=memory) as writer:
             for block in _counted(blocks, written, "rows written", progress):
                 tally.add(block)

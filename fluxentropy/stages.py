@@ -54,26 +54,27 @@ class _Staged(Reweighting):
 
 @dataclass(frozen=True, kw_only=True)
 class Stages(_Staged):
-    """The bins in `stages` stages of neighbours, from low to high: one after the other, or one joining the other.
+    """The bins in `stages` stages of neighbours (4, or one a bin if these are fewer), from low to high.
 
     Source: one-pass (sequential, Bengio et al. 2009) and baby steps (cumulative, Spitkovsky, Alshawi and Jurafsky
     2010), as Cirik, Hovy and Morency (2016) and the survey of Soviany et al. (2022) tell them apart.
     """
 
-    stages: int = 4
+    stages: int | None = None
     descending: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("stages", self.stages, 1, 10**6)
+        within("stages", self.stages if self.stages is not None else 1, 1, 10**6)
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        if self.stages > len(sizes):
-            raise UsageError(f"schedule.stages {self.stages}: there are only {len(sizes)} bins")
-        parts = np.array_split(np.arange(len(sizes)), self.stages)
-        stage_of = np.repeat(np.arange(self.stages), [len(part) for part in parts])
+        stages = self.stages if self.stages is not None else min(4, len(sizes))
+        if stages > len(sizes):
+            raise UsageError(f"schedule.stages {stages}: there are only {len(sizes)} bins")
+        parts = np.array_split(np.arange(len(sizes)), stages)
+        stage_of = np.repeat(np.arange(stages), [len(part) for part in parts])
         stage_of = stage_of[::-1] if self.descending else stage_of
-        return staged(u, sizes, stage_of, self._ends(self.stages), self.method, self.share)
+        return staged(u, sizes, stage_of, self._ends(stages), self.method, self.share)
 
 
 @dataclass(frozen=True, kw_only=True)

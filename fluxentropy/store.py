@@ -100,7 +100,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write `value` as JSON with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """`value` as `write_json` writes it."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -210,21 +215,35 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
-    def begin(self, identity: Mapping[str, Any], config_yaml: str) -> None:
+    def begin(self, identity: Mapping[str, Any], config_yaml: str, *, last: bool = False) -> None:
         """Say which run this is: `identity` is everything that decides the bytes of the result, as nested JSON.
+
+        What `config.resolved.yaml` says of a complete run stays, unless it shall be that of the `last` command.
 
         Errors: RunError names the first difference from the run that the directory holds.
         """
         self.identity = json.loads(json.dumps(identity))
         with self._one_at_a_time():
-            manifest = read_json(self.manifest)
-            if manifest and (found := difference(manifest.get("identity"), self.identity)):
+            manifest, records = read_json(self.manifest) or {}, self._records()
+            lost = bool(manifest) and "identity" not in manifest  # a stand-in, put there by a repair
+            if not lost and (found := difference(manifest.get("identity", self.identity), self.identity)):
                 raise RunError(
                     f"{self.path} holds another run: {found}. Choose another --out, or start afresh with --overwrite"
                 )
-            write_text(self.path / "config.resolved.yaml", config_yaml)
-            if manifest is None:
+            fingerprint = fingerprint_json(self.identity)
+            if lost and records.get("identity_sha256") != fingerprint:
+                raise RunError(
+                    f"{self.path} was made by another command, or of other inputs: start afresh with --overwrite"
+                )
+            complete, config = manifest.get("complete") is True, self.path / CONFIG
+            kept = config.exists() and (complete or lost)
+            if not kept or (last and not _same_but_place(config.read_text(encoding="utf-8"), config_yaml)):
+                write_text(config, config_yaml)
+                records |= {"config_sha256": sha256_file(config)}
+            if not complete:
                 write_json(self.manifest, {"complete": False, "identity": self.identity})
+            if not lost:
+                self._record(records | {"identity_sha256": fingerprint})
 
     def done(self) -> dict[int, dict[str, Any]]:
         """The manifests of the parts that are whole, by number, in order; missing and cut parts are left out."""
@@ -251,7 +270,16 @@ class RunDirectory:
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the run complete and record `facts`."""
-        write_json(self.manifest, {"complete": True, "identity": self.identity, **facts})
+        manifest = {"complete": True, "identity": self.identity, **facts}
+        self._record(self._records() | {"manifest_sha256": hashlib.sha256(json_text(manifest).encode()).hexdigest()})
+        write_json(self.manifest, manifest)
+
+    def _records(self) -> dict[str, Any]:
+        return read_json(self.path / RECORDS) or {}
+
+    def _record(self, records: dict[str, Any]) -> None:
+        if records != self._records():
+            write_json(self.path / RECORDS, records)
 
     def clear(self) -> None:
         """Remove a former run, or what an interrupted start or clearing left.
@@ -302,7 +330,14 @@ class RunDirectory:
             raise RunError(f"{self.path} is not a run directory (it holds {min(foreign)}): choose another --out")
 
 
-RUN_FILES = ("config.resolved.yaml", "rejected.jsonl", "input")
+CONFIG = "config.resolved.yaml"
+RECORDS = ".records.json"  # SHA-256 of the run's identity, of CONFIG and of the manifest: what proves these
+RUN_FILES = (CONFIG, RECORDS, "rejected.jsonl", "input")
+
+
+def _same_but_place(old: str, new: str) -> bool:
+    """Whether two configurations differ in nothing but where the run is written."""
+    return all(line.startswith(("out: ", "overwrite: ")) for line in {*old.splitlines()} ^ {*new.splitlines()})
 
 
 def part_paths(folder: Path, number: int, suffix: str = ".parquet") -> tuple[Path, Path]:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import RunError, SourceError, UsageError
+from fluxentropy.rowsizes import fixed_width, row_sizes
 from fluxentropy.store import read_json, sha256_file
 
 COMPRESSION = {".parquet": "zstd", ".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
@@ -108,15 +110,17 @@ class TableFiles:
         assert schema is not None
         return cls(files=files, schema=schema, rows=rows, row_bytes=size / max(rows, 1))
 
-    def batches(self, schema: pa.Schema, size: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, schema: pa.Schema, size: int, groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, cast to `schema`, in batches of about `size` bytes and at most 4096 rows.
+
+        `groups` are the row groups to read of each file, all by default.
 
         Errors: `RunError` names a file that cannot be read to its end.
         """
         rows = int(min(max(size / max(self.row_bytes, 1), 1), BATCH_ROWS))
         for file in self.files:
             with reading(file), _open(file) as parquet:
-                for batch in parquet.iter_batches(batch_size=rows, use_threads=False):
+                for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, use_threads=False):
                     yield batch.select(schema.names).cast(schema)
 
 
@@ -198,15 +202,19 @@ class _ParquetGroups:
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema, rows: int, limit: int) -> None:
         self.file, self.schema, self.rows, self.limit = file, schema, rows, limit
+        self.width = sum(fixed_width(column.type) for column in schema)
         self.held: list[pa.Table] = []
         self.free, self.size = rows, 0
 
     def write(self, table: pa.Table) -> None:
         while len(table):
-            part, table = table.slice(0, self.free), table.slice(self.free)
-            self.held.append(part)
-            self.free -= len(part)
-            self.size += part.nbytes
+            part = table.slice(0, self.free)
+            sizes = self.size + np.cumsum(sum(map(row_sizes, part.columns), np.full(len(part), self.width)))
+            rows = min(int(np.searchsorted(sizes, self.limit, side="right")) + 1, len(sizes))
+            self.held.append(table.slice(0, rows))
+            table = table.slice(rows)
+            self.free -= rows
+            self.size = sizes[rows - 1]
             if self.free == 0 or self.size > self.limit:
                 self.flush()
 

@@ -16,8 +16,9 @@ from fluxentropy.config import VerifyConfig
 from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings, read_record
+from fluxentropy.lostmanifest import check_records, lost_run
 from fluxentropy.outcome import Outcome
-from fluxentropy.repair import repair
+from fluxentropy.repair import repair, undo_killed
 from fluxentropy.runcheck import check_parts
 from fluxentropy.runscores import CONSENSUS
 from fluxentropy.store import part_numbers, part_paths
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 def verify(config: VerifyConfig) -> Outcome:
     """Check the run directory `config.dir`, and with `repair` make again what is damaged, then check once more."""
     engine = make_engine(config.engine, config.workers, config.address)
+    if config.repair:
+        undo_killed(config.dir)
     found = check(config.dir, engine)
     damaged: dict[str, None] = {}
     failures: list[str] = []
@@ -54,19 +57,13 @@ def check(path: Path, engine: Engine) -> list[Findings]:
 
     Errors: `RunError` where `path` is no run directory, or a run that is not finished.
     """
-    if not (path / "manifest.json").exists():
-        raise RunError(f"{path} {_no_run(path)}")
     try:
-        manifest = read_record(path / "manifest.json")
+        manifest = read_record(path / "manifest.json", identity=dict)
     except RunError as error:
-        findings = Findings(run=path, kind="run")
-        findings.add(path / "manifest.json", f"{error}; the run has to be made afresh, with --overwrite", None)
-        return [findings]
-    identity = manifest.get("identity")
-    if not isinstance(identity, dict):
-        findings = Findings(run=path, kind="run")
-        findings.add(path / "manifest.json", "it is no manifest; the run has to be made afresh, with --overwrite", None)
-        return [findings]
+        if (lost := lost_run(path, str(error))) is None:
+            raise RunError(f"{path} {_no_run(path)}") from error
+        return [lost]
+    identity = manifest["identity"]
     if manifest.get("complete") is not True:
         raise RunError(
             f"{path} is not finished: give the command that writes it once more, it resumes where it stopped"
@@ -99,10 +96,7 @@ def _kind(path: Path, identity: dict[str, Any]) -> str:
 
 def _check_run(path: Path, kind: str, manifest: dict[str, Any], engine: Engine) -> Findings:
     findings = Findings(run=path, kind=kind)
-    if kind != CONSENSUS and not (path / "config.resolved.yaml").is_file():
-        findings.add(
-            path / "config.resolved.yaml", "it is missing: give the command that wrote the run once more", None
-        )
+    check_records(findings)
     try:
         CHECKS[kind](findings, manifest, engine)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # JSON of another shape
@@ -166,10 +160,13 @@ def _check_comparison(path: Path, kind: str, manifest: dict[str, Any], engine: E
     """The runs in a folder of `zoo`, and the comparison that `zoo` or `agree` wrote."""
     whole = Findings(run=path, kind=kind)
     whole.look_for_leftovers(path)
+    check_records(whole)
     found = []
-    for name in manifest.get("models") or [] if kind == "zoo" else []:
+    models = manifest.get("models") or []
+    for name in models if kind == "zoo" else []:
         found += _inner(path / name, whole, engine)
-    if kind == "agree" or len(manifest.get("models") or []) > 1:
+    compared = kind == "agree" or manifest.get("compared", len(models) > 1)
+    if compared:
         for consensus in _inner(path / CONSENSUS, whole, engine):
             whole.rows, whole.leftovers = consensus.rows, [*whole.leftovers, *consensus.leftovers]
             for problem in consensus.problems:  # the comparison makes the whole consensus again
@@ -178,7 +175,7 @@ def _check_comparison(path: Path, kind: str, manifest: dict[str, Any], engine: E
             read_record(path / "agreement.json")
         except RunError as error:
             whole.add(path / "agreement.json", str(error))
-    whole.summary = f"{len(manifest.get('models') or [])} models compared on {whole.rows:,} rows"
+    whole.summary = f"{len(models)} models, " + (f"compared on {whole.rows:,} rows" if compared else "not compared")
     return [*found, whole]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxentropy.agree import write_agreement
-from fluxentropy.agreement import unusable
+from fluxentropy.agreement import check_scores, unusable
 from fluxentropy.config import ScoreConfig, ZooConfig, to_yaml
 from fluxentropy.corpus import open_corpus
 from fluxentropy.errors import UsageError
@@ -37,7 +37,7 @@ def zoo(config: ZooConfig) -> Outcome:
     spool = config.out / "input" / "stdin.jsonl"
     with RunDirectory(config.out, overwrite=config.overwrite, folder=CONSENSUS) as run:
         sources = _check_sources(config, spool)
-        run.begin(_identity(config), to_yaml(config))
+        run.begin(_identity(config), to_yaml(config), last=True)
         scored: dict[str, Outcome] = {}
         failed: dict[str, str] = {}
         for place, name in enumerate(entries, 1):
@@ -46,7 +46,8 @@ def zoo(config: ZooConfig) -> Outcome:
             if outcome is not None:
                 scored[name] = outcome
         compared = _compare(config, scored, failed)
-        run.finish({"models": list(scored), "failed": failed, "versions": versions()})
+        done = isinstance(compared, Outcome)
+        run.finish({"models": list(scored), "failed": failed, "compared": done, "versions": versions()})
     return _outcome(config, scored, failed, compared)
 
 
@@ -135,7 +136,12 @@ def _compare(config: ZooConfig, scored: dict[str, Outcome], failed: dict[str, st
         names = [name for name in names if name not in bad]
     if len(names) < 2:
         return f"no comparison: it needs two models, and {', '.join(names) or 'none'} could be used"
-    return write_agreement(matrix.select(names), config.out, config)
+    chosen = matrix.select(names)
+    try:
+        check_scores(chosen.scores, names)
+    except UsageError as error:  # such as too few texts: the scores are what there is
+        return f"no comparison: {error}"
+    return write_agreement(chosen, config.out, config)
 
 
 def _outcome(config: ZooConfig, scored: dict[str, Outcome], failed: dict[str, str], compared: Outcome | str) -> Outcome:

@@ -15,18 +15,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from fluxentropy.binning import bin_corpus
-from fluxentropy.config import BinConfig, ScoreConfig, VerifyConfig
-from fluxentropy.errors import FluxentropyError
-from fluxentropy.outcome import Outcome
-from fluxentropy.scoring import score
-from fluxentropy.verify import verify
+from steps import program, score_bin_verify
+
+from fluxentropy.config import BinConfig, ScoreConfig
 
 HUB = "hf://datasets/HuggingFaceFW/fineweb"
 
 
 def main() -> int:
-    """Run the three steps; print what each says, and return the exit code of the first that fails."""
+    """Read the options and run the steps; the exit code of the first that fails, or 0."""
     parser = argparse.ArgumentParser(description="Score, bin and verify FineWeb or another corpus.")
     parser.add_argument("sources", nargs="*", help="files, folders, globs or Hub data sets")
     parser.add_argument("--dump", default="sample-10BT", help="FineWeb's configuration: CC-MAIN-2024-10, …")
@@ -53,23 +50,9 @@ def main() -> int:
         out=scores,
         **work,
     )
-    steps = (
-        lambda: score(scoring),
-        lambda: bin_corpus(BinConfig(run=str(scores), by=(options.by,), bins=options.bins, out=bins, **work)),
-        lambda: verify(VerifyConfig(dir=scores, **work)),
-        lambda: verify(VerifyConfig(dir=bins, **work)),
-    )
-    try:
-        for step in steps:
-            outcome: Outcome = step()
-            print("\n".join(outcome.lines))
-            if outcome.exit_code:
-                return outcome.exit_code
-    except FluxentropyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    binning = BinConfig(run=str(scores), by=(options.by,), bins=options.bins, out=bins, **work)
+    return score_bin_verify(scoring, binning)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program(main))

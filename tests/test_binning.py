@@ -88,8 +88,12 @@ def assigned(table: pa.Table, by: str, edges: Any) -> list[int | None]:
 
 
 def snapshot(out: Path) -> dict[str, bytes]:
-    """Every file but the lock, also the hidden ones, and the configuration as it was resolved, which names --out."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (".lock", CONFIG))
+    """Every file but the lock, also hidden ones; not the configuration, which names --out, nor its SHA-256."""
+    files = (
+        path
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in (".lock", ".records.json", CONFIG)
+    )
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
@@ -226,6 +230,29 @@ def test_scores_joined_from_another_run(run: Any, tmp_path: Path) -> None:
     both = ["--by", "entropy_mean,difficulty", "--grid", "2x2", "--scores", tmp_path / "other"]
     code, data, _ = run(tmp_path / "in", *both, "--out", tmp_path / "grid")
     assert (code, data["by"]) == (0, ["entropy_mean", "difficulty"])
+
+
+def test_joined_scores_that_the_run_has_itself(run: Any, tmp_path: Path) -> None:
+    table = corpus(tmp_path / "in")
+    ids = table["id"].to_pylist()
+    other = {name: float(number % 11) for number, name in enumerate(ids)}
+    (tmp_path / "other").mkdir()
+    pq.write_table(pa.table({"id": ids, "entropy_mean": list(other.values())}), tmp_path / "other/o.parquet")
+    joined = ["--scores", tmp_path / "other"]
+    code, data, _ = run(tmp_path / "in", *joined, "--bins", 3, "--out", tmp_path / "out")
+    assert (code, data["by"]) == (0, "entropy_mean_joined")
+    assert data["edges"] == np.quantile(list(other.values()), [1 / 3, 2 / 3]).tolist()
+    whole = pa.concat_tables(map(read, folders(tmp_path / "out")))
+    for name, values in (("entropy_mean_joined", other.values()), ("entropy_mean", table["entropy_mean"].to_pylist())):
+        found = dict(zip(whole["id"].to_pylist(), whole[name].to_pylist(), strict=True))
+        np.testing.assert_array_equal(np.array([found[name] for name in ids], float), np.array(list(values), float))
+    both = ["--by", "entropy_mean,entropy_mean_joined", "--grid", "2x2", "--out", tmp_path / "grid"]
+    code, data, _ = run(tmp_path / "in", *joined, *both)
+    assert (code, data["by"]) == (0, ["entropy_mean", "entropy_mean_joined"])
+    edges = tmp_path / "out" / "bins.json"
+    code, data, _ = run(tmp_path / "in", *joined, "--edges", edges, "--out", tmp_path / "again")
+    assert (code, bins_of(tmp_path / "again")) == (0, bins_of(tmp_path / "out"))
+    assert main(["verify", str(tmp_path / "grid")]) == 0
 
 
 def test_fewer_values_than_bins(run: Any, tmp_path: Path) -> None:
@@ -437,7 +464,7 @@ def test_a_folder_of_other_files_is_left_alone(run: Any, tmp_path: Path) -> None
         (["--bins", "2", "--memory", "1MB"], 2, "--memory 1MB: use 16 MiB or more"),
         (["--bins", "2", "--shard-size", "big"], 2, "--shard-size big: write a number with a unit"),
         (["--bins", "2", "--workers", "0"], 2, "--workers 0: use 1 or more"),
-        (["--bins", "2", "--scores", "elsewhere"], 2, "has entropy_mean itself"),
+        (["--bins", "2", "--scores", "elsewhere"], 1, "elsewhere: no Parquet file there"),
         (["--by", "far", "--bins", "2", "--scores", "nowhere"], 1, "nowhere: no Parquet file there"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -55,7 +55,7 @@ def test_what_is_written(items: Callable[..., str], tmp_path: Path, capsys: pyte
     plots += [f"surface_{key}" for key in models[3:]]
     texts = {f"logit_{key}.txt" for key in models}
     files = texts | {"summary.md", "diagnostics.json"} | {f"{plot}.{kind}" for plot in plots for kind in ("png", "svg")}
-    assert written == files | {"manifest.json", "config.resolved.yaml", ".lock"}
+    assert written == files | {"manifest.json", "config.resolved.yaml", ".lock", ".records.json"}
     assert set(manifest["files"]) == files
     text = (out / "logit_entropy+varentropy.txt").read_text()
     assert text.count("Logit Regression Results") == 2 and "HC0" in text and "Date:" not in text
@@ -64,7 +64,8 @@ def test_what_is_written(items: Callable[..., str], tmp_path: Path, capsys: pyte
     printed = capsys.readouterr()
     assert json.loads(printed.out)["models"] == record["models"]
     one, other = contents(out), contents(again)
-    del one["config.resolved.yaml"], other["config.resolved.yaml"]  # they differ in --out
+    for files in (one, other):
+        del files["config.resolved.yaml"], files[".records.json"]  # they differ in --out
     assert one == other
 
 

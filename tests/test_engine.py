@@ -61,7 +61,7 @@ def test_errors_of_a_job_reach_the_caller_as_they_are(engine: Engine) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_killed_worker_ends_the_run_with_its_units_name() -> None:
-    with pytest.raises(RunError, match=r"unit 1.*goes on from there"):
+    with pytest.raises(RunError, match=r"unit 1.*give the same command again"):
         list(Processes(2).run(die, [Unit(number) for number in range(6)]))
 
 
@@ -158,7 +158,7 @@ def test_ray() -> None:
     assert len(workers) <= 2 and max(n for _, n in found["kept"]) >= 5 / len(workers)  # loaded once, then kept
     assert found["refused"] == ["UsageError", "value 2 in row 7: use another"]
     assert found["killed"][0] == "RunError"
-    assert found["killed"][1].startswith("Ray lost unit 1 (") and "goes on from there" in found["killed"][1]
+    assert found["killed"][1].startswith("Ray lost unit 1 (") and "give the same command again" in found["killed"][1]
     assert found["after"] == [[3, 9]]
     assert found["no GPU"].startswith("--gpus-per-worker 0.5: the Ray cluster has 0 GPUs")
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import SENTENCES, save_model
 from scoredruns import write_run
@@ -51,7 +52,7 @@ def killed(argv: Sequence[object], step: str) -> None:
     """Run the command until it is killed at `step`, in this process's child or in one of its workers."""
     done = start(argv, CRASH_AT=step)
     assert done.returncode == -signal.SIGKILL or (
-        done.returncode == 1 and "a worker process was killed" in done.stderr and "goes on from there" in done.stderr
+        done.returncode == 1 and "a worker process was killed" in done.stderr and "same command again" in done.stderr
     ), (step, done)
 
 
@@ -102,7 +103,7 @@ def test_bin_killed_while_it_starts_afresh(scored: Path, tmp_path: Path) -> None
     out = tmp_path / "bins"
     argv = ["bin", scored, "--bins", 2, "--out", out]
     expected, _ = undisturbed(argv, out)
-    del expected["config.resolved.yaml"]  # it says --overwrite
+    del expected["config.resolved.yaml"], expected[".records.json"]  # it says --overwrite
     for step in ("1:after", "2:after", "5:before"):
         assert main(["bin", str(scored), "--bins", "3", "--out", str(out), "--overwrite"]) == 0
         killed([*argv, "--overwrite"], step)
@@ -163,6 +164,107 @@ def test_score_killed_at_steps_all_along(model: Path, tmp_path: Path) -> None:
         shutil.rmtree(out)
 
 
+# --- sorted on disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose rows do not fit into a sort with 16 MiB, in three parts."""
+    letters = np.random.default_rng(0).integers(97, 123, (6000, 1000), dtype=np.uint8)
+    ids = [row.tobytes().decode() for row in letters]
+    return write_run(tmp_path_factory.mktemp("large") / "scored", [n % 7 for n in range(6000)], ids=ids, part_rows=2000)
+
+
+@pytest.mark.parametrize("order", ["shuffle", "score"])
+def test_bin_killed_while_it_sorts_on_disk(order: str, large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bins"
+    argv = ["bin", large, "--bins", 2, "--order", order, "--memory", "16MiB", "--out", out]
+    expected, steps = undisturbed(argv, out)
+    places = [place for place, step in enumerate(steps, 1) if step == "OSFile"]
+    assert len(places) > 7, steps  # each bin has two runs, written and read
+    for place in places[1::4]:
+        killed(argv, f"{place}:after")
+        assert list(out.glob(".pieces/.spill-*/run-0.arrows"))
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(out) == expected, (order, place)
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sort_killed_while_it_sorts_on_disk(workers: int, large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "sorted.jsonl"
+    argv = ["sort", large, "--memory", "16MiB", "--out", out, "--workers", workers]
+    out.parent.mkdir()
+    expected, steps = undisturbed(argv, out.parent)
+    assert list(expected) == ["sorted.jsonl"]
+    assert {"OSFile", "fsync", "replace"} <= set(steps)
+    out.parent.mkdir()
+    for step in ("2:after", "5:after", "7:after") if workers == 1 else ("1:after", "2:before"):
+        out.write_text("what was there before")
+        failed = start(argv, CRASH_AT=step)
+        assert failed.returncode == (-signal.SIGKILL if workers == 1 else 1), (step, failed)
+        assert out.read_text() == "what was there before"
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(out.parent) == expected, step
+
+
+# --- repairs ----------------------------------------------------------------------------------------------------------
+
+
+def damage(run: Path) -> None:
+    """Damage two files of a run and its manifest, and take a file away."""
+    files = sorted(path for path in run.glob("*/part-*") if path.parent.name != "unscored")
+    for path in files[:2]:
+        path.write_bytes(path.read_bytes()[:-9])
+    files[-1].unlink()
+    (run / "manifest.json").write_text((run / "manifest.json").read_text().replace('"versions"', '"editions"'))
+
+
+def repaired_after_kills(run: Path, every: int) -> None:
+    """Kill the repair of a damaged run at every so many of its steps: the next one must finish it."""
+    whole, damaged = snapshot(run), run.with_name("damaged")
+    damage(run)
+    shutil.copytree(run, damaged)
+    argv = ["verify", damaged / ".." / run.name, "--repair"]  # by another name than in config.resolved.yaml
+    counts = run.with_name("steps")
+    assert start(argv, CRASH_COUNT=str(counts)).returncode == 0
+    assert snapshot(run) == whole
+    steps = list(enumerate(counts.read_text().splitlines(), 1))
+    for place, name in steps[every // 2 :: every]:
+        shutil.rmtree(run)
+        shutil.copytree(damaged, run)
+        killed(argv, f"{place}:after")
+        assert main([str(part) for part in argv]) == 0
+        assert snapshot(run) == whole, (place, name)
+
+
+def test_repair_of_bins_killed(scored: Path, tmp_path: Path) -> None:
+    assert main(["bin", str(scored), "--bins", "3", "--out", str(tmp_path / "bins")]) == 0
+    repaired_after_kills(tmp_path / "bins", every=9)
+
+
+def test_repair_of_scores_killed(model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "texts.jsonl", tmp_path / "scored"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*SENTENCES, "", *SENTENCES]))
+    argv = ["score", source, "--model", model, "--max-tokens", 100, "--part-tokens", 30, "--out", out]
+    assert main([str(part) for part in argv]) == 0
+    repaired_after_kills(out, every=15)
+
+
+def test_a_killed_repair_takes_nothing_away_for_good(scored: Path, tmp_path: Path) -> None:
+    """What was damaged is all there is, once the input is gone."""
+    bins = tmp_path / "bins"
+    assert main(["bin", str(scored), "--bins", "3", "--out", str(bins)]) == 0
+    damage(bins)
+    damaged = snapshot(bins)
+    done = start(["verify", bins, "--repair"], CRASH_AT="2:after")
+    assert done.returncode == -signal.SIGKILL
+    assert list(bins.glob(".damaged-*"))
+    shutil.rmtree(scored)
+    assert main(["verify", str(bins), "--repair"]) == 1
+    assert snapshot(bins) == damaged
+
+
 # --- other faults -----------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +321,32 @@ def test_a_full_disk(workers: int, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "bins")
     assert main([str(part) for part in argv]) == 0
     assert snapshot(tmp_path / "bins") == found
+
+
+DEADLY = """
+import os, signal, sys
+from fluxentropy import sortunits
+
+def deadly(*arguments, spill, **options):
+    if spill.name == "unit-00001":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sorted_runs(*arguments, spill=spill, **options)
+
+sorted_runs, sortunits.sorted_runs = sortunits.sorted_runs, deadly
+if __name__ == "__main__":
+    from fluxentropy.cli import main
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_worker_of_sort_is_killed(scored: Path, tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    argv = ["sort", scored, "--workers", 2, "--out", tmp_path / "sorted.jsonl"]
+    failed = start(argv, tmp_path / "deadly.py")
+    assert (failed.returncode, "Traceback" in failed.stderr) == (1, False), failed.stderr
+    assert "part-00001.parquet" in failed.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deadly.py", "scored"]
+    assert main([str(part) for part in argv]) == 0
 
 
 def test_a_scored_part_that_changed_between_runs(

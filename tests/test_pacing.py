@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from fluxentropy.pacing import POOLS, WAVES, pool
 
-# Wu, Dyer and Neyshabur (2021), table 1, with N = 1, T = 1: t, a and b as there.
+# As Wu, Dyer and Neyshabur (2021) print them, with N = 1 and T = 1: t, a and b as there.
 PUBLISHED = {
     "polynomial": lambda t, a, b: b + (1 - b) / a * t,
     "exponential": lambda t, a, b: b + (1 - b) / (math.exp(10) - 1) * (math.exp(10 * t / a) - 1),
     "logarithmic": lambda t, a, b: b + (1 - b) * (1 + 0.1 * math.log(t / a + math.exp(-10))),
     "step": lambda t, a, b: b + (1 - b) * math.floor(t / a),
-    "competence": lambda t, a, b: math.sqrt(t / a * (1 - b**2) + b**2),  # Platanios et al. (2019), equation 7
+    "competence": lambda t, a, b: math.sqrt(t / a * (1 - b**2) + b**2),  # Platanios et al. (2019)
     "root": lambda t, a, b: (t / a * (1 - b**3) + b**3) ** (1 / 3),
 }
 

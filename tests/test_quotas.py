@@ -63,6 +63,14 @@ def test_looking_ahead_is_needed() -> None:
     assert np.abs(counts_of(targets, 60) - targets / 60).max() < 1
 
 
+def test_the_nearest_last_step_goes_before_the_largest_remainder() -> None:
+    """In tenths of a block. Bin 0 has as large a remainder after step 1 as bin 3, which is due two steps later."""
+    targets = np.array([[0, 0, 0, 0], [3, 2, 2, 3], [3, 7, 7, 3], [3, 7, 10, 10], [11, 9, 10, 10]])
+    counts = counts_of(targets, 10)
+    assert counts.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]]
+    assert (np.abs(10 * counts - targets) < 10).all()
+
+
 def test_whole_targets_are_met() -> None:
     targets = np.array([[0, 0], [2, 0], [2, 2], [4, 2]])
     np.testing.assert_array_equal(counts_of(7 * targets, 7), targets)

@@ -15,7 +15,7 @@ from fluxentropy import shards
 from fluxentropy.errors import RunError
 from fluxentropy.mergesort import Part
 from fluxentropy.rowhash import sum_of_rows
-from fluxentropy.shards import bin_folder, read_manifest, row_sizes, write_bin
+from fluxentropy.shards import bin_folder, read_manifest, write_bin
 
 
 def some_rows(number: int) -> pa.Table:
@@ -139,27 +139,6 @@ def test_a_cut_file_fails_loudly(tmp_path: Path) -> None:
 def test_folders() -> None:
     assert [bin_folder(3, bins) for bins in (4, 99, 100, 101, 1001)] == ["bin=03"] * 3 + ["bin=003", "bin=0003"]
     assert bin_folder(-1, 4) == "unscored"
-
-
-def test_row_sizes_against_python() -> None:
-    texts = ["", "abc", None, "é", "x" * 100]
-    lists = [["abc", ""], [], None, ["é", None], ["x"] * 5]
-    structs = [{"a": text, "b": 1} for text in texts]
-    sizes = [len((text or "").encode()) for text in texts]
-    inside = [sum(8 + len((item or "").encode()) for item in items or []) for items in lists]
-    for array, expected in [
-        (pa.array(texts), sizes),
-        (pa.array(texts, pa.large_string()), sizes),
-        (pa.array(lists), inside),
-        (pa.array(lists, pa.large_list(pa.string())), inside),
-        (pa.array(structs), sizes),
-        (pa.array([1, 2, 3, 4, None]), [0] * 5),
-    ]:
-        assert row_sizes(array).tolist() == expected
-        assert row_sizes(array.slice(1, 3)).tolist() == expected[1:4]
-        assert row_sizes(pa.chunked_array([array, array.slice(4)])).tolist() == [*expected, expected[4]]
-        assert row_sizes(array.slice(0, 0)).tolist() == []
-    assert row_sizes(pa.chunked_array([], pa.string())).dtype == np.int64
 
 
 def test_manifest_is_json(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from test_tablefiles import rich_table, write_run
 from fluxentropy.config import SortConfig
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.sorting import sort, sort_scores
+from fluxentropy.sortunits import cut_units
 
 SCHEMA = pa.schema(
     [
@@ -224,6 +226,66 @@ def write_random_text(folder: Path, *, parts: int, rows: int, width: int) -> Non
         score = rng.integers(0, 1000, rows).astype(np.float32)
         table = pa.table({"id": [f"{part}-{row}" for row in range(rows)], "text": text, "entropy_mean": score})
         pq.write_table(table, folder / f"{part}.parquet", compression="none")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("limit", [None, 700])
+def test_workers_write_the_bytes_of_one_process(limit: int | None, suffix: str, tmp_path: Path) -> None:
+    write_random_text(tmp_path / "in", parts=3, rows=1500, width=2000)  # more than a worker's memory
+    outs = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    found = [
+        sort_scores(str(tmp_path / "in"), out, memory=2**24, descending=True, limit=limit, workers=workers)
+        for out, workers in zip(outs, (1, 2), strict=True)
+    ]
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert found[0] == found[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a{suffix}", f"b{suffix}", "in"]
+
+
+def test_one_file_is_shared_by_its_row_groups(tmp_path: Path) -> None:
+    run, rows = random_run(tmp_path / "run", rows=500)
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), source, row_group_size=60)
+    units = cut_units([source], 3)
+    assert [unit.groups for unit in units] == [range(3), range(3, 6), range(6, 9)]
+    assert str(units[1]) == f"{source}, row groups 3 to 5"
+    assert [str(unit) for unit in cut_units([source, source], 2)] == [str(source)] * 2
+    assert [unit.groups for unit in cut_units([run / "scores" / "part-00000.parquet"], 4)] == [None]  # a single group
+    outs = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for out, workers in zip(outs, (1, 3), strict=True):
+        sort_scores(str(source), out, by="status", workers=workers)  # with many ties
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+@pytest.mark.parametrize(("files", "groups", "least"), [(1, 1, 5), (1, 7, 3), (2, 7, 5), (3, 2, 2), (2, 3, 50)])
+def test_units_hold_each_row_once(files: int, groups: int, least: int, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.parquet" for name in range(files)]
+    for path in paths:
+        pq.write_table(pa.table({"x": list(range(10 * groups))}), path, row_group_size=10)
+    units = cut_units(paths, least)
+    assert [unit.number for unit in units] == list(range(len(units)))
+    found = [(unit.path, group) for unit in units for group in unit.groups or range(groups)]
+    assert found == [(path, group) for path in paths for group in range(groups)]
+    assert len(units) >= min(least, files * groups)
+
+
+def test_no_rows_for_two_workers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [SCHEMA.empty_table()])
+    assert sort_scores(str(run), tmp_path / "out.parquet", workers=2).rows == 0
+    assert pq.read_table(tmp_path / "out.parquet").equals(SCHEMA.empty_table())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_writes_the_bytes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.chdir(tmp_path)
+    random_run(tmp_path / "run")
+    try:
+        for out, engine in (("a.jsonl", "local"), ("b.jsonl", "ray")):
+            sort(SortConfig(run="run", out=Path(out), engine=engine))
+    finally:
+        sys.modules["ray"].shutdown()
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
 MEASURE = """

@@ -68,6 +68,13 @@ def record_anew(folder: Path, number: int, table: pa.Table) -> None:
     record.write_text(json.dumps(facts))
 
 
+def edit(manifest: Path, **facts: Any) -> None:
+    """Change a manifest, and its SHA-256 so that it looks whole: only what it says can tell."""
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | facts))
+    records = manifest.with_name(".records.json")
+    records.write_text(json.dumps(json.loads(records.read_text()) | {"manifest_sha256": sha256_file(manifest)}))
+
+
 # --- runs of score ----------------------------------------------------------------------------------------------------
 
 
@@ -143,9 +150,7 @@ def test_damage_of_parts_is_named_and_repaired(capsys: Capture, scored: Path, da
 def test_a_lost_row_is_missed_by_its_source(capsys: Capture, scored: Path) -> None:
     before = snapshot(scored)
     record_anew(scored / "scores", 1, pq.read_table(scored / "scores" / "part-00001.parquet").slice(1))
-    manifest = json.loads((scored / "manifest.json").read_text())
-    manifest["counts"] = {}
-    (scored / "manifest.json").write_text(json.dumps(manifest))
+    edit(scored / "manifest.json", counts={})
     assert problems(capsys, scored) == {"manifest.json": "it says 30 rows of a.jsonl, there are 29"}
     shutil.rmtree(scored / "scores")
     assert problems(capsys, scored) == {"scores": "it is missing"}
@@ -155,9 +160,8 @@ def test_a_lost_row_is_missed_by_its_source(capsys: Capture, scored: Path) -> No
 
 def test_wrong_counts_are_counted_again(capsys: Capture, scored: Path) -> None:
     before = snapshot(scored)
-    manifest = json.loads((scored / "manifest.json").read_text())
-    manifest["counts"]["status_ok"] -= 1
-    (scored / "manifest.json").write_text(json.dumps(manifest))
+    counts = json.loads((scored / "manifest.json").read_text())["counts"]
+    edit(scored / "manifest.json", counts=counts | {"status_ok": N_TEXTS - 1})
     assert problems(capsys, scored) == {
         "manifest.json": f"it says {N_TEXTS - 1} rows with status ok, there are {N_TEXTS}"
     }
@@ -331,12 +335,10 @@ def test_rows_of_another_corpus_in_a_consistent_disguise(capsys: Capture, bins: 
     facts = json.loads(record.read_text())
     shift = changed - facts["hash"]
     record.write_text(json.dumps(facts | {"hash": changed}))
-    for name in ("bins.json", "manifest.json"):
-        found = json.loads((bins / name).read_text())
-        found["hash"] = (found["hash"] + shift) % 2**64
-        if name == "manifest.json":
-            found["bins_sha256"] = sha256_file(bins / "bins.json")
-        (bins / name).write_text(json.dumps(found))
+    found = json.loads((bins / "bins.json").read_text())
+    found["hash"] = (found["hash"] + shift) % 2**64
+    (bins / "bins.json").write_text(json.dumps(found))
+    edit(bins / "manifest.json", hash=found["hash"], bins_sha256=sha256_file(bins / "bins.json"))
     code, data, _ = command(capsys, "verify", bins)
     assert code == 1
     (problem,) = data["problems"]
@@ -362,6 +364,120 @@ def test_two_processes_find_the_same(capsys: Capture, bins: Path) -> None:
     alone, shared = (command(capsys, "verify", bins, "--workers", n)[1] for n in ("1", "2"))
     assert alone == shared
     assert len(alone["problems"]) == 1
+
+
+# --- what is said of a run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made_once(scored_once: Path) -> Path:
+    """The folder of `scored_once`, with bins of its run."""
+    assert main(["bin", str(scored_once / "run"), "--bins", "2", "--out", str(scored_once / "bins")]) == 0
+    return scored_once
+
+
+@pytest.fixture(params=["run", "bins"])
+def run(request: pytest.FixtureRequest, made_once: Path, tmp_path: Path) -> Path:
+    """A run of `score`, or bins of it."""
+    shutil.copytree(made_once / request.param, tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def change(path: Path, *keys: str) -> None:
+    """Put another value to a key in a JSON file."""
+    found = json.loads(path.read_text())
+    *outer, last = keys
+    inner = found
+    for key in outer:
+        inner = inner[key]
+    inner[last] = "another"
+    path.write_text(json.dumps(found, indent=1, sort_keys=True))
+
+
+MANIFEST_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "lost": lambda m: m.unlink(),
+    "cut": truncate,
+    "emptied": lambda m: m.write_text("{}"),
+    "other versions": lambda m: change(m, "versions", "pyarrow"),
+    "another identity": lambda m: change(m, "identity", "order" if m.parent.name == "bins" else "limit"),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFEST_DAMAGE)
+def test_a_manifest_is_made_again(capsys: Capture, run: Path, damage: str) -> None:
+    before = snapshot(run)
+    MANIFEST_DAMAGE[damage](run / "manifest.json")
+    assert list(problems(capsys, run)) == ["manifest.json"]
+    code, data, _ = command(capsys, "verify", run, "--repair")
+    assert (code, data["problems"], data["repaired"]) == (0, [], [str(run / "manifest.json")])
+    assert snapshot(run) == before
+
+
+def test_a_lost_manifest_and_more(capsys: Capture, run: Path) -> None:
+    before = snapshot(run)
+    (run / "manifest.json").unlink()
+    parts = sorted(path for path in run.glob("*/part-*") if path.parent.name != "unscored")
+    truncate(parts[0])
+    parts[1].unlink()
+    code, data, _ = command(capsys, "verify", run, "--repair")
+    assert (code, data["problems"]) == (0, [])
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("damage", ["lost", "another identity"])
+def test_a_manifest_is_not_made_of_other_inputs(capsys: Capture, made_once: Path, run: Path, damage: str) -> None:
+    MANIFEST_DAMAGE[damage](run / "manifest.json")
+    source = made_once / "a.jsonl" if run.name == "run" else made_once / "run/scores/part-00001.parquet"
+    record = source.with_name(".part-00001.json")
+    inputs = {path: path.read_bytes() for path in (source, record) if path.exists()}
+    if run.name == "run":
+        source.write_text(source.read_text().replace("the", "The"))
+    else:
+        record_anew(source.parent, 1, pq.read_table(source)[::-1])
+    before = snapshot(run)
+    code, data, _ = command(capsys, "verify", run, "--repair")
+    for path, content in inputs.items():
+        path.write_bytes(content)
+    assert (code, len(data["problems"])) == (1, 1)
+    assert "or of other inputs" in data["not_repaired"][0]
+    assert snapshot(run) | {".scans.json": b""} == before | {".scans.json": b""}
+
+
+def test_a_lost_manifest_without_a_configuration(capsys: Capture, run: Path) -> None:
+    (run / "manifest.json").unlink()
+    (run / "config.resolved.yaml").unlink()
+    before = snapshot(run)
+    code, data, _ = command(capsys, "verify", run, "--repair")
+    assert code == 1
+    assert "made afresh" in data["problems"][0]["problem"]
+    assert snapshot(run) == before
+
+
+def test_an_edited_configuration_is_named(capsys: Capture, run: Path) -> None:
+    before = snapshot(run)
+    config = run / "config.resolved.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("overwrite: false", "overwrite: true"))
+    assert list(problems(capsys, run)) == ["config.resolved.yaml"]
+    assert command(capsys, "verify", run, "--repair")[0] == 1
+    config.unlink()
+    assert list(problems(capsys, run)) == ["config.resolved.yaml"]
+    config.write_text(text)
+    assert problems(capsys, run) == {}
+    assert snapshot(run) == before
+
+
+def test_a_complete_run_keeps_the_configuration_it_was_made_with(capsys: Capture, tmp_path: Path) -> None:
+    scored, out = write_run(tmp_path / "scored", [1.0, 2.0, 3.0]), tmp_path / "bins"
+    argv = ["bin", scored, "--bins", "2", "--out", out]
+    assert command(capsys, *argv)[0] == 0
+    before = snapshot(out)
+    assert command(capsys, *argv, "--memory", "2GB")[0] == 0
+    assert snapshot(out) == before
+    (out / "config.resolved.yaml").unlink()
+    assert command(capsys, *argv, "--memory", "2GB")[0] == 0
+    assert "memory: 2GB" in (out / "config.resolved.yaml").read_text()
+    assert problems(capsys, out) == {}
 
 
 # --- other directories ------------------------------------------------------------------------------------------------

@@ -116,6 +116,18 @@ def test_one_model_alone_is_scored_but_not_compared(
     assert "no comparison: it needs two models, and small could be used" in capsys.readouterr().out
 
 
+def test_too_few_texts_are_scored_but_not_compared(
+    texts: Path, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*command(texts, zoo, tmp_path / "out"), "--models", "small,large", "--limit", 4]
+    assert main([str(word) for word in argv]) == 0
+    shown = capsys.readouterr().out
+    assert "no comparison: only 4 of 4 texts are scored by all 2 models: agreement needs 5 or more" in shown
+    assert all(len(run_parts(tmp_path / "out" / name)) == 1 for name in ("small", "large"))
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert "2 models, not compared" in capsys.readouterr().out
+
+
 def test_a_zoo_resumes_and_takes_more_models(
     texts: Path, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +141,7 @@ def test_a_zoo_resumes_and_takes_more_models(
     fresh = {path.relative_to(tmp_path / "fresh"): path for path in (tmp_path / "fresh").rglob("*") if path.is_file()}
     assert set(files) == set(fresh)
     for name, path in fresh.items():
-        if name.name != "config.resolved.yaml":  # it names the folder
+        if name.name not in ("config.resolved.yaml", ".records.json"):  # it names the folder
             assert path.read_bytes() == files[name], name
 
 
