@@ -57,7 +57,7 @@ def rows(out: Path) -> list[dict[str, float | None]]:
 
 def result(out: Path) -> dict[str, bytes]:
     """All files that must not depend on how often a run was killed: not the speed, nor the lock."""
-    leave = ("timings.csv", ".lock", "config.resolved.yaml")
+    leave = ("timings.csv", ".lock", "config.resolved.yaml", ".records.json")
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in leave)
     return {str(path.relative_to(out)): path.read_bytes() for path in files if path.suffix != ".ckpt"}
 
