@@ -61,6 +61,8 @@ class Command:
     config: type
     help: str
     examples: str
+    file: type | None = None
+    """Whose options its --config file holds, where that is another command: those that both have count."""
 
 
 COMMANDS = (
@@ -118,8 +120,9 @@ fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b"""
         help="Show what a schedule will draw from each bin, before any training.",
         examples="""\
 fluxentropy schedule --bins bins/web --schedule.name increasing
-fluxentropy schedule --config periodic.yaml --bins bins/web --out plans/periodic
+fluxentropy schedule --config configs/pretrain/debug.yaml --bins bins/web --out plans/debug
 fluxentropy schedule --bins bins/web --schedule.name pool --tokens 100000000""",
+        file=PretrainConfig,
     ),
     Command(
         name="pretrain",
@@ -223,6 +226,11 @@ Examples:
   fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
   # what a schedule will draw from each bin, before any training
   fluxentropy schedule --bins bins/web --schedule.name periodic
+  # as blocks of tokens; what a schedule will draw; a small GPT; what it saw
+  fluxentropy bin runs/web --bins 8 --tokenize bytes --out bins/web
+  fluxentropy schedule --bins bins/web --schedule.name increasing
+  fluxentropy pretrain --config small.yaml --bins bins/web --out runs/small
+  fluxentropy ledger runs/small
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens
@@ -273,7 +281,7 @@ def build_app(commands: Sequence[Command] = COMMANDS) -> App:
             name=command.name,
             help=command.help,
             help_epilogue="Examples:\n  " + command.examples.replace("\n", "\n  "),
-            config=_complete_from_yaml(command.config),
+            config=_complete_from_yaml(command),
             sort_key=place,
         )
     return app
@@ -291,7 +299,7 @@ def _runner(command: Command) -> Callable[..., int]:
     return run
 
 
-def _complete_from_yaml(cls: type) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
+def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
     """What cyclopts calls after reading the flags: it fills what they left open from the file of `--config`."""
 
     def fill(app: App, names: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -299,7 +307,11 @@ def _complete_from_yaml(cls: type) -> Callable[[App, tuple[str, ...], ArgumentCo
         tokens = arguments["--config"].tokens
         if tokens:
             path = Path(tokens[-1].value)
-            Dict({names[-1]: read_yaml(path, cls)}, source=str(path))(app, names, arguments)
+            given = read_yaml(path, command.file or command.config)
+            if command.file:  # such as the file of a training: what it is to write is no matter here
+                known = {option.name for option in fields(command.config)} - {"out"}
+                given = {name: value for name, value in given.items() if name in known}
+            Dict({names[-1]: given}, source=str(path))(app, names, arguments)
 
     return fill
 

@@ -68,14 +68,15 @@ class Processes:
 
     workers: int
     pool: ProcessPoolExecutor | None = field(default=None, compare=False, repr=False)
+    count: Any = field(default=None, compare=False, repr=False)  # of the workers, kept for those that start late
 
     def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
             threads = max((os.cpu_count() or 1) // self.workers, 1)
-            options = (context.Value("i", 0), threads)
+            self.count = context.Value("i", 0)
             self.pool = ProcessPoolExecutor(
-                self.workers, mp_context=context, initializer=_start_worker, initargs=options
+                self.workers, mp_context=context, initializer=_start_worker, initargs=(self.count, threads)
             )
         try:
             yield from self._run(self.pool, pickle.dumps(job), units)
@@ -184,7 +185,11 @@ class Ray:
     def _start(self, ray: Any) -> list[Any]:
         if not ray.is_initialized():
             local: dict[str, Any] = {} if self.address else {"num_cpus": os.cpu_count(), "include_dashboard": False}
-            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **local)
+            try:
+                ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **local)
+            except ConnectionError as error:
+                said = str(error).splitlines()[0]
+                raise UsageError(f"--address {self.address}: no Ray cluster answers ({said})") from error
         worker = ray.remote(num_cpus=1, num_gpus=self.gpus or 0, max_restarts=0)(_Worker)
         return [worker.remote() for _ in range(self._count(ray.cluster_resources()))]
 

@@ -141,3 +141,19 @@ def test_the_picture_shows_the_plan() -> None:
         waiting = make_plan(Adaptive(every=3), [40, 60], batch_size=5)
         title = plan_figure(waiting, tokens_per_block=10, by="x").axes[0].get_title(loc="left")
     assert title == "the first 3 of 20 steps"
+
+
+def test_the_file_of_a_training_serves(bins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its sections about the model are passed over, and it does not decide where the picture goes."""
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"out: {tmp_path / 'run'}\nschedule:\n  name: increasing\nmodel:\n  n_layer: 2\noptim:\n  lr: 0.1\nbatch_size: 4\n"
+    )
+    capsys.readouterr()
+    argv = ["schedule", "--config", str(file), "--bins", str(bins), "--out", str(tmp_path / "plan")]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out.startswith("increasing (permutation)")
+    assert not (tmp_path / "run").exists()
+    file.write_text("optim:\n  rate: 0.1\n")
+    assert cli.main(argv) == 2
+    assert "unknown key optim.rate" in capsys.readouterr().err
