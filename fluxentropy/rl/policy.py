@@ -1,0 +1,309 @@
+"""A decoder as a pure function of its parameters: log-probabilities and entropies of responses, and their derivatives.
+
+Everything else in this package is arithmetic on what comes from here: `SequenceStats` and its directional derivatives
+by forward-mode differentiation, and gradients of weighted sums by reverse mode. All of it is linear in memory in the
+rows of one pass. The model runs in its own precision; log-softmax and every reduction are in float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fluxentropy.errors import ModelError, UsageError
+from fluxentropy.estimators import check_finite, token_stats
+from fluxentropy.rl.responses import Responses, Sampler
+
+ROWS = 32  # responses in one pass
+Parameters = dict[str, Tensor]  # name -> tensor: parameters, a step, a direction or a gradient
+Forward = Callable[[Any, Tensor, Tensor], Tensor]  # (policy, ids (n, W), mask (n, W)) -> logits (n, W, V)
+
+
+class SequenceStats(NamedTuple):
+    """Per chosen token, or a derivative of it along a direction; float64 (B, G, L), 0 after the end of a response.
+
+    `logp` S_k = log π(t_k | t_<k, p), nats; `entropy` H_k of the distribution that t_k was drawn from, nats.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+
+
+class Weights(NamedTuple):
+    """An estimator that is linear in S_k and H_k: X_n = Σ_g Σ_k (logp_gk ∇S_gk + entropy_gk ∇H_gk), for every prompt n.
+
+    float64 (B, G, L), constants; `entropy` None for zeros. The estimate is the mean of X_n over prompts.
+    """
+
+    logp: Tensor
+    entropy: Tensor | None = None
+
+    def apply(self, stats: SequenceStats) -> Tensor:
+        """Σ_g Σ_k of the weighted values: with derivatives along v, the scalars X_n · v. (..., B, G, L) -> (..., B)"""
+        total = (self.logp * stats.logp).sum((-1, -2))
+        return total if self.entropy is None else total + (self.entropy * stats.entropy).sum((-1, -2))
+
+
+class Policy:
+    """A decoder and the pure function of its trainable parameters.
+
+    Args:
+        policy: an `nn.Module` that maps ids (n, W) to logits (n, W, V) or to an output with `.logits`, as every
+            `transformers` decoder does; or a plain function, which has no parameters.
+        forward: for a decoder that is called otherwise: (policy, ids, mask) -> logits, mask false on the padding.
+    """
+
+    def __init__(self, policy: nn.Module | Callable[..., Any], *, forward: Forward | None = None) -> None:
+        self._call = _Call(policy, forward or _default_forward(policy))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module, None for a plain function."""
+        return self._call.inner if isinstance(self._call.inner, nn.Module) else None
+
+    def parameters(self) -> Parameters:
+        """The trainable parameters as they are now, without copies and without gradients."""
+        named = () if self.module is None else self.module.named_parameters()
+        return {name: tensor.detach() for name, tensor in named if tensor.requires_grad}
+
+    def logits(self, params: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
+        """Next-token logits at `params`, (n, W) -> (n, W, V). Errors: `ModelError` for an output without logits."""
+        output = functional_call(self._call, {f"inner.{name}": tensor for name, tensor in params.items()}, (ids, mask))
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] != ids.shape[1]:
+            raise ModelError(
+                f"the policy gave {type(output).__name__} for ids of shape {tuple(ids.shape)}: it must give logits "
+                "(rows, width, vocabulary) or an output with .logits; otherwise pass forward="
+            )
+        return logits
+
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Evaluation mode and attention that forward-mode differentiation can pass; everything is restored after.
+
+        Fused attention has no forward-mode derivative. The mathematical one of `scaled_dot_product_attention` is used
+        instead, and `transformers` models with another kernel than that switch to eager attention.
+        """
+        modules = [] if self.module is None else list(self.module.modules())
+        training = [module.training for module in modules]
+        kernel = getattr(getattr(self.module, "config", None), "_attn_implementation", None)
+        other = kernel not in (None, "eager", "sdpa")
+        set_kernel: Callable[[str], None] = getattr(self.module, "set_attn_implementation", lambda _: None)
+        try:
+            for module in modules:
+                module.training = False
+            if other:
+                set_kernel("eager")
+            # With gradients disabled torch takes fused backward formulas (SiLU's) that cannot be differentiated again.
+            with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+                yield
+        finally:
+            if other:
+                set_kernel(str(kernel))
+            for module, mode in zip(modules, training, strict=True):
+                module.training = mode
+
+
+class _Call(nn.Module):
+    def __init__(self, inner: Any, call: Forward) -> None:
+        super().__init__()
+        self.inner = inner
+        self.call = call
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Any:
+        return self.call(self.inner, ids, mask)
+
+
+def _default_forward(policy: Any) -> Forward:
+    takes = inspect.signature(policy.forward if isinstance(policy, nn.Module) else policy).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+    return lambda policy, ids, mask: policy(ids, **options)  # noqa: ARG005
+
+
+# --- passes over a batch ----------------------------------------------------------------------------------------------
+
+
+class _Rows(NamedTuple):
+    """Some rows of a batch: ids (n, W), tokens (n, L), the places of their logits (n, L) and the mask (n, L)."""
+
+    ids: Tensor
+    present: Tensor  # (n, W), false on padding
+    tokens: Tensor
+    places: Tensor
+    mask: Tensor
+
+
+def _passes(batch: Responses, rows: int) -> Iterator[_Rows]:
+    B, G, W = batch.ids.shape
+    ids, tokens, mask = batch.ids.view(B * G, W), batch.tokens.view(B * G, -1), batch.mask.view(B * G, -1)
+    starts = batch.prompt_lengths.repeat_interleave(G)
+    places = (starts[:, None] - 1 + torch.arange(tokens.shape[1], device=ids.device)).clamp(max=W - 1)
+    present = torch.arange(W, device=ids.device) < (starts + batch.lengths.view(-1))[:, None]
+    for first in range(0, B * G, rows):
+        yield _Rows(*(tensor[first : first + rows] for tensor in (ids, present, tokens, places, mask)))
+
+
+def _row_logits(policy: Policy, params: Parameters, rows: _Rows) -> Tensor:  # (n, L, V)
+    logits = policy.logits(params, rows.ids, rows.present)
+    return logits.gather(1, rows.places[..., None].expand(-1, -1, logits.shape[-1])).double()
+
+
+def _row_stats(policy: Policy, params: Parameters, rows: _Rows, sampler: Sampler) -> tuple[Tensor, Tensor]:  # (n, L)
+    z = sampler.restrict(_row_logits(policy, params, rows))
+    stats = token_stats(z, rows.tokens, temperature=sampler.temperature)
+    assert stats.surprisal is not None
+    return torch.where(rows.mask, -stats.surprisal, 0.0), torch.where(rows.mask, stats.entropy, 0.0)
+
+
+def sequence_stats(
+    policy: Policy, batch: Responses, params: Parameters | None = None, *, rows: int = ROWS
+) -> SequenceStats:
+    """S_k and H_k of every chosen token, at `params` or at the policy's own. -> float64 (B, G, L), nats
+
+    Errors: `ModelError` for logits without a distribution, and for a response that the policy cannot have sampled.
+    """
+    (stats,) = derivatives(policy, batch, {}, order=0, params=params, rows=rows)
+    try:
+        check_finite(stats)  # type: ignore[arg-type]  # it reads the entropy alone
+    except FloatingPointError as error:
+        raise ModelError(
+            f"{error} (prompt, response, position): the policy's logits are NaN or infinite there"
+        ) from None
+    return stats
+
+
+def derivatives(
+    policy: Policy,
+    batch: Responses,
+    direction: Parameters,
+    *,
+    order: int,
+    params: Parameters | None = None,
+    rows: int = ROWS,
+) -> list[SequenceStats]:
+    """[value, d/dη, d²/dη², ...] of S_k and H_k at θ + ηv, η = 0, up to `order` (0, 1 or 2), by nested forward mode.
+
+    `direction` is v by parameter name; a parameter that it leaves out stays. Each pass costs about one forward pass of
+    `rows` responses for order 0, two for order 1 and five for order 2, and no gradient per response. Formula: RL
+    studies, section on the second order.
+    """
+    theta = policy.parameters() if params is None else params
+    if unknown := direction.keys() - theta.keys():
+        raise UsageError(f"direction has {min(unknown)}, which is no trainable parameter of the policy")
+    parts: list[list[tuple[Tensor, Tensor]]] = []
+    with policy.differentiable():
+        for chunk in _passes(batch, rows):
+
+            def at(eta: Tensor, chunk: _Rows = chunk) -> tuple[Tensor, Tensor]:
+                moved = theta | {name: theta[name] + eta.to(v.dtype) * v for name, v in direction.items()}
+                return _row_stats(policy, moved, chunk, batch.sampler)
+
+            parts.append(_taylor(at, order, batch.ids.device))
+    shape = (*batch.shape, -1)
+    return [
+        SequenceStats(*(torch.cat(tensors).view(shape) for tensors in zip(*chunks, strict=True)))
+        for chunks in zip(*parts, strict=True)
+    ]
+
+
+def _taylor(f: Callable[[Tensor], Any], order: int, device: torch.device) -> list[Any]:
+    """[f(0), f'(0), ...] of a function of one number."""
+    zero, one = (torch.tensor(value, dtype=torch.float64, device=device) for value in (0.0, 1.0))
+    if order == 0:
+        return [f(zero)]
+    if order == 1:
+        return list(jvp(f, (zero,), (one,)))
+    both = jvp(lambda eta: jvp(f, (eta,), (one,)), (zero,), (one,))
+    return [*both[0], both[1][1]]
+
+
+def logit_range(
+    policy: Policy, batch: Responses, direction: Parameters, *, params: Parameters | None = None, rows: int = ROWS
+) -> Tensor:
+    """Δ_a = max_u a_u - min_u a_u over the vocabulary of a = ∇_v z / τ, at every chosen token. -> (B, G, L)
+
+    Tokens of logit -inf are left out; 0 after the end of a response.
+    """
+    theta = policy.parameters() if params is None else params
+    parts = []
+    with policy.differentiable():
+        for chunk in _passes(batch, rows):
+
+            def at(eta: Tensor, chunk: _Rows = chunk) -> Tensor:
+                moved = theta | {name: theta[name] + eta.to(v.dtype) * v for name, v in direction.items()}
+                return _row_logits(policy, moved, chunk)
+
+            z, a = _taylor(at, 1, batch.ids.device)
+            absent = z == -torch.inf
+            spread = a.masked_fill(absent, -torch.inf).amax(-1) - a.masked_fill(absent, torch.inf).amin(-1)
+            parts.append(torch.where(chunk.mask, spread, 0.0))
+    return torch.cat(parts).view(*batch.shape, -1) / batch.sampler.temperature
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def weighted_gradient(
+    policy: Policy, batch: Responses, weights: Weights, params: Parameters | None = None, *, rows: int = ROWS
+) -> Parameters:
+    """(1/B) Σ_n X_n by reverse mode, one backward pass for every `rows` responses. -> shapes of the parameters"""
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in (params or policy.parameters()).items()}
+    B, G = batch.shape
+    logp_weights, entropy_weights = _row_weights(weights, B * G)
+    with policy.differentiable():
+        for number, chunk in enumerate(_passes(batch, rows)):
+            here = slice(number * rows, (number + 1) * rows)
+            logp, entropy = _row_stats(policy, theta, chunk, batch.sampler)
+            total = (logp_weights[here] * logp).sum() + (entropy_weights[here] * entropy).sum()
+            (total / B).backward()
+    return {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in theta.items()}
+
+
+def row_gradients(
+    policy: Policy, batch: Responses, weights: Weights, params: Parameters | None = None, *, rows: int = ROWS
+) -> Tensor:
+    """Σ_k (logp_k ∇S_k + entropy_k ∇H_k) of every response, by vmap. -> (B, G, P), P parameters in their own order
+
+    For small models: memory is B·G·P numbers.
+    """
+    theta = policy.parameters() if params is None else params
+    B, G = batch.shape
+    logp_weights, entropy_weights = _row_weights(weights, B * G)
+
+    def value(theta: Parameters, row: _Rows, logp_weight: Tensor, entropy_weight: Tensor) -> Tensor:
+        logp, entropy = _row_stats(policy, theta, _Rows(*(tensor[None] for tensor in row)), batch.sampler)
+        return (logp_weight * logp[0]).sum() + (entropy_weight * entropy[0]).sum()
+
+    each = vmap(grad(value), (None, 0, 0, 0))
+    parts = []
+    with policy.differentiable():
+        for number, chunk in enumerate(_passes(batch, rows)):
+            here = slice(number * rows, (number + 1) * rows)
+            gradients = each(theta, chunk, logp_weights[here], entropy_weights[here])
+            parts.append(torch.cat([gradients[name].flatten(1) for name in theta], 1))
+    return torch.cat(parts).view(B, G, -1)
+
+
+def _row_weights(weights: Weights, n: int) -> tuple[Tensor, Tensor]:  # (N, L) each
+    entropy = torch.zeros_like(weights.logp) if weights.entropy is None else weights.entropy
+    return weights.logp.reshape(n, -1), entropy.expand_as(weights.logp).reshape(n, -1)
+
+
+# --- vectors of parameters --------------------------------------------------------------------------------------------
+
+
+def flatten(parameters: Parameters) -> Tensor:
+    """All numbers in one float64 vector (P,), in the dictionary's order."""
+    return torch.cat([tensor.reshape(-1).double() for tensor in parameters.values()])
+
+
+def dot(a: Parameters, b: Parameters) -> float:
+    """Σ_α a_α b_α over the parameters that both have, in float64."""
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a if name in b)
