@@ -28,7 +28,7 @@ class TinyPolicy(nn.Module):
         def random(*shape: int) -> nn.Parameter:
             return nn.Parameter(scale * torch.randn(*shape, generator=rng, dtype=torch.float64))
 
-        self.embedding, self.carry = random(vocabulary, width), random(width, width)
+        self.embedding, self.carry = random(max(vocabulary, 3), width), random(width, width)
         self.head, self.bias = random(width, vocabulary), random(vocabulary)
 
     def forward(self, ids: Tensor) -> Tensor:

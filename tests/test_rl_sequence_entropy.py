@@ -50,7 +50,7 @@ def test_both_estimates_are_unbiased_and_per_token_is_a_ratio_of_sums(seed, voca
 
 
 def test_the_variance_has_a_covariance_term_that_may_not_be_dropped():
-    p, stats, mask = _all(world(3, 3, 4, prompts=1))
+    p, stats, _ = _all(world(3, 3, 4, prompts=1))
     Z, H = -stats.logp[0], stats.entropy[0]
     p = p[0]
 
@@ -114,7 +114,7 @@ def test_the_entropy_lies_within_the_bounds_of_its_support(sampler):
     p = (z / sampler.temperature).softmax(-1)
     H = torch.special.entr(p).sum(-1)
     found = support_entropy(z, sampler)
-    assert (found.lower <= H + 1e-12).all() and (H <= found.upper + 1e-12).all()
+    assert (found.lower <= H + 1e-12).all() and (found.upper + 1e-12 >= H).all()
     kept = sampler.restrict(z) > -torch.inf
     tail = torch.special.entr((p * ~kept) / found.tail_mass[:, None].clamp(min=1e-300)).sum(-1)
     exact = found.lower + found.tail_mass * tail

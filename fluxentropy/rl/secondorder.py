@@ -2,12 +2,12 @@
 
     φ(η) = E[Σ_k w_<k(η) H_k(θ + ηv)],   C_k = Σ_{j<k} S_j,   b_k a constant,   ' = ∇_v
     φ'(0)  = E[Σ_k H'_k + C'_k (H_k - b_k)]
-    φ''(0) = E[Σ_k H''_k + 2 C'_k H'_k + (H_k - b_k)(C''_k + C'_k²)]
+    φ''(0) = E[Σ_k H''_k + 2 C'_k (H'_k - b'_k) + (H_k - b_k)(C''_k + C'_k²)]
 
 (over all positions up to the limit, H_k = 0 after the end of a response). With whole-sequence weights C is S and the
-sums of H stand in one bracket: vᵀ∇²𝓗v = E[∇²H + 2 ∇S ∇H + (H - b)(∇²S + (∇S)²)]. The constants are free because
-E[C'_k] = 0 = E[C''_k + C'_k²]; b = E[H_k], from the other prompts, cuts the variance many times. The remainder of
-𝓗(θ+ηv) - 𝓗 - ηφ' - η²φ''/2 is O(η³). Source: RL studies, section on the second order.
+sums of H stand in one bracket: vᵀ∇²𝓗v = E[∇²H + 2 ∇S ∇H + (H - b)(∇²S + (∇S)²)]. The constants b and b' are free, for
+E[C'_k] = 0 = E[C''_k + C'_k²]; the means of H_k and H'_k over the other prompts cut the variance many times. The
+remainder of 𝓗(θ+ηv) - 𝓗 - ηφ' - η²φ''/2 is O(η³). Source: RL studies, section on the second order.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def expansion_terms(
     y: tuple[Tensor, Tensor, Tensor],
     s: tuple[Tensor, Tensor],
     weights: Reweighting,
-    baseline: Tensor | float = 0.0,
+    baselines: tuple[Tensor | float, Tensor | float] = (0.0, 0.0),
 ) -> tuple[Tensor, Tensor]:
     """One response's terms of φ'(0) and φ''(0). (..., L) -> (...), (...)
 
     `y`: values at each position with their first and second derivative, 0 after the end; `s`: first and second
-    derivative of S_k. `baseline` b (broadcastable to (..., L)) must not see the response itself.
+    derivative of S_k. `baselines` b and b' (broadcastable to (..., L)) must not see the response itself.
     """
     (value, value1, value2), (s1, s2) = y, s
     if weights == "sequence":  # one term: whole sums
@@ -68,9 +68,9 @@ def expansion_terms(
         c1, c2 = s1, s2
     else:
         c1, c2 = before_position(s1), before_position(s2)
-    centred = value - baseline
+    centred = value - baselines[0]
     first = value1 + c1 * centred
-    second = value2 + 2 * c1 * value1 + centred * (c2 + c1.square())
+    second = value2 + 2 * c1 * (value1 - baselines[1]) + centred * (c2 + c1.square())
     return first.sum(-1), second.sum(-1)
 
 
@@ -104,8 +104,8 @@ def expansion(stats: list[SequenceStats], mask: Tensor, weights: Reweighting = "
     zeros = torch.zeros_like(ones)
     columns = [value.entropy.sum(-1), ones.sum(-1)]
     for y in ((value.entropy, one.entropy, two.entropy), (ones, zeros, zeros)):
-        base = others_mean(y[0] if weights == "prefix" else y[0].sum(-1, keepdim=True))
-        columns += expansion_terms(y, (one.logp, two.logp), weights, base)
+        b, b1 = (others_mean(x if weights == "prefix" else x.sum(-1, keepdim=True)) for x in y[:2])
+        columns += expansion_terms(y, (one.logp, two.logp), weights, (b, b1))
     H, T, H1, H2, T1, T2 = (column.mean(1) for column in columns)  # (B,) each
     means = torch.stack([H, T, H1, H2, T1, T2], 1)
 

@@ -7,7 +7,11 @@ With S_k(θ') and H_k(θ') after the step, w = exp(Σ_k S_k(θ') - S_k(θ)) and 
 
 The prefix form has the smaller variance, and E[w_<k] = 1 gives each position a control variate: its mean over the
 other prompts. H must be taken at the shifted parameters, and the sum is normalised once. Nothing is clipped: the
-effective sample size (Σw)²/Σw² is reported instead. Source: RL studies, section on self-normalised importance sampling.
+effective sample size (Σw)²/Σw² is reported instead. To first order in the step, with ĥ and T_tot of the batch,
+
+    δh₁ = (1/T_tot) Σ_i [Σ_k ∇_d H_k + Σ_k (H_k - ĥ) ∇_d S]        S the whole response's, or its first k-1 tokens'.
+
+Source: RL studies, section on self-normalised importance sampling.
 """
 
 from __future__ import annotations
@@ -99,3 +103,19 @@ def measured_change(
         largest_weight=float(w.max()),
         responses=w.numel(),
     )
+
+
+def linearised_change(
+    value: SequenceStats, slope: SequenceStats, mask: Tensor, *, weights: Reweighting = "prefix"
+) -> Estimate:
+    """δh₁, nats a token: `measured_change(...).per_token` to first order, from the derivatives along the step. B >= 1
+
+    `value` and `slope` are S_k, H_k (B, G, L) and their derivatives. With "sequence" it is the derivative of the
+    self-normalised estimate on the very same responses; "prefix" leaves out terms of expectation 0.
+    """
+    reach = before_position(slope.logp) if weights == "prefix" else slope.logp.sum(-1, keepdim=True)
+    ones = mask.double()
+    columns = torch.stack(
+        [value.entropy, ones, slope.entropy + reach * value.entropy, reach * ones], -1
+    )  # (B, G, L, 4)
+    return jackknife(lambda m: (m[..., 2] - m[..., 0] / m[..., 1] * m[..., 3]) / m[..., 1], columns.sum(2).mean(1))
