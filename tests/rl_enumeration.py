@@ -55,7 +55,7 @@ def outcomes(vocabulary: int, limit: int) -> Outcomes:
 class World:
     """A policy, equally likely prompts, and all responses to each. R responses, N prompts."""
 
-    policy: TinyPolicy
+    policy: nn.Module
     prompts: list[list[int]]
     every: Outcomes
     temperature: float = 1.0
@@ -65,25 +65,35 @@ class World:
         """All responses as one batch of N prompts with R responses each."""
         return self.batch_of([list(range(len(self.every)))] * len(self.prompts), range(len(self.prompts)))
 
-    def batch_of(self, chosen: list[list[int]], prompts) -> Responses:
+    def sample(self, B: int, G: int, rng: torch.Generator, **options) -> Responses:
+        """B prompts drawn with return, and G responses to each drawn from the policy."""
+        prompts = torch.randint(0, len(self.prompts), (B,), generator=rng)
+        with torch.no_grad():
+            p = self.logp().exp()
+        chosen = torch.multinomial(p[prompts], G, replacement=True, generator=rng)
+        return self.batch_of(chosen.tolist(), prompts.tolist(), **options)
+
+    def batch_of(self, chosen: list[list[int]], prompts, **options) -> Responses:
         """Responses `chosen[b]` (numbers of outcomes) to `prompts[b]`."""
         limit = max(map(len, self.every))
         tokens = torch.full((len(chosen), len(chosen[0]), limit), EOS)
         for b, row in enumerate(chosen):
             for g, number in enumerate(row):
                 tokens[b, g, : len(self.every[number])] = torch.tensor(self.every[number])
-        return responses([self.prompts[n] for n in prompts], tokens, eos=EOS)
+        return responses([self.prompts[n] for n in prompts], tokens, eos=EOS, **options)
 
     def logp(self) -> Tensor:
         """S of every response, differentiable, (N, R)."""
+        limit = max(map(len, self.every))
+        ends = torch.tensor([[*tokens] + [EOS] * (limit - len(tokens)) for tokens in self.every])
+        counts = torch.arange(limit) < torch.tensor([[len(tokens)] for tokens in self.every])
         rows = []
         for prompt in self.prompts:
-            for tokens in self.every:
-                ids = torch.tensor([[*prompt, *tokens]])
-                logp = (self.policy(ids)[0] / self.temperature).log_softmax(-1)
-                places = range(len(prompt) - 1, len(prompt) + len(tokens) - 1)
-                rows.append(sum(logp[k, t] for k, t in zip(places, tokens, strict=True)))
-        return torch.stack(rows).view(len(self.prompts), -1)
+            output = self.policy(torch.cat([torch.tensor([prompt] * len(ends)), ends], 1))
+            logits = getattr(output, "logits", output)[:, len(prompt) - 1 : -1].double()
+            logp = (logits / self.temperature).log_softmax(-1).gather(2, ends[..., None])[..., 0]
+            rows.append((logp * counts).sum(1))
+        return torch.stack(rows)
 
     def entropy(self) -> Tensor:
         """𝓗 = mean over prompts of -Σ π ln π over whole responses, differentiable."""

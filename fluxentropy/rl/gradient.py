@@ -25,8 +25,8 @@ from fluxentropy.rl.policy import (
     SequenceStats,
     Weights,
     flatten,
+    prompt_gradients,
     sequence_stats,
-    weighted_gradient,
 )
 from fluxentropy.rl.responses import Responses
 
@@ -162,17 +162,9 @@ def entropy_gradient(
         weights = to_go_weights(stats, mask, automatic if baseline is None else baseline)
     total: Parameters = {}
     squares = 0.0
-    for n in range(B):
-        one = batch.select(slice(n, n + 1))
-        X = weighted_gradient(policy, one, _prompt_weights(weights, n, one.longest), params, rows=rows)
+    for X in prompt_gradients(policy, batch, weights, params, rows=rows):
         total = {name: total[name] + x if total else x for name, x in X.items()}
         squares += float(flatten(X).square().sum())
     mean = {name: tensor / B for name, tensor in total.items()}
     trace = (squares - B * float(flatten(mean).square().sum())) / (B - 1) if B > 1 else float("nan")
     return GradientEstimate(gradient=mean, covariance_trace=trace, prompts=B)
-
-
-def _prompt_weights(weights: Weights, n: int, longest: int) -> Weights:
-    logp, entropy = (None if w is None else w[n : n + 1, :, :longest] for w in weights)
-    assert logp is not None
-    return Weights(logp, entropy)

@@ -167,7 +167,7 @@ def sequence_stats(
 ) -> SequenceStats:
     """S_k and H_k of every chosen token, at `params` or at the policy's own. -> float64 (B, G, L), nats
 
-    Errors: `ModelError` for logits without a distribution, and for a response that the policy cannot have sampled.
+    Errors: `ModelError` for logits without a distribution.
     """
     (stats,) = derivatives(policy, batch, {}, order=0, params=params, rows=rows)
     try:
@@ -177,6 +177,26 @@ def sequence_stats(
             f"{error} (prompt, response, position): the policy's logits are NaN or infinite there"
         ) from None
     return stats
+
+
+def check_sampled_by(stats: SequenceStats, batch: Responses, max_gap: float) -> None:
+    """Raise `UsageError` where the policy, with S_k of `stats` (B, G, L), cannot have sampled the batch as stored.
+
+    That is where a token has probability 0, or where the batch's own log-probabilities differ by more than `max_gap`
+    nats on a token: another policy, another temperature, or a rollout engine of other precision. The gap is named.
+    """
+    if stats.logp.isneginf().any():
+        place = tuple(stats.logp.isneginf().nonzero()[0].tolist())
+        raise UsageError(f"token {place} (prompt, response, position) has probability 0: another policy sampled it")
+    if batch.logp is None:
+        return
+    gaps = ((stats.logp - batch.logp.double()).abs() * batch.mask)[batch.mask]
+    if not float(gaps.max()) <= max_gap:
+        raise UsageError(
+            f"stored log-probabilities differ from the policy's by up to {float(gaps.max()):.3g} nats a token (mean "
+            f"{float(gaps.mean()):.3g}), more than {max_gap:g}: another policy or temperature than "
+            f"{batch.sampler.temperature:g} sampled these responses"
+        )
 
 
 def derivatives(
@@ -264,6 +284,17 @@ def weighted_gradient(
             total = (logp_weights[here] * logp).sum() + (entropy_weights[here] * entropy).sum()
             (total / B).backward()
     return {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in theta.items()}
+
+
+def prompt_gradients(
+    policy: Policy, batch: Responses, weights: Weights, params: Parameters | None = None, *, rows: int = ROWS
+) -> Iterator[Parameters]:
+    """X_n of one prompt after the other, each by its own backward passes."""
+    for n in range(batch.shape[0]):
+        one = batch.select(slice(n, n + 1))
+        logp, entropy = (w if w is None else w[n : n + 1, :, : one.longest] for w in weights)
+        assert logp is not None
+        yield weighted_gradient(policy, one, Weights(logp, entropy), params, rows=rows)
 
 
 def row_gradients(
