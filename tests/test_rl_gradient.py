@@ -16,7 +16,8 @@ from fluxentropy.rl.gradient import (
     to_go_weights,
     update_weights,
 )
-from fluxentropy.rl.policy import Policy, SequenceStats, Weights, flatten, row_gradients, sequence_stats
+from fluxentropy.rl.passes import SequenceStats, Weights, row_gradients, sequence_stats
+from fluxentropy.rl.policy import Policy, flatten
 from fluxentropy.rl.responses import Sampler, responses
 
 

@@ -9,17 +9,15 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.rl.policy import (
-    Policy,
+from fluxentropy.rl.passes import (
     Weights,
     derivatives,
-    dot,
-    flatten,
     logit_range,
     row_gradients,
     sequence_stats,
     weighted_gradient,
 )
+from fluxentropy.rl.policy import Policy, dot, flatten
 from fluxentropy.rl.responses import Sampler, responses
 
 

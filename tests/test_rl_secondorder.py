@@ -11,7 +11,8 @@ from rl_enumeration import direction, tuples, world
 from torch import nn
 
 from fluxentropy.errors import UsageError
-from fluxentropy.rl.policy import Policy, SequenceStats, derivatives, sequence_stats
+from fluxentropy.rl.passes import SequenceStats, derivatives, sequence_stats
+from fluxentropy.rl.policy import Policy
 from fluxentropy.rl.responses import Sampler, responses
 from fluxentropy.rl.secondorder import expand, expansion_terms, ghost_radius
 from fluxentropy.rl.snis import measured_change, others_mean

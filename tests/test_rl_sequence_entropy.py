@@ -9,7 +9,8 @@ import torch
 from rl_enumeration import world
 
 from fluxentropy.rl.estimate import jackknife, mean_estimate
-from fluxentropy.rl.policy import Policy, SequenceStats, sequence_stats
+from fluxentropy.rl.passes import SequenceStats, sequence_stats
+from fluxentropy.rl.policy import Policy
 from fluxentropy.rl.responses import Sampler, responses
 from fluxentropy.rl.sequence_entropy import sequence_entropy
 from fluxentropy.rl.support import support_entropy

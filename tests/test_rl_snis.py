@@ -6,7 +6,8 @@ import pytest
 import torch
 from rl_enumeration import direction, tuples, world
 
-from fluxentropy.rl.policy import Policy, SequenceStats, derivatives, sequence_stats
+from fluxentropy.rl.passes import SequenceStats, derivatives, sequence_stats
+from fluxentropy.rl.policy import Policy
 from fluxentropy.rl.snis import before_position, linearised_change, measured_change, others_mean, reweighted
 
 

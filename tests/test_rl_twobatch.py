@@ -9,7 +9,8 @@ from rl_enumeration import direction, tuples, world
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.estimate import mean_estimate
 from fluxentropy.rl.gradient import update_weights
-from fluxentropy.rl.policy import Policy, Weights, flatten, row_gradients, sequence_stats
+from fluxentropy.rl.passes import Weights, row_gradients, sequence_stats
+from fluxentropy.rl.policy import Policy, flatten
 from fluxentropy.rl.responses import Sampler, responses
 from fluxentropy.rl.twobatch import entropy_weights, known_step, two_batch, two_batch_from_sums, update_change
 

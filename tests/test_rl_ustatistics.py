@@ -10,7 +10,8 @@ from fluxentropy.errors import UsageError
 from fluxentropy.rl.estimate import leave_one_out
 from fluxentropy.rl.gradient import score_weights, update_weights
 from fluxentropy.rl.kernel import fisher_gradients
-from fluxentropy.rl.policy import Policy, SequenceStats
+from fluxentropy.rl.passes import SequenceStats
+from fluxentropy.rl.policy import Policy
 from fluxentropy.rl.ustatistics import (
     leave_one_out_advantages,
     multi_prompt_u,

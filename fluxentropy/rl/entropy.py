@@ -39,20 +39,17 @@ from fluxentropy.rl.kernel import (
     pairs,
     update_side,
 )
-from fluxentropy.rl.policy import (
-    Parameters,
-    Policy,
+from fluxentropy.rl.passes import (
     SequenceStats,
     Weights,
     check_sampled_by,
     derivatives,
-    dot,
-    flatten,
     prompt_gradients,
     row_gradients,
     sequence_stats,
     weighted_gradient,
 )
+from fluxentropy.rl.policy import Parameters, Policy, dot, flatten
 from fluxentropy.rl.probe import COSTS, PARTS, EntropyProbe, Part
 from fluxentropy.rl.proberecord import Change, KernelReport, ProbeRecord
 from fluxentropy.rl.responses import Responses, Sampler, response_mask, responses

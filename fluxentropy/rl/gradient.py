@@ -18,16 +18,8 @@ from torch import Tensor
 
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.estimate import leave_one_out
-from fluxentropy.rl.policy import (
-    ROWS,
-    Parameters,
-    Policy,
-    SequenceStats,
-    Weights,
-    flatten,
-    prompt_gradients,
-    sequence_stats,
-)
+from fluxentropy.rl.passes import ROWS, SequenceStats, Weights, prompt_gradients, sequence_stats
+from fluxentropy.rl.policy import Parameters, Policy, flatten
 from fluxentropy.rl.responses import Responses
 
 Form = Literal["score", "to_go"]

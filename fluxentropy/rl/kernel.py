@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.estimate import leave_one_out
-from fluxentropy.rl.policy import ROWS, Parameters, Policy, Weights, derivatives, flatten, row_gradients
+from fluxentropy.rl.passes import ROWS, Weights, derivatives, row_gradients
+from fluxentropy.rl.policy import Parameters, Policy, flatten
 from fluxentropy.rl.responses import Responses
 
 

@@ -31,17 +31,8 @@ from fluxentropy.rl.kernel import (
     pairs,
     update_side,
 )
-from fluxentropy.rl.policy import (
-    ROWS,
-    Forward,
-    Parameters,
-    Policy,
-    Weights,
-    check_sampled_by,
-    flatten,
-    prompt_gradients,
-    sequence_stats,
-)
+from fluxentropy.rl.passes import ROWS, Weights, check_sampled_by, prompt_gradients, sequence_stats
+from fluxentropy.rl.policy import Forward, Parameters, Policy, flatten
 from fluxentropy.rl.proberecord import Change, KernelReport, ProbeRecord
 from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.secondorder import EntropyExpansion, expand, ghost_radius
@@ -54,10 +45,13 @@ from fluxentropy.rl.ustatistics import UStatistic, multi_prompt_u
 Part = Literal["measured", "first_order", "split", "range", "second_order", "two_batch", "kernel", "u_statistic"]
 PARTS: tuple[Part, ...] = get_args(Part)
 OF_THE_UPDATE = ("two_batch", "kernel", "u_statistic")
-# About how many forward passes over the batch each part costs; a pass of forward mode counts 2.5, one backwards 3.
+# Forward passes over the batch that each part costs, as benchmarks/probe.py finds them on a small transformer on a CPU.
+# A forward-mode pass has three matrix products for one and, with float64 reductions, costs about five passes.
 COSTS: dict[Part, float] = {
-    "measured": 1, "first_order": 2.5, "split": 7.5, "range": 2.5, "second_order": 6, "two_batch": 12, "u_statistic": 8,
+    "measured": 1.5, "first_order": 5.5, "split": 13, "range": 4.5, "second_order": 16, "two_batch": 18,
+    "u_statistic": 16,
 }  # fmt: skip
+KERNEL_COST = 10.0  # of each direction of the sketch
 
 
 class EntropyProbe:
@@ -71,9 +65,11 @@ class EntropyProbe:
         update: the responses with advantages that the update uses, for "two_batch", "kernel" and "u_statistic"; the
             update is then the ascent (1/BG) Σ (A/norm) ∇S, times the learning rate or AdamW's preconditioner.
         norm: the constant that the update divides sums over tokens by.
-        parts: which parts to run; None for all that cost no more than "two_batch" and have what they need.
-        budget: at most so many forward passes over the batch; parts are taken in the order of `PARTS` while they fit.
-        sketch: directions of the kernel's projection (2.5 passes each over both batches); None for the exact kernel of
+        parts: which parts to run; None for all that have what they need, but for "kernel" and "u_statistic". The first
+            order comes with the second.
+        budget: at most about so many forward passes over the batch (`COSTS`); parts are taken in the order of `PARTS`
+            while they fit.
+        sketch: directions of the kernel's projection, each a pass over both batches; None for the exact kernel of
             a small model.
         min_ess: the share of the responses below which the effective sample size is a warning.
         rows: responses in one pass.
@@ -134,12 +130,12 @@ class EntropyProbe:
                 raise UsageError(f"the part {part!r} needs advantages in the update's responses")
         if budget is not None:
             chosen = self._within(chosen, budget)
-        return tuple(chosen)
+        return tuple(part for part in chosen if part != "first_order" or "second_order" not in chosen)
 
     def _within(self, parts: list[Part], budget: float) -> list[Part]:
         left, kept = budget - 1, []  # one pass for the entropy itself
         for part in parts:
-            cost = COSTS[part] if part != "kernel" else 5.0 * (self._sketch or self._batch.ids[..., 0].numel())
+            cost = COSTS[part] if part != "kernel" else KERNEL_COST * (self._sketch or self._batch.ids[..., 0].numel())
             if cost <= left:
                 kept.append(part)
                 left -= cost
@@ -167,7 +163,7 @@ class EntropyProbe:
                 found["ghost_radius"] = float(radii.min())
             elif part in OF_THE_UPDATE:
                 found[part] = self._of_the_update(part, split.preconditioner if split else self._rates(), clip)
-            elif part == "second_order" or "second_order" not in self.parts:
+            else:
                 found["expansion"] = self._expand(step, 2 if part == "second_order" else 1)
             self._seconds[part] = time.perf_counter() - start
         record = ProbeRecord(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fluxentropy.rl.estimate import Estimate, jackknife, mean_estimate
-from fluxentropy.rl.policy import ROWS, Parameters, Policy, SequenceStats, derivatives, logit_range
+from fluxentropy.rl.passes import ROWS, SequenceStats, derivatives, logit_range
+from fluxentropy.rl.policy import Parameters, Policy
 from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.snis import Reweighting, before_position, others_mean
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fluxentropy.rl.estimate import Estimate, jackknife, mean_estimate
-from fluxentropy.rl.policy import SequenceStats
+from fluxentropy.rl.passes import SequenceStats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fluxentropy.rl.estimate import Estimate, jackknife
-from fluxentropy.rl.policy import SequenceStats
+from fluxentropy.rl.passes import SequenceStats
 
 Reweighting = Literal["prefix", "sequence"]
 

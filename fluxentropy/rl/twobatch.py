@@ -19,7 +19,8 @@ from torch import Tensor
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.estimate import Estimate, mean_estimate
 from fluxentropy.rl.gradient import Form, others_to_go, score_weights, to_go_weights, update_weights
-from fluxentropy.rl.policy import ROWS, Parameters, Policy, SequenceStats, Weights, derivatives, weighted_gradient
+from fluxentropy.rl.passes import ROWS, SequenceStats, Weights, derivatives, weighted_gradient
+from fluxentropy.rl.policy import Parameters, Policy
 from fluxentropy.rl.responses import Responses
 
 
