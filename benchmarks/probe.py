@@ -117,9 +117,8 @@ def main() -> None:
     step, one = median["step"], median["forward"]
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {args.rounds} rounds")
-    print(
-        f"a step {1e3 * step:.0f} ms; in steps: sampling {median['sampling'] / step:.2f}, a forward pass {one / step:.2f}"
-    )
+    in_steps = {name: f"{median[name] / step:.2f} steps" for name in ("forward", "sampling")}
+    print(f"a step {1e3 * step:.0f} ms, a forward pass {in_steps['forward']}, sampling {in_steps['sampling']}")
     print(f"{'part':14}{'× a step':>10}{'forward passes':>16}{'stated':>8}")
     table = {}
     for name in [n for n in work if n not in ("step", "sampling", "forward")]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fluxentropy.rl.responses import Responses, responses
+from fluxentropy.rl.responses import Responses, Sampler, responses
 
 EOS = 0
 Outcomes = list[tuple[int, ...]]
@@ -75,6 +75,7 @@ class World:
 
     def batch_of(self, chosen: list[list[int]], prompts, **options) -> Responses:
         """Responses `chosen[b]` (numbers of outcomes) to `prompts[b]`."""
+        options.setdefault("sampler", Sampler(temperature=self.temperature))
         limit = max(map(len, self.every))
         tokens = torch.full((len(chosen), len(chosen[0]), limit), EOS)
         for b, row in enumerate(chosen):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rl_enumeration import TinyPolicy, direction, world
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.rl.passes import (
@@ -18,15 +18,13 @@ from fluxentropy.rl.passes import (
     weighted_gradient,
 )
 from fluxentropy.rl.policy import Policy, dot, flatten
-from fluxentropy.rl.responses import Sampler, responses
+from fluxentropy.rl.responses import responses
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_log_probabilities_and_entropies_are_those_of_enumeration(temperature):
     w = world(limit=3, temperature=temperature)
-    batch = w.batch
-    batch = responses(w.prompts, batch.tokens, eos=0, sampler=Sampler(temperature=temperature))
-    stats = sequence_stats(Policy(w.policy), batch, rows=7)
+    stats = sequence_stats(Policy(w.policy), w.batch, rows=7)
     S = stats.logp.sum(-1)
     torch.testing.assert_close(S, w.logp().detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(S.exp().sum(1), torch.ones(2, dtype=torch.float64))
@@ -123,7 +121,7 @@ def test_a_direction_with_another_models_parameters_is_refused():
         derivatives(Policy(w.policy), w.batch, {"nothing": torch.zeros(1)}, order=1)
 
 
-def _llama(**options):
+def _llama():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -162,6 +160,61 @@ def test_transformers_decoders_with_fused_attention_and_dropout_are_differentiat
     logp = model(row).logits.double().log_softmax(-1)[0, 2:-1].gather(1, row[0, 3:, None])[:, 0]
     T = int(batch.lengths[1, 2])
     torch.testing.assert_close(value.logp[1, 2, :T], logp.detach()[:T], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [_llama, _gpt2])
+def test_second_derivatives_of_transformers_are_those_of_finite_differences(make):
+    """torch's own layer norm (GPT-2) is silently wrong in forward over forward mode."""
+    model = make().double()
+    batch = responses([[1], [2, 3, 4]], torch.tensor([[[1, 2, 3]], [[5, 4, 0]]]), eos=0)
+    policy = Policy(model)
+    rng = torch.Generator().manual_seed(1)
+    v = {n: 0.1 * torch.randn(p.shape, generator=rng, dtype=torch.float64) for n, p in policy.parameters().items()}
+    value, first, second = derivatives(policy, batch, v, order=2)
+    eta = 1e-3
+
+    def at(sign):
+        return sequence_stats(policy, batch, {n: p + sign * eta * v[n] for n, p in policy.parameters().items()})
+
+    for k in range(2):
+        up, down = at(1)[k], at(-1)[k]
+        torch.testing.assert_close(first[k], (up - down) / (2 * eta), rtol=0.01, atol=0.01)
+        torch.testing.assert_close(second[k], (up + down - 2 * value[k]) / eta**2, rtol=0.02, atol=0.05)
+    assert second.logp.abs().max() > 1
+
+
+def test_mixtures_of_experts_are_differentiated_and_restored():
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=6, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, max_position_embeddings=16,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    kernel = model.config._experts_implementation
+    batch = responses([[1], [2]], torch.tensor([[[1, 2, 3]], [[5, 4, 0]]]), eos=0)
+    v = {name: torch.ones_like(p) for name, p in Policy(model).parameters().items()}
+    assert derivatives(Policy(model), batch, v, order=2)[2].logp.isfinite().all()
+    assert model.config._experts_implementation == kernel
+
+
+class Opaque(torch.autograd.Function):
+    """An operation without a forward-mode derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+
+def test_a_model_without_forward_mode_derivatives_is_named():
+    w = world()
+
+    class Model(TinyPolicy):
+        def forward(self, ids):
+            return Opaque.apply(super().forward(ids))
+
+    v = {name: torch.ones_like(p) for name, p in w.policy.named_parameters()}
+    with pytest.raises(ModelError, match="the policy cannot be differentiated in forward mode"):
+        derivatives(Policy(Model()), w.batch, v, order=1)
 
 
 def test_frozen_parameters_take_no_part():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -216,12 +218,26 @@ def test_what_a_probe_cannot_use_is_refused(scene):
         probe(w.policy, batch, parts=["split"], optimizer=torch.optim.SGD(w.policy.parameters()))
     with pytest.raises(UsageError, match="'kernel' needs update=, norm= and optimizer="):
         probe(w.policy, batch, parts=["kernel"], optimizer=adam, update=update)
+    with pytest.raises(UsageError, match="1 responses a prompt: the kernel's"):
+        single = w.sample(5, 1, torch.Generator().manual_seed(0))
+        probe(w.policy, single, parts=["kernel"], optimizer=adam, update=update, norm=1.0)
+    with pytest.raises(
+        UsageError, match="2 prompts in the batch: the part 'u_statistic' of the update needs at least 3"
+    ):
+        two = update.select(slice(0, 2))
+        probe(w.policy, batch, parts=["u_statistic"], optimizer=adam, update=two, norm=1.0)
     with pytest.raises(UsageError, match="'two_batch' needs advantages"):
         probe(w.policy, batch, optimizer=adam, update=batch, norm=1.0)
     with torch.no_grad():
         w.policy.bias[0] = torch.nan
     with pytest.raises(ModelError, match="NaN or infinite"):
         probe(w.policy, batch)
+
+
+def test_the_library_needs_torch_alone():
+    code = "import sys, fluxentropy.rl.entropy; print({'transformers', 'datasets', 'duckdb'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n" and not found.stderr
 
 
 # --- a small real transformer -----------------------------------------------------------------------------------------

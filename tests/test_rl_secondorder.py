@@ -37,9 +37,11 @@ def _terms(w, v, weights, baselines=(0.0, 0.0), lengths=False):
 
 
 @pytest.mark.parametrize("weights", ["prefix", "sequence"])
-@pytest.mark.parametrize(("seed", "vocabulary", "limit"), [(0, 3, 4), (1, 4, 3), (2, 5, 2)])
-def test_both_orders_are_those_of_the_hessian_whatever_the_constants(seed, vocabulary, limit, weights):
-    w = world(seed, vocabulary, limit)
+@pytest.mark.parametrize(
+    ("seed", "vocabulary", "limit", "temperature"), [(0, 3, 4, 1.0), (1, 4, 3, 0.7), (2, 5, 2, 1.6)]
+)
+def test_both_orders_are_those_of_the_hessian_whatever_the_constants(seed, vocabulary, limit, temperature, weights):
+    w = world(seed, vocabulary, limit, temperature=temperature)
     v = direction(w)
     exact = _exact(w, v, w.entropy())
     for baselines in ((0.0, 0.0), (1.7, -0.4)):

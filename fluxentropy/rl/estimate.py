@@ -31,10 +31,6 @@ class Estimate(NamedTuple):
         half = NormalDist().inv_cdf((1 + level) / 2) * self.se
         return self.value - half, self.value + half
 
-    def scaled(self, factor: float) -> Estimate:
-        """The estimate times a constant."""
-        return Estimate(self.value * factor, self.se * abs(factor))
-
 
 def mean_estimate(values: Tensor) -> Estimate:
     """Mean and standard error of one value a prompt, (B,)."""

@@ -37,11 +37,11 @@ class RunningBaseline:
     rate: float  # a: μ <- (1 - a) μ + a mean(G_{k+1}); the first time, the mean itself
 
     @staticmethod
-    def empty(length: int, rate: float = 0.1) -> RunningBaseline:
+    def empty(length: int, rate: float = 0.1, device: str | torch.device = "cpu") -> RunningBaseline:
         """A baseline of zeros for positions below `length`. Errors: `UsageError` for a rate outside (0, 1]."""
         if not 0 < rate <= 1:
             raise UsageError(f"rate {rate}: use a number above 0 and at most 1")
-        zeros = torch.zeros(length, dtype=torch.float64)
+        zeros = torch.zeros(length, dtype=torch.float64, device=device)
         return RunningBaseline(mean=zeros, seen=zeros.bool(), rate=rate)
 
     def updated(self, entropy: Tensor, mask: Tensor) -> RunningBaseline:

@@ -118,6 +118,7 @@ def kernel_change(kernel: Tensor, x: Tensor, y: Tensor, same_prompt: Tensor, ide
     For the change of a policy-gradient step: x from `entropy_side`, y from `update_side`, times η where K has no
     preconditioner. Sampled estimates need two batches: rows of one batch on both sides are correlated.
     """
+    same_prompt, identical = same_prompt.to(kernel.device), identical.to(kernel.device)
     terms = x[:, None] * kernel * y[None, :]
     parts = (terms * identical, terms * (same_prompt & ~identical), terms * ~same_prompt)
     same, prompt, cross = (float(part.sum()) for part in parts)
@@ -145,7 +146,7 @@ def covariance_change(logp: Tensor, advantages: Tensor) -> float:
 
 def kernel_statistics(kernel: Tensor, prompts: Tensor) -> KernelStatistics:
     """Statistics of K (N, N) in blocks of equal `prompts` (N,), any labels."""
-    same = prompts[:, None] == prompts[None, :]
+    same = (prompts[:, None] == prompts[None, :]).to(kernel.device)
     off = ~torch.eye(len(kernel), dtype=torch.bool, device=kernel.device)
     inside, between = kernel[same & off], kernel[~same]
     values = torch.linalg.eigvalsh((kernel + kernel.T) / 2).flip(0)

@@ -107,7 +107,7 @@ def check_sampled_by(stats: SequenceStats, batch: Responses, max_gap: float) -> 
         raise UsageError(f"token {place} (prompt, response, position) has probability 0: another policy sampled it")
     if batch.logp is None:
         return
-    gaps = ((stats.logp - batch.logp.double()).abs() * batch.mask)[batch.mask]
+    gaps = (stats.logp - batch.logp.double()).abs()[batch.mask]
     if not float(gaps.max()) <= max_gap:
         raise UsageError(
             f"stored log-probabilities differ from the policy's by up to {float(gaps.max()):.3g} nats a token (mean "

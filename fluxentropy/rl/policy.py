@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fluxentropy.errors import ModelError
 
@@ -53,29 +54,87 @@ class Policy:
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Evaluation mode and attention that forward-mode differentiation can pass; everything is restored after.
+        """Evaluation mode, and operations that can be differentiated twice in forward mode; all is restored after.
 
-        Fused attention has no forward-mode derivative. The mathematical one of `scaled_dot_product_attention` is used
-        instead, and `transformers` models with another kernel than that switch to eager attention.
+        Fused attention has no such derivative: `scaled_dot_product_attention` takes its mathematical form, and a
+        `transformers` model with other kernels switches to eager ones. Layer norms are computed from elementary
+        operations, for torch's own has a wrong second derivative. Errors: `ModelError` names another operation that
+        has none.
         """
-        modules = [] if self.module is None else list(self.module.modules())
-        training = [module.training for module in modules]
-        kernel = getattr(getattr(self.module, "config", None), "_attn_implementation", None)
-        other = kernel not in (None, "eager", "sdpa")
-        set_kernel: Callable[[str], None] = getattr(self.module, "set_attn_implementation", lambda _: None)
-        try:
-            for module in modules:
-                module.training = False
-            if other:
-                set_kernel("eager")
-            # With gradients disabled torch takes fused backward formulas (SiLU's) that cannot be differentiated again.
-            with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        # With gradients disabled torch takes fused backward formulas (SiLU's) that cannot be differentiated again.
+        with (
+            _evaluating(self.module),
+            _eager(self.module, "attn", but="sdpa"),
+            _eager(self.module, "experts"),
+            sdpa_kernel(SDPBackend.MATH),
+            _PlainLayerNorm(),
+            torch.enable_grad(),
+        ):
+            try:
                 yield
-        finally:
-            if other:
-                set_kernel(str(kernel))
-            for module, mode in zip(modules, training, strict=True):
-                module.training = mode
+            except RuntimeError as error:
+                if "forward AD" in str(error) or "functorch" in str(error):
+                    raise ModelError(f"the policy cannot be differentiated in forward mode: {error}") from error
+                raise
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module | None) -> Iterator[None]:
+    """Every submodule in evaluation mode, each put back as it was."""
+    training = [] if module is None else [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in training:
+            part.training = False
+        yield
+    finally:
+        for part, mode in training:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def _eager(module: nn.Module | None, what: str, but: str = "eager") -> Iterator[None]:
+    """The "attn" or "experts" of a `transformers` model in plain operations, unless they are or its kernel is `but`."""
+    kernel = getattr(getattr(module, "config", None), f"_{what}_implementation", None)
+    if kernel in (None, "eager", but):
+        yield
+        return
+    switch = getattr(module, f"set_{what}_implementation")
+    switch("eager")
+    try:
+        yield
+    finally:
+        switch(kernel)
+
+
+class _PlainLayerNorm(TorchFunctionMode):
+    """Layer norm by its definition: the fused one is silently wrong when forward mode differentiates it twice.
+
+    Its formula (torch 2.13) takes the saved mean and deviation as constants the second time.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (nn.functional.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,  # noqa: ARG001  (torch.layer_norm's last argument)
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    x = input if input.dtype == torch.float64 else input.float()
+    centred = x - x.mean(axes, keepdim=True)
+    normal = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    if weight is not None:
+        normal = normal * weight
+    return (normal if bias is None else normal + bias).to(input.dtype)
 
 
 class _Call(nn.Module):

@@ -126,11 +126,22 @@ class EntropyProbe:
             if (wants := [part for part in chosen if part in OF_THE_UPDATE]) and not has_update:
                 raise UsageError(f"the part {wants[0]!r} needs update=, norm= and optimizer=")
         for part in chosen:
-            if part in OF_THE_UPDATE and self._update is not None and self._update.advantages is None:
-                raise UsageError(f"the part {part!r} needs advantages in the update's responses")
+            self._check_update(part)
         if budget is not None:
             chosen = self._within(chosen, budget)
         return tuple(part for part in chosen if part != "first_order" or "second_order" not in chosen)
+
+    def _check_update(self, part: Part) -> None:
+        """Refuse at once an update that `part` could not use after the step."""
+        if self._update is None or part not in OF_THE_UPDATE:
+            return
+        if self._update.advantages is None:
+            raise UsageError(f"the part {part!r} needs advantages in the update's responses")
+        self._update.need_whole_vocabulary(f"the part {part!r}")
+        self._update.need(prompts=3 if part == "u_statistic" else 2, reason=f"the part {part!r} of the update")
+        if part == "kernel":
+            for batch in (self._batch, self._update):
+                batch.need(responses=2, reason="the kernel's leave-one-out mean")
 
     def _within(self, parts: list[Part], budget: float) -> list[Part]:
         left, kept = budget - 1, []  # one pass for the entropy itself
