@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from rl_enumeration import TinyPolicy, direction, world
@@ -162,8 +164,17 @@ def test_transformers_decoders_with_fused_attention_and_dropout_are_differentiat
     torch.testing.assert_close(value.logp[1, 2, :T], logp.detach()[:T], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [_llama, _gpt2])
-def test_second_derivatives_of_transformers_are_those_of_finite_differences(make):
+def _own_gpt(preset):
+    gpt = pytest.importorskip("fluxentropy.gpt")
+    config = gpt.GPTConfig.preset(
+        preset, vocab_size=6, block_size=16, n_layer=2, n_head=2, n_embd=8, zero_init=False, value_embeddings=True
+    )
+    torch.manual_seed(0)
+    return gpt.GPT(config)
+
+
+@pytest.mark.parametrize("make", [_llama, _gpt2, partial(_own_gpt, "modern"), partial(_own_gpt, "gpt2")])
+def test_derivatives_of_transformers_are_those_of_finite_differences(make):
     """torch's own layer norm (GPT-2) is silently wrong in forward over forward mode."""
     model = make().double()
     batch = responses([[1], [2, 3, 4]], torch.tensor([[[1, 2, 3]], [[5, 4, 0]]]), eos=0)
@@ -171,7 +182,7 @@ def test_second_derivatives_of_transformers_are_those_of_finite_differences(make
     rng = torch.Generator().manual_seed(1)
     v = {n: 0.1 * torch.randn(p.shape, generator=rng, dtype=torch.float64) for n, p in policy.parameters().items()}
     value, first, second = derivatives(policy, batch, v, order=2)
-    eta = 1e-3
+    eta = 4e-3  # some of these models keep float32 parts, whose noise is divided by eta squared
 
     def at(sign):
         return sequence_stats(policy, batch, {n: p + sign * eta * v[n] for n, p in policy.parameters().items()})
@@ -179,7 +190,7 @@ def test_second_derivatives_of_transformers_are_those_of_finite_differences(make
     for k in range(2):
         up, down = at(1)[k], at(-1)[k]
         torch.testing.assert_close(first[k], (up - down) / (2 * eta), rtol=0.01, atol=0.01)
-        torch.testing.assert_close(second[k], (up + down - 2 * value[k]) / eta**2, rtol=0.02, atol=0.05)
+        torch.testing.assert_close(second[k], (up + down - 2 * value[k]) / eta**2, rtol=0.02, atol=0.1)
     assert second.logp.abs().max() > 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import subprocess
 import sys
 
@@ -256,7 +257,7 @@ def test_fifty_adamw_steps_are_predicted_and_measured_within_the_stated_interval
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     reward = torch.randn(len(w.every), generator=rng)
     z = {"first": [], "predicted": [], "measured": [], "measured_per_token": []}
-    changes = []
+    changes, left = [], {"first": [], "predicted": []}  # what each order leaves of the measured change
 
     def exact():
         """(𝓗, h)."""
@@ -285,8 +286,11 @@ def test_fifty_adamw_steps_are_predicted_and_measured_within_the_stated_interval
         ):
             z[name].append((estimate.value - truth) / estimate.se)
         changes.append(change)
+        for name, estimate in (("first", expansion.first), ("predicted", expansion.quadratic)):
+            left[name].append(abs(estimate.value - record.measured.per_sequence.value))
         assert record.measured.effective_sample_size > 60
     assert sum(abs(c) > 2e-3 for c in changes) > 25  # steps worth measuring
+    assert statistics.median(left["predicted"]) < 0.2 * statistics.median(left["first"])
     for name in ("predicted", "measured", "measured_per_token"):
         inside = sum(abs(value) < 1.96 for value in z[name])
         assert inside >= 43, (name, inside)  # 47.5 expected; fewer than 43 has a chance of 0.4%
