@@ -104,6 +104,17 @@ def test_forbidden_tokens_give_finite_values_and_derivatives_to_second_order():
     torch.testing.assert_close(sequence_stats(policy, batch).entropy[0, 0, 0], -(p * p.log()).sum().detach())
 
 
+def test_float32_logits_are_reduced_in_float64():
+    """An entropy change of 1e-9 would drown in a float32 log-softmax."""
+    rng = torch.Generator().manual_seed(0)
+    z = 30 * torch.randn(1, 4, 500, generator=rng) + 1e4
+    batch = responses([[1]], torch.tensor([[[7, 8, 9]]]))
+    stats = sequence_stats(Policy(lambda ids: z), batch)
+    logp = z.double().log_softmax(-1)[0, :3]
+    torch.testing.assert_close(stats.logp[0, 0], logp[torch.arange(3), [7, 8, 9]], rtol=1e-13, atol=0)
+    torch.testing.assert_close(stats.entropy[0, 0], -(logp.exp() * logp).sum(-1), rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_logits_that_are_no_distribution_are_refused(bad):
     policy = Policy(lambda ids: torch.full((*ids.shape, 3), bad))

@@ -146,6 +146,10 @@ def test_parts_are_chosen_by_what_is_there_and_by_the_budget(scene):
     assert probe(w.policy, batch, optimizer=adam, budget=2.5).parts == ("measured",)
     assert probe(w.policy, batch, optimizer=adam, budget=8).parts == ("measured", "first_order")
     assert probe(w.policy, batch, parts=["kernel"], optimizer=adam, update=update, norm=1.0, budget=100).parts == ()
+    coupled = torch.optim.Adam(w.policy.parameters(), weight_decay=0.1)
+    assert "split" not in probe(w.policy, batch, optimizer=coupled).parts
+    with pytest.raises(UsageError, match="Adam with its options: how it scales"):
+        probe(w.policy, batch, optimizer=coupled, update=update, norm=1.0)
     assert probe(w.policy, batch, budget=0).measure().measured is None
 
 
@@ -215,7 +219,7 @@ def test_what_a_probe_cannot_use_is_refused(scene):
         probe(w.policy, cut)
     with pytest.raises(UsageError, match="part 'all'"):
         probe(w.policy, batch, parts=["all"])
-    with pytest.raises(UsageError, match="'split' needs optimizer=, an AdamW"):
+    with pytest.raises(UsageError, match="'split' needs optimizer=, an AdamW or"):
         probe(w.policy, batch, parts=["split"], optimizer=torch.optim.SGD(w.policy.parameters()))
     with pytest.raises(UsageError, match="'kernel' needs update=, norm= and optimizer="):
         probe(w.policy, batch, parts=["kernel"], optimizer=adam, update=update)

@@ -8,7 +8,7 @@ from rl_enumeration import TinyPolicy, direction, world
 
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.policy import dot, flatten
-from fluxentropy.rl.step import AdamWRecorder, clip_factor, difference, snapshot
+from fluxentropy.rl.step import AdamWRecorder, clip_factor, difference, learning_rates, snapshot
 
 
 def _loss(model, ids):
@@ -105,6 +105,46 @@ def test_what_cannot_be_split_is_refused():
         recorder.split()
     with pytest.raises(UsageError, match="no parameter gone"):
         difference(model, {"gone": torch.zeros(1)})
+
+
+def test_parts_that_miss_the_step_are_refused_and_a_scheduler_after_it_is_no_matter():
+    model = TinyPolicy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    recorder = AdamWRecorder(model, optimizer)
+    _loss(model, torch.tensor([[1, 2]])).backward()
+    optimizer.step()
+    scheduler.step()
+    step = flatten(difference(model, recorder.before))
+    parts = recorder.split()
+    whole = flatten(parts.batch) + flatten(parts.momentum) + flatten(parts.decay)
+    torch.testing.assert_close(whole, step, rtol=1e-10, atol=1e-15)
+    optimizer.zero_grad(set_to_none=False)
+    with pytest.raises(UsageError, match="AdamW's parts miss the step by .* gradients or options were changed"):
+        recorder.split()
+
+
+def test_float32_steps_near_the_rounding_of_the_parameters_still_split():
+    model = TinyPolicy(scale=30.0).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    recorder = AdamWRecorder(model, optimizer)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    recorder.split()
+
+
+def test_learning_rates_are_those_of_the_groups():
+    model = TinyPolicy()
+    optimizer = torch.optim.SGD([{"params": [model.bias]}, {"params": [model.head], "lr": 0.5}], lr=0.1, momentum=0.9)
+    found = learning_rates(model, optimizer)
+    assert [float(found[name].max()) for name in ("bias", "head", "carry")] == [0.1, 0.5, 0]
+    for other in (
+        torch.optim.SGD(model.parameters(), lr=1, momentum=0.9, nesterov=True),
+        torch.optim.RMSprop([model.bias]),
+    ):
+        with pytest.raises(UsageError, match="how it scales the update's gradient is known for"):
+            learning_rates(model, other)
 
 
 def test_the_oracles_own_moves_are_steps():

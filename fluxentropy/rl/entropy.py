@@ -56,7 +56,7 @@ from fluxentropy.rl.responses import Responses, Sampler, response_mask, response
 from fluxentropy.rl.secondorder import EntropyExpansion, Expansion, expand, ghost_radius
 from fluxentropy.rl.sequence_entropy import SequenceEntropy, sequence_entropy
 from fluxentropy.rl.snis import MeasuredChange, linearised_change, measured_change
-from fluxentropy.rl.step import AdamWRecorder, AdamWSplit, clip_factor, difference, snapshot
+from fluxentropy.rl.step import AdamWRecorder, AdamWSplit, can_split, clip_factor, difference, learning_rates, snapshot
 from fluxentropy.rl.support import SupportEntropy, support_entropy
 from fluxentropy.rl.twobatch import TwoBatch, known_step, two_batch, two_batch_from_sums, update_change
 from fluxentropy.rl.ustatistics import (
@@ -95,6 +95,7 @@ __all__ = [
     "TwoBatch",
     "UStatistic",
     "Weights",
+    "can_split",
     "check_sampled_by",
     "clip_factor",
     "covariance_change",
@@ -112,6 +113,7 @@ __all__ = [
     "kernel_change",
     "kernel_statistics",
     "known_step",
+    "learning_rates",
     "leave_one_out",
     "leave_one_out_advantages",
     "linearised_change",

@@ -25,7 +25,10 @@ class Estimate(NamedTuple):
     se: float
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The normal interval of confidence `level`. Errors: `UsageError` for a level outside (0, 1)."""
+        """The normal interval of confidence `level`, too narrow for few prompts.
+
+        Errors: `UsageError` for a level outside (0, 1).
+        """
         if not 0 < level < 1:
             raise UsageError(f"confidence level {level}: use a number between 0 and 1")
         half = NormalDist().inv_cdf((1 + level) / 2) * self.se

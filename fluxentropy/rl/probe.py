@@ -38,7 +38,7 @@ from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.secondorder import EntropyExpansion, expand, ghost_radius
 from fluxentropy.rl.sequence_entropy import sequence_entropy
 from fluxentropy.rl.snis import measured_change
-from fluxentropy.rl.step import AdamWRecorder, difference, snapshot
+from fluxentropy.rl.step import AdamWRecorder, can_split, difference, learning_rates, snapshot
 from fluxentropy.rl.twobatch import TwoBatch, entropy_weights, update_change
 from fluxentropy.rl.ustatistics import UStatistic, multi_prompt_u
 
@@ -51,7 +51,7 @@ COSTS: dict[Part, float] = {
     "measured": 1.5, "first_order": 5.5, "split": 13, "range": 4.5, "second_order": 16, "two_batch": 18,
     "u_statistic": 16,
 }  # fmt: skip
-KERNEL_COST = 10.0  # of each direction of the sketch
+KERNEL_COST = 10.0  # of each direction of the sketch, and of the exact kernel
 
 
 class EntropyProbe:
@@ -104,25 +104,32 @@ class EntropyProbe:
         self._stats = sequence_stats(self._policy, batch, rows=rows)
         check_sampled_by(self._stats, batch, max_gap)
         self._seconds = {"entropy": time.perf_counter() - start}
-        needs_moments = isinstance(optimizer, torch.optim.Adam) and {"split", *OF_THE_UPDATE} & set(self.parts)
-        self._recorder = AdamWRecorder(policy, optimizer) if needs_moments and optimizer is not None else None
+        self._recorder: AdamWRecorder | None = None
+        self._rates: Parameters = {}
+        if optimizer is not None and {"split", *OF_THE_UPDATE} & set(self.parts):
+            if can_split(optimizer):
+                self._recorder = AdamWRecorder(policy, optimizer)
+            else:
+                self._rates = learning_rates(policy, optimizer)
         self._before = self._recorder.before if self._recorder else snapshot(policy)
 
     def _choose(self, parts: Collection[Part] | None, budget: float | None) -> tuple[Part, ...]:
         """The parts to run, in the order of `PARTS`."""
         has_update = None not in (self._update, self._norm, self._optimizer)
-        is_adam = isinstance(self._optimizer, torch.optim.Adam)
         if parts is None:
-            missing = (
-                {"kernel", "u_statistic"} | (set() if has_update else {"two_batch"}) | (set() if is_adam else {"split"})
-            )
-            chosen = [part for part in PARTS if part not in missing]
+            wanted = {
+                "split": can_split(self._optimizer),
+                "two_batch": has_update,
+                "kernel": False,
+                "u_statistic": False,
+            }
+            chosen = [part for part in PARTS if wanted.get(part, True)]
         else:
             if unknown := set(parts) - set(PARTS):
                 raise UsageError(f"part {min(unknown)!r}: choose of {', '.join(PARTS)}")
             chosen = [part for part in PARTS if part in parts]
-            if "split" in chosen and not is_adam:
-                raise UsageError("the part 'split' needs optimizer=, an AdamW")
+            if "split" in chosen and not can_split(self._optimizer):
+                raise UsageError("the part 'split' needs optimizer=, an AdamW or an Adam without weight decay")
             if (wants := [part for part in chosen if part in OF_THE_UPDATE]) and not has_update:
                 raise UsageError(f"the part {wants[0]!r} needs update=, norm= and optimizer=")
         for part in chosen:
@@ -146,7 +153,7 @@ class EntropyProbe:
     def _within(self, parts: list[Part], budget: float) -> list[Part]:
         left, kept = budget - 1, []  # one pass for the entropy itself
         for part in parts:
-            cost = COSTS[part] if part != "kernel" else KERNEL_COST * (self._sketch or self._batch.ids[..., 0].numel())
+            cost = COSTS[part] if part != "kernel" else KERNEL_COST * (self._sketch or 1)
             if cost <= left:
                 kept.append(part)
                 left -= cost
@@ -173,7 +180,7 @@ class EntropyProbe:
                 radii = ghost_radius(self._policy, self._batch, step, params=self._before, rows=self._rows)
                 found["ghost_radius"] = float(radii.min())
             elif part in OF_THE_UPDATE:
-                found[part] = self._of_the_update(part, split.preconditioner if split else self._rates(), clip)
+                found[part] = self._of_the_update(part, split.preconditioner if split else self._rates, clip)
             else:
                 found["expansion"] = self._expand(step, 2 if part == "second_order" else 1)
             self._seconds[part] = time.perf_counter() - start
@@ -187,13 +194,6 @@ class EntropyProbe:
 
     def _expand(self, direction: Parameters, order: int) -> EntropyExpansion:
         return expand(self._policy, self._batch, direction, order=order, params=self._before, rows=self._rows)
-
-    def _rates(self) -> Parameters:
-        """The learning rate of every parameter, as a preconditioner."""
-        assert self._optimizer is not None
-        rate = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
-        named = dict(self._module.named_parameters())
-        return {name: torch.full_like(tensor, rate.get(id(named[name]), 0.0)) for name, tensor in self._before.items()}
 
     def _of_the_update(self, part: str, P: Parameters, clip: float) -> TwoBatch | UStatistic | KernelReport:
         update, norm, params, rows = self._update, self._norm, self._before, self._rows

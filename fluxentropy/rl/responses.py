@@ -65,7 +65,7 @@ class Sampler:
         return logits.masked_fill(scores == -torch.inf, -torch.inf)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Responses:
     """B prompts with G responses each, sampled from a policy; make it with `responses`.
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxentropy.errors import UsageError
-from fluxentropy.rl.policy import Parameters
+from fluxentropy.rl.policy import Parameters, flatten
 
 
 def snapshot(module: nn.Module) -> Parameters:
@@ -61,21 +61,43 @@ class AdamWSplit:
     preconditioner: Parameters
 
 
+def can_split(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether `AdamWRecorder` knows the parts of this optimizer's steps: AdamW, or Adam without weight decay."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return True
+    return isinstance(optimizer, torch.optim.Adam) and all(g["weight_decay"] == 0 for g in optimizer.param_groups)
+
+
+def learning_rates(module: nn.Module, optimizer: torch.optim.Optimizer) -> Parameters:
+    """The preconditioner of plain SGD: its learning rate for every parameter, 0 for those it does not train.
+
+    With momentum it is that of this batch's part of the step. Errors: `UsageError` for another optimizer, and for
+    Nesterov's form or dampening.
+    """
+    groups = optimizer.param_groups
+    if not isinstance(optimizer, torch.optim.SGD) or any(g["nesterov"] or g["dampening"] for g in groups):
+        raise UsageError(
+            f"{type(optimizer).__name__} with its options: how it scales the update's gradient is known for AdamW, for "
+            "Adam without weight decay, and for SGD without Nesterov and dampening; leave out the parts of the update"
+        )
+    rate = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return {name: torch.full_like(p.detach(), rate.get(id(p), 0.0)) for name, p in named.items()}
+
+
 class AdamWRecorder:
-    """Remembers parameters and first moments before a step; `split` after it.
+    """Remembers parameters, first moments and options before a step; `split` after it.
 
         recorder = AdamWRecorder(module, optimizer)
         loss.backward(); clip_grad_norm_(...); optimizer.step()
         parts = recorder.split()          # before zero_grad: it reads the clipped gradients
 
     Works with `torch.optim.AdamW` and with `Adam` without weight decay, any parameter groups, `amsgrad` and `maximize`.
-    Errors: `UsageError` for another optimizer.
+    Errors: `UsageError` for another optimizer, and where the parts do not add up to the step.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        decoupled = isinstance(optimizer, torch.optim.AdamW)
-        plain = isinstance(optimizer, torch.optim.Adam) and all(g["weight_decay"] == 0 for g in optimizer.param_groups)
-        if not (decoupled or plain):
+        if not can_split(optimizer):
             raise UsageError(
                 f"{type(optimizer).__name__} with its options has no split here: use AdamW (or Adam without weight "
                 "decay), or the whole step alone, which is exact for every optimizer"
@@ -84,6 +106,7 @@ class AdamWRecorder:
         self.before = snapshot(module)
         self._moments = {n: self._state(p, "exp_avg").clone() for n, p in self._named()}
         self._steps = {n: float(optimizer.state.get(p, {}).get("step", 0)) for n, p in self._named()}
+        self._groups = {id(p): dict(group) for group in optimizer.param_groups for p in group["params"]}
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self._module.named_parameters() if name in self.before]
@@ -95,12 +118,11 @@ class AdamWRecorder:
     def split(self) -> AdamWSplit:
         """The parts of the step just taken. Errors: `UsageError` where there was none, or gradients are gone."""
         parts: dict[str, list[Tensor]] = {}
-        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
         for name, p in self._named():
             taken = float(self._optimizer.state.get(p, {}).get("step", 0)) - self._steps[name]
             if taken > 1:
                 raise UsageError(f"{taken:.0f} steps were taken since the recorder was made: make one for every step")
-            group = groups.get(id(p))
+            group = self._groups.get(id(p))
             if group is None or taken == 0:  # the optimizer did not touch it
                 parts[name] = [torch.zeros_like(self.before[name])] * 4
             elif p.grad is None:
@@ -111,7 +133,19 @@ class AdamWRecorder:
             raise UsageError("no optimizer step was taken since the recorder was made")
         columns = zip(*parts.values(), strict=True)
         batch, momentum, decay, preconditioner = (dict(zip(parts, column, strict=True)) for column in columns)
+        self._check(batch, momentum, decay)
         return AdamWSplit(batch=batch, momentum=momentum, decay=decay, preconditioner=preconditioner)
+
+    def _check(self, *parts: Parameters) -> None:
+        """Refuse parts whose sum is not the step, beyond what rounding the parameters explains."""
+        step = difference(self._module, self.before)
+        left = flatten({name: sum(part[name] for part in parts) - step[name] for name in step}).norm()
+        rounding = max(torch.finfo(tensor.dtype).eps for tensor in step.values()) * flatten(self.before).norm()
+        if left > 0.01 * flatten(step).norm() + rounding:
+            raise UsageError(
+                f"AdamW's parts miss the step by {float(left):.3g} of {float(flatten(step).norm()):.3g}: gradients or "
+                "options were changed around it; make the recorder just before step(), and call split() just after"
+            )
 
     def _parts(self, name: str, p: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> list[Tensor]:
         """[batch, momentum, decay, preconditioner] of one parameter, computed in float64."""
