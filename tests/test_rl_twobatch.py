@@ -20,13 +20,13 @@ LR, BE, BU = 0.3, 2, 3
 class Units:
     """Every unit of one response a prompt: X in the to-go form without baseline, Y with raw rewards."""
 
-    def __init__(self):
-        w = world(3, 2, 2)
+    def __init__(self, seed, vocabulary):
+        w = world(seed, vocabulary, 2)
         policy, batch = Policy(w.policy), w.batch
         stats, mask = sequence_stats(policy, batch), batch.mask
         togo = stats.entropy.sum(-1, keepdim=True) - stats.entropy.cumsum(-1)
         self.X = row_gradients(policy, batch, Weights(togo * mask, mask.double())).flatten(0, 1)
-        rewards = torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        rewards = torch.randn(stats.logp.shape[:2], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         self.Y = (row_gradients(policy, batch, Weights(mask.double())) * rewards[..., None]).flatten(0, 1)
         self.chance = w.logp().detach().exp().flatten() / 2
         self.truth = LR * float(w.gradient(w.entropy()) @ (self.chance @ self.Y))
@@ -36,8 +36,9 @@ class Units:
         return (self.chance[:, None] * (values - mean)).T @ (values - mean)
 
 
-def test_value_and_variances_are_unbiased_with_the_sizes_of_their_own_batches():
-    units = Units()
+@pytest.mark.parametrize(("seed", "vocabulary"), [(3, 2), (0, 3), (1, 3)])
+def test_value_and_variances_are_unbiased_with_the_sizes_of_their_own_batches(seed, vocabulary):
+    units = Units(seed, vocabulary)
     pick = tuples(len(units.chance), BE + BU)
     chance = units.chance[pick].prod(-1)
     e, u = pick[:, :BE], pick[:, BE:]
