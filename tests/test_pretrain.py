@@ -283,6 +283,19 @@ def test_ledger_of_documents(bins: Path, whole: Path, tmp_path: Path, capsys: py
     assert "step 5 of the ledger" in capsys.readouterr().err
 
 
+def test_verify(bins: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(whole)]) == 0
+    assert "12 steps, 1,536 tokens" in (said := capsys.readouterr().out) and "nothing is missing" in said
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    (damaged / "metrics.csv").write_text("step\n")
+    (damaged / "export" / "model.safetensors").unlink()
+    assert main(["verify", str(damaged)]) == 1
+    said = capsys.readouterr().out
+    assert "metrics.csv: it is not as it was written" in said and "model.safetensors: it is missing" in said
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from fluxentropy.errors import ModelError, UsageError
+from fluxentropy.gpt import GPT
+from fluxentropy.gptconfig import GPTConfig
 from fluxentropy.rl.passes import (
     Weights,
     derivatives,
@@ -176,12 +178,11 @@ def test_transformers_decoders_with_fused_attention_and_dropout_are_differentiat
 
 
 def _own_gpt(preset):
-    gpt = pytest.importorskip("fluxentropy.gpt")
-    config = gpt.GPTConfig.preset(
+    config = GPTConfig.preset(
         preset, vocab_size=6, block_size=16, n_layer=2, n_head=2, n_embd=8, zero_init=False, value_embeddings=True
     )
     torch.manual_seed(0)
-    return gpt.GPT(config)
+    return GPT(config)
 
 
 @pytest.mark.parametrize("make", [_llama, _gpt2, partial(_own_gpt, "modern"), partial(_own_gpt, "gpt2")])
