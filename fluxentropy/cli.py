@@ -228,6 +228,10 @@ Examples:
   fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
   # the corpus in the order of a score, lowest first
   fluxentropy sort runs/web --by entropy_mean --out sorted.parquet
+  # how often tokens occur; more scores from the same pass; an order that mixes
+  fluxentropy count web.jsonl --model gpt2 --out counts.parquet
+  fluxentropy score web.jsonl --model gpt2 --scores minkpp --out runs/more
+  fluxentropy sort runs/more --by "z(minkpp) + z(entropy_mean)" --out m.parquet
   # the same with several models: how far do they agree?
   fluxentropy models
   fluxentropy zoo web.jsonl --zoo offline --out zoo/web

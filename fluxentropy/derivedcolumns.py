@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -53,9 +53,7 @@ class Derived:
     expression: Expression | None = None
 
 
-def find_derived(
-    by: Sequence[str], names: Sequence[str], source: str, other: str | None, flag: str = "--by"
-) -> dict[str, Derived]:
+def find_derived(by: Sequence[str], names: Sequence[str], source: str, other: str | None) -> dict[str, Derived]:
     """Those of `by` that are no columns of `source`, whose columns are `names`; `other` is the run of `--scores`.
 
     Errors: UsageError for what is neither a column, here or there, nor an expression of columns.
@@ -68,14 +66,14 @@ def find_derived(
         expression = None if _is_joined(name, there) else _expression(name)
         if expression is None or not (other or {*expression.columns} & {*names}):
             if other is None:
-                raise UsageError(f"{flag} {name}: no such column in {source}{_near(name, names)}")
+                raise UsageError(f"--by {name}: no such column in {source}{_near(name, names)}")
             found[name] = Derived(name=name, column=name)  # `join_scores` says if it is not there
             continue
         for column in expression.columns:
             if column not in names and not _is_joined(column, there):
                 where = f"{source} or {other}" if other else source
                 hint = "" if other or not column.endswith(JOINED) else "; name the other run with --scores"
-                raise UsageError(f"{flag} {name}: no such column: {column} in {where}{hint or _near(column, names)}")
+                raise UsageError(f"--by {name}: no such column: {column} in {where}{hint or _near(column, names)}")
         if other and {*expression.columns} <= {*names}:
             raise UsageError(
                 f"--scores {other}: {source} has all of {', '.join(expression.columns)} itself, so nothing is joined; "
@@ -183,7 +181,9 @@ class Derive:
         return file.rows, lost
 
 
-def _columns(file: ScoredFile, expressions: Sequence[Expression], joined: Sequence[str]) -> Any:
+def _columns(
+    file: ScoredFile, expressions: Sequence[Expression], joined: Sequence[str]
+) -> Iterator[dict[str, np.ndarray]]:
     """The columns that the expressions need, as float64 by name, some rows at a time."""
     needed = dict.fromkeys(name for expression in expressions for name in expression.columns)
     own = [name for name in needed if name not in joined]

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,10 @@ def test_bins_by_an_expression(run: Any, tmp_path: Path) -> None:
     found = dict(zip(whole["id"].to_pylist(), column(whole, name), strict=True))
     np.testing.assert_array_equal([found[key] for key in table["id"].to_pylist()], values)
     assert main(["verify", str(tmp_path / "out")]) == 0
-    assert run(*command, "--out", tmp_path / "out")[0] == 0  # all is done
+    before = snapshot(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "bin=01")
+    assert run(*command, "--out", tmp_path / "out")[0] == 0  # makes what is missing
+    assert snapshot(tmp_path / "out") == before
     write_files(tmp_path / "one", table, 1)
     assert (
         run(tmp_path / "one", "--by", by, "--bins", 4, "--workers", 2, "--out", tmp_path / "same")[1]["edges"] == edges
