@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -43,7 +44,7 @@ def bin_corpus(config: BinConfig) -> Outcome:
     with RunDirectory(config.out, overwrite=config.overwrite, folder=PIECES, owned=OWNED) as run:
         job = _Job.open(config)
         blocks = job.blocks()
-        run.begin(job.identity(), to_yaml(_with_its_blocks(config)))
+        run.begin(job.identity(), to_yaml(_with_its_blocks(config)), last=_packs_anew(config))
         for aside in config.out.glob(".aside-*"):  # of a process that was killed
             shutil.rmtree(aside, ignore_errors=True)
         manifest = read_json(run.manifest) or {}
@@ -310,10 +311,19 @@ def _renamed(names: Sequence[str]) -> dict[str, str]:
 
 def _with_its_blocks(config: BinConfig) -> BinConfig:
     """Without --tokenize, a folder keeps the blocks that it has, and the record of how they were made."""
-    path = config.out / "config.resolved.yaml"
-    if config.tokenize is not None or not (config.out / FOLDER).is_dir() or not path.is_file():
+    if config.tokenize is not None or not (config.out / FOLDER).is_dir():
         return config
-    before = read_yaml(path, BinConfig)
-    return dataclasses.replace(
-        config, **{name: before[name] for name in ("tokenize", "block_length") if name in before}
-    )
+    return dataclasses.replace(config, **_how_packed(config.out))
+
+
+def _packs_anew(config: BinConfig) -> bool:
+    """Whether the folder does not say yet that it has such blocks: finished bins then get them."""
+    asked = {"tokenize": config.tokenize, "block_length": config.block_length}
+    return config.tokenize is not None and _how_packed(config.out) != asked
+
+
+def _how_packed(out: Path) -> dict[str, Any]:
+    """What the record of the folder's making says of its blocks."""
+    path = out / "config.resolved.yaml"
+    before = read_yaml(path, BinConfig) if path.is_file() else {}
+    return {name: before[name] for name in ("tokenize", "block_length") if name in before}

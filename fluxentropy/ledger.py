@@ -33,7 +33,7 @@ def hash_ids(ids: np.ndarray) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the ids as little-endian int64, in their order.
 
     >>> hash_ids(np.array([3, 1, 2]))
-    'f53ce0a4dd9ecec2'
+    '7c4cec7a82e1aa57'
     """
     return hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest()[:16]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job: tests interrupt the programs they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each has one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -28,12 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_config(folder: Path) -> dict[str, bytes]:
-    """Every file, but for the one that says how the work was shared."""
-    return {
-        name: data
-        for name, data in snapshot(folder).items()
-        if not name.endswith(("config.resolved.yaml", ".starting"))
-    }
+    """Every file, but for those that say how the work was shared."""
+    leave = ("config.resolved.yaml", ".records.json", ".starting")
+    return {name: data for name, data in snapshot(folder).items() if not name.endswith(leave)}
 
 
 @pytest.mark.shared_data
