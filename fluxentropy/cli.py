@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token, UnknownOptionError
 from cyclopts.argument import ArgumentCollection
@@ -311,6 +312,9 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
             if command.file:  # such as the file of a training: what it is to write is no matter here
                 known = {option.name for option in fields(command.config)} - {"out"}
                 given = {name: value for name, value in given.items() if name in known}
+            for name, kind in get_type_hints(command.config).items():
+                if kind == dict[str, Any] and name in given:  # a mapping of anything is one value, see options.JSON
+                    given[name] = json.dumps(given[name])
             Dict({names[-1]: given}, source=str(path))(app, names, arguments)
 
     return fill

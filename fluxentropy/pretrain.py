@@ -100,10 +100,10 @@ def _check_same(blocks: BlockSet, other: BlockSet, config: PretrainConfig) -> No
     one, two = (found.facts["tokenizer"]["fingerprint"] for found in (blocks, other))
     if one != two:
         raise UsageError(f"--validation {config.validation}: its tokenizer is another than that of {config.bins}")
-    if blocks.bins != other.bins:
+    if blocks.bins != other.bins and config.schedule.name == "adaptive":
         raise UsageError(
-            f"--validation {config.validation} has {other.bins} bins, {config.bins} {blocks.bins}: "
-            f"cut it with --edges {config.bins / 'bins.json'}"
+            f"--validation {config.validation} has {other.bins} bins, {config.bins} {blocks.bins}, and adaptive learns "
+            f"from the loss of each bin: cut it with --edges {config.bins / 'bins.json'}"
         )
 
 
@@ -160,7 +160,7 @@ def _train(training: Training, gpt: GPT, folder: Path) -> None:
     callbacks: list[StepCallback] = [
         *([average] if average else []),
         Validation(training, average),
-        *([QuestionRounds(training)] if config.questions.data else []),
+        *([QuestionRounds(training, average)] if config.questions.data else []),
         Bookkeeping(training, ledger, metrics),
         Throughput(
             training, MetricsFile(config.out / "timings.csv", timings), gpt.flops_per_token(training.blocks.length)
@@ -209,14 +209,14 @@ def _export(gpt: GPT, folder: Path, training: Training) -> None:
 def metric_columns(training: Training) -> list[str]:
     """The columns of metrics.csv."""
     bins = range(training.held_out.blocks.bins)
-    averages = ["val_loss_averaged", "val_bpb_averaged"] if training.config.average.kind != "none" else []
     questions = ["acc", "acc_norm", "answer_loglikelihood"] if training.config.questions.data else []
+    by_bin = [f"{name}_bin_{number:02d}" for name in ("val_loss", "val_bpb") for number in bins]
+    averages = ["val_loss", "val_bpb", *questions, *by_bin] if training.config.average.kind != "none" else []
     return [
         *("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm"),
-        *averages,
         *questions,
-        *(f"val_loss_bin_{number:02d}" for number in bins),
-        *(f"val_bpb_bin_{number:02d}" for number in bins),
+        *by_bin,
+        *(f"{name}_averaged" for name in averages),
     ]
 
 
