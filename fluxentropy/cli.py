@@ -24,6 +24,7 @@ from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
     BinConfig,
+    CompareConfig,
     DemoConfig,
     DiagnoseConfig,
     HellaswagConfig,
@@ -136,6 +137,16 @@ fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --sche
 fluxentropy pretrain --config configs/pretrain/124m.yaml --bins bins/web --devices 8 --out runs/124m""",
     ),
     Command(
+        name="compare",
+        target="fluxentropy.compare:compare",
+        config=CompareConfig,
+        help="Compare schedules: several trainings of each, with controls, and what their differences say.",
+        examples="""\
+fluxentropy compare --config configs/compare/small.yaml --bins bins/web --out comparisons/small
+fluxentropy compare --config configs/compare/debug.yaml --bins bins/web --workers 2 --out comparisons/debug
+fluxentropy compare --config configs/compare/small.yaml --bins bins/web --seeds 8 --out comparisons/small""",
+    ),
+    Command(
         name="ledger",
         target="fluxentropy.seen:ledger",
         config=LedgerConfig,
@@ -232,6 +243,8 @@ Examples:
   fluxentropy schedule --bins bins/web --schedule.name increasing
   fluxentropy pretrain --config small.yaml --bins bins/web --out runs/small
   fluxentropy ledger runs/small
+  # which schedule is better? with controls and honest statistics
+  fluxentropy compare --config compare.yaml --bins bins/web --out comparison
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens

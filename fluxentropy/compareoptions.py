@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from fluxentropy.errors import UsageError
-from fluxentropy.options import INPUT, JSON, OUTPUT, SWITCH, WORK, EngineOptions, at_least, separated
+from fluxentropy.options import INPUT, JSON, OUTPUT, SWITCH, WORK, EngineOptions, at_least
 from fluxentropy.pretrainoptions import PretrainConfig, TrainingOptions
 from fluxentropy.yamlfile import check_mapping
 
 ARMS = Parameter(group=Group("Arms", sort_key=2))
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-CONTROLS = ("reversed", "shuffled", "static")
+Control = Literal["reversed", "shuffled", "static"]
+CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "static")
 # what an arm may have of its own; all else is the same for all of them
 OWN = ("schedule", "bins", "exhausted", "optim", "lr", "average", "clip", "short_start", "short_tokens")
 
@@ -31,7 +32,7 @@ class CompareConfig(EngineOptions):
     base: Annotated[TrainingOptions, Parameter(show=False)] = field(default_factory=TrainingOptions)
     arms: Annotated[dict[str, Any], JSON, ARMS] = field(default_factory=dict)
     """Name of each arm and what it has of its own, of the options of pretrain: schedule, bins, lr, average, ..."""
-    controls: Annotated[tuple[Literal["reversed", "shuffled", "static"], ...], ARMS] = CONTROLS
+    controls: Annotated[tuple[Control, ...], ARMS] = CONTROLS
     """Controls that each arm gets: its reverse, shuffled labels of bins, its mixture without its order."""
     seeds: Annotated[int, ARMS] = 5
     """Runs of each arm. Runs of one seed have the same initial weights, and the same order of blocks in each bin."""
@@ -51,7 +52,6 @@ class CompareConfig(EngineOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, self, "seeds")
-        object.__setattr__(self, "controls", separated(self.controls))
         if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
             raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
         for name, own in self.arms.items():

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.errors import UsageError
 from fluxentropy.options import (
     INPUT,
@@ -49,6 +50,7 @@ from fluxentropy.yamlfile import to_yaml
 __all__ = [
     "AgreeConfig",
     "BinConfig",
+    "CompareConfig",
     "DemoConfig",
     "DiagnoseConfig",
     "HellaswagConfig",

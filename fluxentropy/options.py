@@ -22,7 +22,6 @@ OUTPUT = Parameter(group=Group("Output", sort_key=4))
 SWITCH = Parameter(negative=(), show_default=False)  # off unless given
 
 
-
 def _from_json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
     try:
         value = json.loads(tokens[0].value)

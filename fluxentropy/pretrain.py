@@ -66,25 +66,31 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
 def open_training(config: PretrainConfig) -> Training:
     """Blocks, sampler and held-out blocks. Errors: UsageError, SourceError name what does not fit together."""
-    whole = BlockSet.open(config.bins)
-    if config.validation is not None:
-        other = BlockSet.open(config.validation)
-        _check_same(whole, other, config)
-        blocks, held_out = whole, HeldOut(blocks=other, first=np.zeros(other.bins, np.int64))
-    else:
-        first = np.maximum(whole.counts - config.holdout, 0)
-        blocks, held_out = _without_end(whole, first, config.holdout), HeldOut(blocks=whole, first=first)
-    if not len(held_out):
-        raise SourceError(f"{config.validation or config.bins} has no block to validate on")
-    sampler = open_sampler(config, blocks)
+    blocks, held_out = open_blocks(config)
     return Training(
         config=config,
         blocks=blocks,
         held_out=held_out,
-        sampler=sampler,
+        sampler=open_sampler(config, blocks),
         members=group_bins(config.schedule.groups, blocks.bins),
-        sizes=torch.from_numpy(token_bytes(read_tokenizer(whole), whole.vocabulary)),
+        sizes=torch.from_numpy(token_bytes(read_tokenizer(blocks), blocks.vocabulary)),
     )
+
+
+def open_blocks(config: PretrainConfig) -> tuple[BlockSet, HeldOut]:
+    """The blocks to train on, and those to validate on. Errors: as of `open_training`."""
+    blocks = BlockSet.open(config.bins)
+    if config.validation is not None:
+        other = BlockSet.open(config.validation)
+        _check_same(blocks, other, config)
+        held_out = HeldOut(blocks=other, first=np.zeros(other.bins, np.int64))
+    else:
+        first = np.maximum(blocks.counts - config.holdout, 0)
+        held_out = HeldOut(blocks=blocks, first=first)
+        blocks = _without_end(blocks, first, config.holdout)
+    if not len(held_out):
+        raise SourceError(f"{config.validation or config.bins} has no block to validate on")
+    return blocks, held_out
 
 
 def _without_end(blocks: BlockSet, counts: np.ndarray, held: int) -> BlockSet:

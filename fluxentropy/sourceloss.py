@@ -56,7 +56,9 @@ def _column(blocks: BlockSet, number: int, column: str) -> list[str]:
         with reading(path), pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
             if column not in table.column_names:
-                raise UsageError(f"--sources {column}: no such column in {path}{did_you_mean(column, table.column_names)}")
+                raise UsageError(
+                    f"--sources {column}: no such column in {path}{did_you_mean(column, table.column_names)}"
+                )
             found += [UNKNOWN if value is None else source_name(str(value)) for value in table[column].to_pylist()]
     return found
 

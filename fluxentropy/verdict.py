@@ -3,7 +3,7 @@
 A pair is two runs that share a seed: their initial weights and the order of blocks inside each bin. Differences are in
 per cent of the other run's value, so that effects on different losses compare:
 
-    d_s = 100 (a_s / b_s - 1)    of the seeds s = 1 .. n        t = mean(d) / (sd(d) / sqrt(n)),  n - 1 degrees of freedom
+    d_s = 100 (a_s / b_s - 1) of the seeds s = 1 .. n,    t = mean(d) / (sd(d) / sqrt(n)) with n - 1 degrees of freedom
 
 The first half is about a curve of one run, the second about differences between runs.
 """
@@ -30,12 +30,12 @@ Word = Literal["better", "worse", "not distinguishable", "not judged"]
 def area(tokens: np.ndarray, loss: np.ndarray) -> float:
     """The mean loss over the tokens: the area under a curve (E,) of straight lines, by its width.
 
-    >>> area(np.array([0, 10, 30]), np.array([4.0, 2.0, 2.0])).round(3)
-    np.float64(2.333)
+    >>> round(area(np.array([0, 10, 30]), np.array([4.0, 2.0, 2.0])), 3)
+    2.333
     """
     if len(tokens) < 2:
         return float(loss[-1])
-    return np.trapezoid(loss, tokens) / (tokens[-1] - tokens[0])  # type: ignore[no-any-return]
+    return float(np.trapezoid(loss, tokens) / (tokens[-1] - tokens[0]))
 
 
 def reached(tokens: np.ndarray, loss: np.ndarray, target: float) -> float | None:
@@ -103,10 +103,8 @@ def paired(differences: Sequence[float] | np.ndarray, *, seed: int = 0) -> Paire
         return Paired(n=n, mean=mean, **nan)
     sd = float(d.std(ddof=1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / np.sqrt(n)
-    if sd:
-        t = mean / (sd / np.sqrt(n))
-    else:  # all pairs differ by the same, such as by nothing
-        t = float(np.copysign(np.inf, mean)) if mean else 0.0
+    same = float(np.copysign(np.inf, mean)) if mean else 0.0  # t where all pairs differ by the same
+    t = mean / (sd / np.sqrt(n)) if sd else same
     low, high = bootstrap_interval(d, seed=seed)
     return Paired(
         n=n,
@@ -168,6 +166,8 @@ def in_words(found: Paired, verdict: Word, arm: str, against: str) -> str:
     >>> in_words(paired([1.0, 1.2, 0.9, 1.1]), "worse", "up", "random")
     'up is worse than random by 1.05 % [0.84, 1.26]'
     """
+    if not found.n:
+        return f"{arm} against {against}: no seed has both"
     limits = f"[{found.low:.2f}, {found.high:.2f}]"
     if verdict == "better":
         return f"{arm} is better than {against} by {-found.mean:.2f} % [{-found.high:.2f}, {-found.low:.2f}]"
