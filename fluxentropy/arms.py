@@ -147,7 +147,7 @@ def _control(
     schedule = control_schedule(run.schedule, kind, open_blocks(run)[0].bins)
     if schedule is None:
         return None
-    own = dict(arm.own) | {"schedule": {k: v for k, v in to_plain(schedule).items() if v is not None}}
+    own = dict(arm.own) | {"schedule": {k: v for k, v in to_plain(schedule).items() if v not in (None, False)}}
     control = Arm(
         name=name,
         own=own,

@@ -227,9 +227,10 @@ def effects(record: Record) -> Figure | None:
         if found["detectable"] is not None:
             axes.barh(place, 2 * found["detectable"], left=-found["detectable"], height=0.62, color="#eeeeee", zorder=0)
         if found["low"] is not None:
-            axes.plot([found["bootstrap_low"], found["bootstrap_high"]], [place] * 2, color=colour, linewidth=0.7)
+            ends = [found["bootstrap_low"], found["bootstrap_high"]]
+            axes.plot(ends, [place] * 2, color="black", marker="|", markersize=5, markeredgewidth=0.8, linewidth=0)
             axes.plot([found["low"], found["high"]], [place] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
-        axes.plot([found["mean"]], [place], marker="D", markersize=3.5, color=colour, markeredgecolor="white")
+        axes.plot([found["mean"]], [place], marker="D", markersize=3.5, color=colour, markeredgewidth=0)
         p = f", p = {row['p_holm']:.2g}" if row["p_holm"] is not None else ""
         note: dict[str, Any] = {"fontsize": 6.5, "color": colour, "va": "center"}
         axes.text(
@@ -242,6 +243,6 @@ def effects(record: Record) -> Figure | None:
     axes.set(xlabel="difference in final bits per byte (%), below 0 is better", ylim=(len(rows) - 0.4, -0.6))
     axes.spines["left"].set_visible(False)
     axes.set_title(
-        f"thick: {LEVEL:.0%} t interval; thin: bootstrap; grey: what would not be detected; p after Holm", **NOTE
+        f"lines: {LEVEL:.0%} t intervals; |: bootstrap; grey: what would not be detected; p after Holm", **NOTE
     )
     return figure

@@ -44,6 +44,7 @@ def judge(arms: Sequence[Arm], records: Sequence[Record], *, seeds: int) -> dict
     found: dict[str, Any] = plain(
         {
             "seeds": seeds,
+            "order": [arm.name for arm in arms],
             "arms": {arm.name: _arm(arm, runs) for arm in arms},
             "families": FAMILIES,
             "comparisons": comparisons,
