@@ -31,8 +31,8 @@ class CompareConfig(EngineOptions):
     """Folder that bin wrote with --tokenize."""
     base: Annotated[TrainingOptions, Parameter(show=False)] = field(default_factory=TrainingOptions)
     arms: Annotated[dict[str, Any], JSON, ARMS] = field(default_factory=dict)
-    """Name of each arm and what it has of its own: schedule, bins, lr, average, ... What all arms share are options of \
-pretrain under base: in the file, or as flags such as --base.tokens."""
+    """Name of each arm and what it has of its own: schedule, bins, lr, average, ... What all arms share are options \
+of pretrain under base: in the file, or as flags such as --base.tokens."""
     controls: Annotated[tuple[Control, ...], ARMS] = CONTROLS
     """Controls that each arm gets: its reverse, shuffled labels of bins, its mixture without its order."""
     seeds: Annotated[int, ARMS] = 5

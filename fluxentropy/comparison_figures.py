@@ -168,7 +168,7 @@ def _value(number: float | None) -> float:
 def mixtures(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
     """A panel an arm: the share of each bin over the tokens, as its first seed has drawn it."""
     names = [name for name in record["arms"] if name in runs]
-    columns = min(4, len(names))
+    columns = len(names) if len(names) < 5 else min((4, 3, 5), key=lambda columns: -len(names) % columns)
     rows = -(-len(names) // columns)
     figure = new_figure(DOUBLE, 1.15 * rows + 0.5)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -190,6 +190,8 @@ def mixtures(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure
         axes.xaxis.set_major_locator(MaxNLocator(3))
     for axes in panels.flat[len(names) :]:
         axes.set_visible(False)
+    for axes in panels.flat[max(len(names) - columns, 0) : len(names)]:  # nothing is below them
+        axes.tick_params(labelbottom=True)
     figure.supxlabel("tokens", fontsize=8)
     figure.supylabel("share of the blocks", fontsize=8)
     scale = ScalarMappable(BoundaryNorm(np.arange(most + 1) - 0.5, most), ListedColormap(_shades(most)))
@@ -220,7 +222,8 @@ def effects(record: Record) -> Figure | None:
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
         if isinstance(row, str):
-            axes.text(0, place, row, transform=axes.get_yaxis_transform(), fontsize=7, fontweight="bold", va="center")
+            head: dict[str, Any] = {"fontsize": 7, "fontweight": "bold", "ha": "right", "va": "center"}
+            axes.text(-0.014, place, row, transform=axes.get_yaxis_transform(), **head)
             continue
         found = row["percent"]
         colour = VERDICTS.get(row["verdict"], GREY)

@@ -29,6 +29,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "## Final losses",
         _losses(record),
         "![validation curves](curves.png)",
+        *_answers(record),
         "## By bin" + " and by source" * bool(_sources(record)),
         *_by_part(record),
         "![differences by bin](differences.png)",
@@ -61,10 +62,14 @@ def _verdicts(record: Mapping[str, Any]) -> Iterable[str]:
         if not members:
             continue
         yield f"## {family.capitalize()}"
-        yield f"{words[0].upper()}{words[1:]}. Holm's correction is over these {len(members)}."
+        yield (
+            f"{words[0].upper()}{words[1:]}. Holm's correction is over these {len(members)}. Detectable: the "
+            f"smallest true difference that one test alone finds with probability {POWER:g}; corrected: at the level "
+            f"that the correction leaves to the first of them."
+        )
         yield "\n".join(f"- {one['words']}{_p(one)}." for one in members)
         head = ["arm", "against", "difference (%)", "t interval", "bootstrap interval", "p", "p (Holm)"]
-        head += [f"detectable (%), power {POWER:g}", "verdict"]
+        head += ["detectable (%)", "corrected (%)", "verdict"]
         yield _table(head, [_comparison(one) for one in members])
 
 
@@ -72,6 +77,7 @@ def _comparison(one: Mapping[str, Any]) -> list[str]:
     found = one["percent"]
     limits = [_interval(found["low"], found["high"]), _interval(found["bootstrap_low"], found["bootstrap_high"])]
     numbers = [_number(found["p"], ".2g"), _number(one["p_holm"], ".2g"), _number(found["detectable"], ".2f")]
+    numbers.append(_number(one["detectable_corrected"], ".2f"))
     return [one["arm"], one["against"], _number(found["mean"], "+.2f"), *limits, *numbers, one["verdict"]]
 
 
@@ -90,6 +96,16 @@ def _losses(record: Mapping[str, Any]) -> str:
     head = ["arm", "kind", "bits per byte", "t interval", "SD of seeds", "mean over the tokens"]
     head += ["tokens to random's loss", "runs that reach it", "seeds", "weights"]
     return _table([*head, *["answers (nats per byte)"] * asked], rows)
+
+
+def _answers(record: Mapping[str, Any]) -> Iterable[str]:
+    asked = [one for one in record["comparisons"] if one.get("answer_loglikelihood")]
+    if asked:
+        yield "Log-likelihood of the right answers, in nats per byte, against the other arm: above 0 is better."
+        found = [(one["arm"], one["against"], one["answer_loglikelihood"]) for one in asked]
+        style = "+.4f"
+        rows = [[a, b, _number(c["mean"], style), _interval(c["low"], c["high"], style)] for a, b, c in found]
+        yield _table(["arm", "against", "difference", "t interval"], rows)
 
 
 def _by_part(record: Mapping[str, Any]) -> Iterable[str]:

@@ -20,7 +20,18 @@ import numpy as np
 from fluxentropy.arms import RANDOM, Arm
 from fluxentropy.effects import holm
 from fluxentropy.jsonvalues import plain
-from fluxentropy.verdict import Paired, area, forgetting, in_words, paired, percent, reached, word
+from fluxentropy.verdict import (
+    SIGNIFICANT,
+    Paired,
+    area,
+    detectable,
+    forgetting,
+    in_words,
+    paired,
+    percent,
+    reached,
+    word,
+)
 
 Record = Mapping[str, Any]  # of a cell, as cells.judged makes it
 Runs = Mapping[str, Mapping[int, Record]]  # arm -> seed -> record
@@ -129,8 +140,10 @@ def _correct(comparisons: Sequence[dict[str, Any]]) -> None:
         for one in members:
             p = float(adjusted.get(id(one), np.nan))
             verdict = word(one["percent"], p)
-            words = in_words(one["percent"], verdict, one["arm"], one["against"])
-            one |= {"p_holm": p, "verdict": verdict, "words": words}
+            level = SIGNIFICANT / max(len(tested), 1)  # of the first step of Holm's: what can surely be found
+            least = detectable(one["percent"].sd, one["percent"].n, level=level)
+            words = in_words(one["percent"], verdict, one["arm"], one["against"], corrected=least)
+            one |= {"p_holm": p, "detectable_corrected": least, "verdict": verdict, "words": words}
     for one in comparisons:
         for name in ("percent", "area_percent", "answer_loglikelihood"):
             if name in one:

@@ -148,7 +148,9 @@ def detectable(sd: float, n: int, *, power: float = POWER, level: float = SIGNIF
         other_side = np.nan_to_num(stats.nct.cdf(-limit, n - 1, shift))  # NaN where it is too small to be computed
         return float(stats.nct.sf(limit, n - 1, shift) + other_side) - power
 
-    return float(optimize.brentq(short, 0, 2 * limit + 3)) * sd / float(np.sqrt(n)) if sd else 0.0
+    if n < 2 or not sd:
+        return 0.0 if sd == 0 else np.nan
+    return float(optimize.brentq(short, 0, 2 * limit + 3)) * sd / float(np.sqrt(n))
 
 
 def word(found: Paired, adjusted_p: float) -> Word:
@@ -160,8 +162,8 @@ def word(found: Paired, adjusted_p: float) -> Word:
     return "better" if found.mean < 0 else "worse"
 
 
-def in_words(found: Paired, verdict: Word, arm: str, against: str) -> str:
-    """The verdict as a sentence.
+def in_words(found: Paired, verdict: Word, arm: str, against: str, *, corrected: float | None = None) -> str:
+    """The verdict as a sentence; `corrected`: the detectable mean where several comparisons share the level.
 
     >>> in_words(paired([1.0, 1.2, 0.9, 1.1]), "worse", "up", "random")
     'up is worse than random by 1.05 % [0.84, 1.26]'
@@ -174,6 +176,7 @@ def in_words(found: Paired, verdict: Word, arm: str, against: str) -> str:
     if verdict == "worse":
         return f"{arm} is worse than {against} by {found.mean:.2f} % {limits}"
     if verdict == "not distinguishable":
-        seen = f"effects from {found.detectable:.2f} % on would have been seen with probability {POWER:g}"
+        least = found.detectable if corrected is None else corrected
+        seen = f"effects from {least:.2f} % on would have been seen with probability {POWER:g}"
         return f"{arm} is not distinguishable from {against}: {found.mean:+.2f} % {limits}; {seen}"
     return f"{arm} against {against}: {found.mean:+.2f} %, of {found.n} seed{'s' * (found.n != 1)}; no verdict"
