@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from fluxentropy.engine import WORKER
-from fluxentropy.errors import FluxentropyError, RunError
+from fluxentropy.errors import FluxentropyError, RunError, UsageError
 from fluxentropy.gpt_export import from_export
 from fluxentropy.jsonvalues import plain
 from fluxentropy.pretrain import FREE, open_blocks, pretrain, read_tokenizer
@@ -82,6 +82,8 @@ class RunCell:
             try:
                 pretrain(cell.config)
                 write_json(cell.path, plain(judged(cell, self.sources)))
+            except UsageError:  # that of the configuration: all others would fail like this
+                raise
             except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
                 return str(error)
         if not self.keep_checkpoints:

@@ -94,7 +94,7 @@ def _judge(
 
     records = [found for cell in cells if (found := cell.record()) is not None]
     if not records:
-        why = "; ".join(f"{name}: {problem}" for name, problem in failed.items()) or "leave out --no-train"
+        why = next((f"{name}: {problem}" for name, problem in failed.items()), "leave out --no-train")
         raise RunError(f"{config.out} has no finished run to judge: {why}")
     record: dict[str, Any] = judge(arms, records, seeds=config.seeds) | {
         "command": f"fluxentropy compare --config {config.out / 'config.resolved.yaml'}",

@@ -55,6 +55,10 @@ of pretrain under base: in the file, or as flags such as --base.tokens."""
         at_least(1, self, "seeds")
         if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
             raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
+        if self.base.devices != 1:
+            raise UsageError(
+                f"base.devices {self.base.devices}: each run has one device; train several at once with --workers"
+            )
         for name, own in self.arms.items():
             _check_arm(name, own)
         foreign = [name for name, own in self.arms.items() if Path((own or {}).get("bins", self.bins)) != self.bins]

@@ -231,6 +231,15 @@ def test_an_interrupt_ends_the_workers_without_a_word(
     assert b"ForkProcess" not in errors and b"SpawnProcess" not in errors
 
 
+def test_a_process_that_is_told_to_stop_does_not_wait_for_its_workers(
+    two_busy_workers: tuple[subprocess.Popen[bytes], list[int]],
+) -> None:
+    process, workers = two_busy_workers
+    process.send_signal(signal.SIGINT)  # to it alone, as a supervisor does
+    process.communicate(timeout=30)
+    assert not any(map(alive, workers))
+
+
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_engine("local", 1) == Local()
     assert make_engine("local", 3) == Processes(3)
