@@ -75,7 +75,7 @@ def _train(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, str]:
     job = RunCell(config.sources, 1 if alone else max(cores // config.workers, 1), config.keep_checkpoints)
     engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
     failed: dict[str, str] = {}
-    log.info(f"{len(cells):,} runs to train")
+    log.info(f"{len(cells):,} runs to finish")
     with Progress(len(cells), unit="runs", interval=0) as progress:
         for cell, problem in zip(cells, engine.run(job, cells), strict=True):
             if problem is not None:

@@ -85,16 +85,15 @@ def _losses(record: Mapping[str, Any]) -> str:
     rows = []
     asked = any(arm.get("questions") for arm in record["arms"].values())
     for name, arm in _trained(record):
-        bpb, reach = arm["bpb"], arm["reach"]
-        share = f"{reach['share_of_budget']:.0%}" if reach["share_of_budget"] is not None else "-"
+        bpb = arm["bpb"]
         row = [name, arm["kind"], _number(bpb["mean"], ".4f"), _interval(bpb["low"], bpb["high"], ".4f")]
         row += [_number(bpb["sd"], ".4f"), _number(arm["area"]["mean"], ".4f")]
-        row += [share, f"{reach['runs']} of {len(arm['seeds'])}", str(len(arm["seeds"])), arm["weights"]]
+        row += [str(len(arm["seeds"])), arm["weights"]]
         if asked:
             row.append(_number(arm["questions"].get("answer_loglikelihood", {}).get("mean"), ".4f"))
         rows.append(row)
     head = ["arm", "kind", "bits per byte", "t interval", "SD of seeds", "mean over the tokens"]
-    head += ["tokens to random's loss", "runs that reach it", "seeds", "weights"]
+    head += ["seeds", "weights"]
     return _table([*head, *["answers (nats per byte)"] * asked], rows)
 
 
@@ -120,15 +119,21 @@ def _by_part(record: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _way(record: Mapping[str, Any]) -> str:
-    rows = [
-        [name, _number(arm["forgetting"]["mean"], "+.4f"), _number(arm["forgetting"]["early"], "+.4f")]
-        for name, arm in _trained(record)
-    ]
+    areas = {(one["arm"], one["against"]): one["area_percent"] for one in record["comparisons"]}
+    rows = []
+    for name, arm in _trained(record):
+        area, reach, lost = areas.get((name, arm["baseline"]), {}), arm["reach"], arm["forgetting"]
+        row = [name, _number(area.get("mean"), "+.2f"), _interval(area.get("low"), area.get("high"))]
+        row += [_number(reach["share_of_budget"], ".0%"), f"{reach['runs']} of {len(arm['seeds'])}"]
+        rows.append([*row, _number(lost["mean"], "+.4f"), _number(lost["early"], "+.4f")])
     note = (
-        "Forgetting: a bin's final bits per byte minus the best it had before, below 0 where it is best at the end; "
-        "early bins are those that the first tenth of the training draws, in its proportions."
+        "Area: the mean over the tokens of the validation curve, against random. Tokens: the share of the budget after "
+        "which a run has the final loss of its random run, where all runs reach it. Forgetting: a bin's final bits per "
+        "byte minus the best it had before, below 0 where it is best at the end; early bins are those that the first "
+        "tenth of the training draws, in its proportions."
     )
-    return note + "\n\n" + _table(("arm", "forgetting, mean of the bins", "forgetting of early bins"), rows)
+    head = ["arm", "area (%)", "t interval", "tokens to random's loss", "runs that reach it"]
+    return note + "\n\n" + _table([*head, "forgetting, mean of the bins", "forgetting of early bins"], rows)
 
 
 def _repeat(record: Mapping[str, Any]) -> str:

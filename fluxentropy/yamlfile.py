@@ -46,17 +46,24 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type, given: Mapping[str, Any]) -> Any:
-    """The dataclass `cls` of what `to_plain` made: mappings become sections, lists tuples, and text paths."""
+    """The dataclass `cls` of what `to_plain` made, or YAML holds: mappings become sections, lists tuples, texts paths.
+
+    One value alone may stand for a list of it.
+    """
     hints = get_type_hints(cls)
     found = {}
     for name, value in given.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-            value = from_plain(kind, value)  # type: ignore[arg-type]
+        kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, types.UnionType) else (hints[name],)
+        section = next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
+        if section is not None and isinstance(value, Mapping):
+            value = from_plain(section, value)
         elif isinstance(value, list):
             value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-        elif isinstance(value, str) and "Path" in str(kind):
+        elif isinstance(value, str) and Path in kinds:
             value = Path(value)
+        elif any(get_origin(kind) is tuple for kind in kinds):
+            alone = any(_fits(value, kind) for kind in kinds if get_origin(kind) is not tuple)
+            value = value if alone or isinstance(value, tuple) else (value,)
         found[name] = value
     return cls(**found)
 
