@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from fluxentropy.arms import Arm, all_arms
+from fluxentropy.arms import RANDOM, Arm, all_arms
 from fluxentropy.cells import Cell, RunCell, make_cell
 from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.config import to_yaml
@@ -39,7 +39,8 @@ def compare(config: CompareConfig) -> Outcome:
         for place in range(config.seeds)  # whole seeds first: a comparison that is stopped has pairs
         for arm in arms
     ]
-    blocks, held_out = open_blocks(cells[0].config)
+    plain = Arm(name=RANDOM, own={}, kind="random")
+    blocks, held_out = open_blocks(plain.config(config.base, config.bins, config.out))
     if config.sources is not None:
         read_sources(held_out.blocks, config.sources)
     with RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run:
