@@ -38,8 +38,9 @@ endif
 demo: install
 	$(VENV)/bin/fluxentropy demo --out demo
 
+# A file of tests runs in one process, several files at once.
 test: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff format --check .

@@ -26,7 +26,7 @@ from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.schedule import group_bins
 from fluxentropy.scheduling import open_sampler
-from fluxentropy.store import RunDirectory, read_json
+from fluxentropy.store import RunDirectory, read_json, sha256_file
 from fluxentropy.tokenbytes import token_bytes
 from fluxentropy.traincallbacks import Averaging, Bookkeeping, Checkpoints, StepCallback, Throughput, Validation
 from fluxentropy.trainer import BlockData, GPTModule, Training, latest_checkpoint, make_trainer, quiet_lightning
@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         if run is None or not (read_json(run.manifest) or {}).get("complete"):
             _train(training, gpt, config.out / "checkpoints")
             if run is not None:
-                run.finish(_facts(training, gpt))
+                run.finish({**_facts(training, gpt), "files": _written(config.out)})
         if run is not None:
             shutil.rmtree(config.out / PIECES, ignore_errors=True)  # ledger.parquet has all of it
     return _outcome(config, training, gpt)
@@ -260,6 +260,12 @@ def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
         "losses": [list(losses) for losses in training.sampler.plan.history],  # that an adaptive schedule was told
         "versions": versions(),
     }
+
+
+def _written(out: Path) -> dict[str, str]:
+    """The SHA-256 of each file that a finished run holds for good."""
+    files = [out / "metrics.csv", out / "ledger.parquet", *sorted(out.glob("export*/*"))]
+    return {str(path.relative_to(out)): sha256_file(path) for path in files}
 
 
 def _outcome(config: PretrainConfig, training: Training, gpt: GPT) -> Outcome:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,13 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ledger import hash_ids
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.sampler import Sampler
 from fluxentropy.shards import bin_folder
 from fluxentropy.store import atomic_path, read_json
 from fluxentropy.yamlfile import from_plain, read_yaml
+
+if TYPE_CHECKING:
+    from fluxentropy.trainer import Training
 
 LINEAGE = ("id", "source_file", "source_row")
 
@@ -28,46 +32,59 @@ def ledger(config: LedgerConfig) -> Outcome:
 
     Errors: RunError where the run is not complete, its blocks have changed, or a step's hash is not that of its blocks.
     """
-    from fluxentropy.pretrain import open_training
-
-    manifest = read_json(config.run / "manifest.json") or {}
-    if manifest.get("identity", {}).get("kind") != "pretrain" or not manifest.get("complete"):
-        raise UsageError(f"{config.run} is no finished run of pretrain")
-    training = open_training(read_config(config.run))
-    rows = pq.read_table(config.run / "ledger.parquet")
+    training, drawn = draw_again(config.run)
     blocks = training.blocks
     times = np.zeros(int(blocks.first[-1]), np.int64)
     first = np.full(len(times), np.iinfo(np.int64).max)
     last = np.zeros(len(times), np.int64)
-    losses = manifest.get("losses") or []
-    for number, hashed in enumerate(rows["ids_hash"].to_pylist()):
-        while number >= training.sampler.plan.known and losses:
-            training.sampler.learn(losses[len(training.sampler.plan.history)])
-        ids = training.sampler.batch(number)
-        if hash_ids(ids) != hashed:
-            raise RunError(f"{config.run}: step {number + 1} of the ledger does not hold the blocks that its hash says")
+    steps = 0
+    for steps, ids in enumerate(drawn, 1):
         np.add.at(times, ids, 1)
-        np.minimum.at(first, ids, number + 1)
-        np.maximum.at(last, ids, number + 1)
+        np.minimum.at(first, ids, steps)
+        np.maximum.at(last, ids, steps)
     out = config.out or config.run / "documents.parquet"
     table = pa.concat_tables(_documents(blocks, times, first, last))
     with atomic_path(out) as path:
         pq.write_table(table, path, compression="zstd")
     seen = np.asarray(table["times"])
     lines = [
-        f"{len(rows):,} steps, each with the blocks that its hash says",
+        f"{steps:,} steps, each with the blocks that its hash says",
         f"{len(table):,} documents: {(seen > 0).sum():,} seen, {(seen == 0).sum():,} not; "
         f"at most {seen.max(initial=0):,} times",
         str(out),
     ]
     data = {
         "run": str(config.run),
-        "steps": len(rows),
+        "steps": steps,
         "documents": len(table),
         "seen": int((seen > 0).sum()),
         "out": str(out),
     }
     return Outcome(lines=lines, data=data)
+
+
+def draw_again(run: Path) -> tuple[Training, Iterator[np.ndarray]]:
+    """What a finished run was trained on, and the blocks (B,) of each of its steps, compared with the ledger.
+
+    Errors: UsageError where `run` is no such run; RunError names the step whose hash is another.
+    """
+    from fluxentropy.pretrain import open_training
+
+    manifest = read_json(run / "manifest.json") or {}
+    if manifest.get("identity", {}).get("kind") != "pretrain" or not manifest.get("complete"):
+        raise UsageError(f"{run} is no finished run of pretrain")
+    training = open_training(read_config(run))
+    return training, _drawn(run, training.sampler, manifest.get("losses") or [])
+
+
+def _drawn(run: Path, sampler: Sampler, losses: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:
+    for step, hashed in enumerate(pq.read_table(run / "ledger.parquet")["ids_hash"].to_pylist()):
+        while step >= sampler.plan.known and losses:
+            sampler.learn(losses[len(sampler.plan.history)])
+        ids = sampler.batch(step)
+        if hash_ids(ids) != hashed:
+            raise RunError(f"{run}: step {step + 1} of the ledger does not hold the blocks that its hash says")
+        yield ids
 
 
 def read_config(path: Path, **changes: Any) -> PretrainConfig:

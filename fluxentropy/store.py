@@ -236,11 +236,13 @@ class RunDirectory:
                     f"{self.path} was made by another command, or of other inputs: start afresh with --overwrite"
                 )
             complete, config = manifest.get("complete") is True, self.path / CONFIG
-            kept = config.exists() and (complete or lost)
-            if not kept or (last and not _same_but_place(config.read_text(encoding="utf-8"), config_yaml)):
-                write_text(config, config_yaml)
+            said = config.read_text(encoding="utf-8") if config.exists() else None
+            kept = said is not None and (complete or lost)
+            if not kept or (last and not _same_but_place(said or "", config_yaml)):
+                if said != config_yaml:
+                    write_text(config, config_yaml)
                 records |= {"config_sha256": sha256_file(config)}
-            if not complete:
+            if not manifest or lost:
                 write_json(self.manifest, {"complete": False, "identity": self.identity})
             if not lost:
                 self._record(records | {"identity_sha256": fingerprint})

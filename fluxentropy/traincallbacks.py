@@ -107,6 +107,7 @@ class Bookkeeping(StepCallback):
     def __init__(self, training: Training, ledger: Ledger, metrics: MetricsFile) -> None:
         super().__init__(training)
         self.ledger, self.metrics = ledger, metrics
+        self.mixture: dict[str, float] = {}  # of the last step, for the loggers: the ledger has it too
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -120,7 +121,9 @@ class Bookkeeping(StepCallback):
             return
         row = module.row
         ids = self.plan.sampler.batch(step)
-        self.ledger.add(step_row(row["step"], row["tokens"], ids, self.plan.blocks.first, row["lr"]))
+        drawn = step_row(row["step"], row["tokens"], ids, self.plan.blocks.first, row["lr"])
+        self.ledger.add(drawn)
+        self.mixture = {f"mixture_bin_{number:02d}": count / len(ids) for number, count in enumerate(drawn["bins"])}
         due = row["step"] % self.plan.config.log_every == 0 or row["step"] == self.plan.steps
         if due or "val_loss" in row or "acc" in row:
             self._write(trainer, row)
@@ -129,7 +132,7 @@ class Bookkeeping(StepCallback):
         self.metrics.append(row)
         numbers = {name: value for name, value in row.items() if name != "step" and math.isfinite(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=row["step"])
+            logger.log_metrics(numbers | self.mixture, step=row["step"])
 
 
 class Throughput(StepCallback):

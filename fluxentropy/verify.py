@@ -23,6 +23,7 @@ from fluxentropy.runcheck import check_parts
 from fluxentropy.runscores import CONSENSUS
 from fluxentropy.store import part_numbers, part_paths
 from fluxentropy.tablefiles import reading
+from fluxentropy.traincheck import check_training
 
 ROUNDS = 3  # of repairs: what is wrong with the whole shows once its parts are whole
 
@@ -84,14 +85,16 @@ def _no_run(path: Path) -> str:
 
 def _kind(path: Path, identity: dict[str, Any]) -> str:
     """The command that wrote a run with this identity."""
-    known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", CONSENSUS: CONSENSUS}
+    known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", "pretrain": "pretrain", CONSENSUS: CONSENSUS}
     if identity.get("kind") in known:
         return known[identity["kind"]]
     if "sources" in identity and "model" in identity:
         return "score"
     if "models" in identity and "inputs" in identity:
         return "agree"
-    raise RunError(f"{path} is not a run of score, bin, zoo, agree or hellaswag, and no other can be verified")
+    raise RunError(
+        f"{path} is not a run of score, bin, pretrain, zoo, agree or hellaswag, and no other can be verified"
+    )
 
 
 def _check_run(path: Path, kind: str, manifest: dict[str, Any], engine: Engine) -> Findings:
@@ -152,6 +155,7 @@ CHECKS: dict[str, Callable[[Findings, dict[str, Any], Engine], None]] = {
     "score": _check_score,
     "bin": _check_bins,
     "hellaswag": _check_items,
+    "pretrain": check_training,
     CONSENSUS: _check_consensus,
 }
 

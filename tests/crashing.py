@@ -46,7 +46,7 @@ def deadly(function: Callable[..., Any], only: str = "") -> Callable[..., Any]:
 os.fsync = deadly(os.fsync)
 os.replace = deadly(os.replace)
 os.rename = deadly(os.rename)  # what Path.rename calls
-pa.OSFile = deadly(pa.OSFile)
+pa.OSFile = deadly(pa.OSFile, ".arrows")  # a sorted run
 os.unlink = deadly(os.unlink, ".damaged-")
 os.rmdir = deadly(os.rmdir, ".damaged-")
 

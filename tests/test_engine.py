@@ -108,9 +108,11 @@ def test_units_are_drawn_as_they_are_needed() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
-def test_workers_know_their_number() -> None:
+def test_workers_know_their_number_and_have_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = set(Processes(2).run(number_of_worker, range(8)))
-    assert found <= {("0", "1"), ("1", "1")}
+    cores = str(max((os.cpu_count() or 1) // 2, 1))
+    assert found and found <= {("0", cores), ("1", cores)}
 
 
 def number_of_worker(_: int) -> tuple[str, str]:

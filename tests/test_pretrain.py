@@ -286,6 +286,35 @@ def test_ledger_of_documents(bins: Path, whole: Path, tmp_path: Path, capsys: py
     assert "step 5 of the ledger" in capsys.readouterr().err
 
 
+def test_verify(bins: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(whole)]) == 0
+    assert "12 steps, 1,536 tokens" in (said := capsys.readouterr().out) and "nothing is missing" in said
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    (damaged / "metrics.csv").write_text("step\n")
+    (damaged / "export" / "model.safetensors").unlink()
+    assert main(["verify", str(damaged)]) == 1
+    said = capsys.readouterr().out
+    assert "metrics.csv: it is not as it was written" in said and "model.safetensors: it is missing" in said
+
+
+def test_loggers_get_metrics_and_the_mixture(bins: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(command(bins, tmp_path / "run", "--loggers", "tensorboard", "--schedule.name", "increasing")) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train_loss")]
+    assert losses == [
+        (row["step"], pytest.approx(row["train_loss"]))
+        for row in rows(tmp_path / "run")
+        if row["train_loss"] is not None
+    ]
+    ledger = pq.read_table(tmp_path / "run" / "ledger.parquet")["bins"].to_pylist()
+    assert [event.value for event in events.Scalars("mixture_bin_02")] == [drawn[2] / BATCH for drawn in ledger]
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

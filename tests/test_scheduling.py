@@ -147,7 +147,7 @@ def test_the_file_of_a_training_serves(bins: Path, tmp_path: Path, capsys: pytes
     """Its sections about the model are passed over, and it does not decide where the picture goes."""
     file = tmp_path / "train.yaml"
     file.write_text(
-        f"out: {tmp_path / 'run'}\nschedule:\n  name: increasing\nmodel:\n  n_layer: 2\noptim:\n  lr: 0.1\nbatch_size: 4\n"
+        f"out: {tmp_path / 'run'}\nschedule: {{name: increasing}}\nmodel: {{n_layer: 2}}\noptim: {{lr: 0.1}}\n"
     )
     capsys.readouterr()
     argv = ["schedule", "--config", str(file), "--bins", str(bins), "--out", str(tmp_path / "plan")]

@@ -1,0 +1,110 @@
+"""What a probe found out about one step: typed, with standard errors, and flat for a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fluxentropy.rl.estimate import Estimate
+from fluxentropy.rl.kernel import KernelSplit, KernelStatistics
+from fluxentropy.rl.secondorder import EntropyExpansion
+from fluxentropy.rl.sequence_entropy import SequenceEntropy
+from fluxentropy.rl.snis import MeasuredChange
+from fluxentropy.rl.twobatch import TwoBatch
+from fluxentropy.rl.ustatistics import UStatistic
+
+
+class Change(NamedTuple):
+    """A first-order change of both entropies: nats a sequence, nats a token."""
+
+    per_sequence: Estimate
+    per_token: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelReport:
+    """The Fisher kernel's account of this batch's part of the step, in nats a sequence.
+
+    `change`: by kind of pair. `statistics`: blocks and spectrum over the entropy batch. `covariance`: the formula of a
+    diagonal kernel, -Cov(S, A) (Cui et al.), for the update batch, per unit of rate. `sketch`: its size, None exact.
+    """
+
+    change: KernelSplit
+    statistics: KernelStatistics
+    covariance: float
+    sketch: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecord:
+    """One step. Parts that were not run are None; entropies and changes are in nats.
+
+    Attributes:
+        entropy: before the step.
+        step_norm: ‖d‖₂.
+        measured: the change by importance weights.
+        expansion: first and second order along the step, whose end is η = 1; `second` NaN where only the first was run.
+        split: first-order change of AdamW's parts "batch", "momentum" and "decay"; they sum to the expansion's first.
+        ghost_radius: the smallest over all tokens, in steps.
+        two_batch, u_statistic, kernel: of the update's batch; see `EntropyProbe`.
+        seconds: wall-clock time of each part.
+        warnings: what makes the numbers doubtful, in words.
+    """
+
+    entropy: SequenceEntropy
+    step_norm: float
+    measured: MeasuredChange | None = None
+    expansion: EntropyExpansion | None = None
+    split: dict[str, Change] | None = None
+    ghost_radius: float | None = None
+    two_batch: TwoBatch | None = None
+    u_statistic: UStatistic | None = None
+    kernel: KernelReport | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, float]:
+        """Every number by name, for one row of a table; an estimate's standard error is NAME_se."""
+        found: dict[str, float] = {}
+
+        def put(name: str, value: Estimate | float) -> None:
+            if isinstance(value, Estimate):
+                found[name], found[f"{name}_se"] = value
+            else:
+                found[name] = float(value)
+
+        put("entropy_per_sequence", self.entropy.rao_blackwell)
+        put("entropy_per_token", self.entropy.per_token)
+        put("entropy_naive", self.entropy.naive)
+        put("variance_ratio", self.entropy.variance_ratio)
+        put("mean_length", self.entropy.mean_length)
+        put("step_norm", self.step_norm)
+        if self.measured is not None:
+            put("measured_per_sequence", self.measured.per_sequence)
+            put("measured_per_token", self.measured.per_token)
+            put("effective_sample_size", self.measured.effective_sample_size)
+            put("largest_weight", self.measured.largest_weight)
+        if self.expansion is not None:
+            for unit in ("per_sequence", "per_token"):
+                expansion = getattr(self.expansion, unit)
+                put(f"first_{unit}", expansion.first)
+                put(f"second_{unit}", expansion.second)
+                put(f"predicted_{unit}", expansion.quadratic)
+                put(f"eta_star_{unit}", expansion.eta_star)
+        for part, change in (self.split or {}).items():
+            put(f"{part}_per_sequence", change.per_sequence)
+            put(f"{part}_per_token", change.per_token)
+        if self.ghost_radius is not None:
+            put("ghost_radius", self.ghost_radius)
+        if self.two_batch is not None:
+            error = float(self.two_batch.conservative_variance) ** 0.5
+            put("two_batch_per_sequence", Estimate(float(self.two_batch.value), error))
+        if self.u_statistic is not None:
+            error = float(self.u_statistic.jackknife_variance) ** 0.5
+            put("u_statistic_per_sequence", Estimate(float(self.u_statistic.value), error))
+        if self.kernel is not None:
+            for kind in ("total", "identical", "same_prompt", "cross_prompt"):
+                put(f"kernel_{kind}", getattr(self.kernel.change, kind))
+            put("kernel_effective_rank", self.kernel.statistics.effective_rank)
+            put("covariance_per_lr", self.kernel.covariance)
+        return found

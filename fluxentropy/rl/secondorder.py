@@ -1,0 +1,145 @@
+"""First and second order of the entropy along a step, and how far they can be believed.
+
+    φ(η) = E[Σ_k w_<k(η) H_k(θ + ηv)],   C_k = Σ_{j<k} S_j,   b_k a constant,   ' = ∇_v
+    φ'(0)  = E[Σ_k H'_k + C'_k (H_k - b_k)]
+    φ''(0) = E[Σ_k H''_k + 2 C'_k (H'_k - b'_k) + (H_k - b_k)(C''_k + C'_k²)]
+
+(over all positions up to the limit, H_k = 0 after the end of a response). With whole-sequence weights C is S and the
+sums of H stand in one bracket: vᵀ∇²𝓗v = E[∇²H + 2 ∇S ∇H + (H - b)(∇²S + (∇S)²)]. The constants b and b' are free, for
+E[C'_k] = 0 = E[C''_k + C'_k²]; the means of H_k and H'_k over the other prompts cut the variance many times. The
+remainder of 𝓗(θ+ηv) - 𝓗 - ηφ' - η²φ''/2 is O(η³). Source: RL studies, section on the second order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fluxentropy.rl.estimate import Estimate, jackknife, mean_estimate
+from fluxentropy.rl.passes import ROWS, SequenceStats, derivatives, logit_range
+from fluxentropy.rl.policy import Parameters, Policy
+from fluxentropy.rl.responses import Responses
+from fluxentropy.rl.snis import Reweighting, before_position, others_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """Entropy along the step: value + first·η + second·η²/2, η = 1 the whole step. Nats a sequence, or a token.
+
+    `quadratic` is the predicted change at η = 1 to second order, with its own standard error; `eta_star` =
+    2 |first| / |second| is the η at which the quadratic term is as large as the linear one. It is small wherever the
+    linear term happens to vanish: read both terms with it.
+    """
+
+    value: float
+    first: Estimate
+    second: Estimate
+    quadratic: Estimate
+
+    @property
+    def eta_star(self) -> float:
+        """2 |φ'| / |φ''|, in steps."""
+        return 2 * abs(self.first.value) / abs(self.second.value) if self.second.value else float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyExpansion:
+    """The expansions of both entropies along one direction; `second` and `quadratic` are NaN at order 1."""
+
+    per_sequence: Expansion
+    per_token: Expansion
+
+
+def expansion_terms(
+    y: tuple[Tensor, Tensor, Tensor],
+    s: tuple[Tensor, Tensor],
+    weights: Reweighting,
+    baselines: tuple[Tensor | float, Tensor | float] = (0.0, 0.0),
+) -> tuple[Tensor, Tensor]:
+    """One response's terms of φ'(0) and φ''(0). (..., L) -> (...), (...)
+
+    `y`: values at each position with their first and second derivative, 0 after the end; `s`: first and second
+    derivative of S_k. `baselines` b and b' (broadcastable to (..., L)) must not see the response itself.
+    """
+    (value, value1, value2), (s1, s2) = y, s
+    if weights == "sequence":  # one term: whole sums
+        value, value1, value2, s1, s2 = (x.sum(-1, keepdim=True) for x in (value, value1, value2, s1, s2))
+        c1, c2 = s1, s2
+    else:
+        c1, c2 = before_position(s1), before_position(s2)
+    centred = value - baselines[0]
+    first = value1 + c1 * centred
+    second = value2 + 2 * c1 * (value1 - baselines[1]) + centred * (c2 + c1.square())
+    return first.sum(-1), second.sum(-1)
+
+
+def expand(
+    policy: Policy,
+    batch: Responses,
+    direction: Parameters,
+    *,
+    order: int = 2,
+    weights: Reweighting = "prefix",
+    params: Parameters | None = None,
+    rows: int = ROWS,
+) -> EntropyExpansion:
+    """The entropy along `direction` to first or second order, by (nested) forward-mode differentiation.
+
+    `params` are those that sampled the batch. With the step itself as direction, η = 1 is the step. Baselines are the
+    other prompts' means. Errors: `UsageError` for a truncating sampler and for B < 2.
+    """
+    batch.need_whole_vocabulary("a change of the entropy")
+    batch.need(prompts=2, reason="a standard error between prompts")
+    stats = derivatives(policy, batch, direction, order=order, params=params, rows=rows)
+    if order == 1:
+        stats.append(SequenceStats(*(torch.full_like(x, torch.nan) for x in stats[0])))
+    return expansion(stats, batch.mask, weights)
+
+
+def expansion(stats: list[SequenceStats], mask: Tensor, weights: Reweighting = "prefix") -> EntropyExpansion:
+    """The expansions from [value, first, second] of S_k and H_k (B, G, L)."""
+    value, one, two = stats
+    ones = mask.double()
+    zeros = torch.zeros_like(ones)
+    columns = [value.entropy.sum(-1), ones.sum(-1)]
+    for y in ((value.entropy, one.entropy, two.entropy), (ones, zeros, zeros)):
+        b, b1 = (others_mean(x if weights == "prefix" else x.sum(-1, keepdim=True)) for x in y[:2])
+        columns += expansion_terms(y, (one.logp, two.logp), weights, (b, b1))
+    H, T, H1, H2, T1, T2 = (column.mean(1) for column in columns)  # (B,) each
+    means = torch.stack([H, T, H1, H2, T1, T2], 1)
+
+    def first(m: Tensor) -> Tensor:
+        return (m[..., 2] - m[..., 0] / m[..., 1] * m[..., 4]) / m[..., 1]
+
+    def second(m: Tensor) -> Tensor:
+        rate = m[..., 0] / m[..., 1]
+        return (m[..., 3] - 2 * first(m) * m[..., 4] - rate * m[..., 5]) / m[..., 1]
+
+    return EntropyExpansion(
+        per_sequence=Expansion(
+            value=float(H.mean()),
+            first=mean_estimate(H1),
+            second=mean_estimate(H2),
+            quadratic=mean_estimate(H1 + H2 / 2),
+        ),
+        per_token=Expansion(
+            value=float(H.mean() / T.mean()),
+            first=jackknife(first, means),
+            second=jackknife(second, means),
+            quadratic=jackknife(lambda m: first(m) + second(m) / 2, means),
+        ),
+    )
+
+
+def ghost_radius(
+    policy: Policy, batch: Responses, direction: Parameters, *, params: Parameters | None = None, rows: int = ROWS
+) -> Tensor:
+    """π / Δ_a of every chosen token, Δ_a the range over the vocabulary of a = ∇_v z / τ. -> (B, G, L), in steps
+
+    Within the smallest of them the entropy's Taylor series converges if logits are linear in η: the nearest complex
+    zero of Σ e^(z + ηa) lies at least that far (for two tokens at √(δ² + π²)/Δ_a, δ their logits' difference). inf
+    after the end of a response and where the step moves no logit. Source: RL studies, range of validity.
+    """
+    return torch.pi / logit_range(policy, batch, direction, params=params, rows=rows)
