@@ -358,7 +358,7 @@ class VerifyConfig:
     """Options of `fluxentropy verify`."""
 
     dir: Annotated[Path, INPUT] = field(kw_only=False)
-    """Run directory of score, bin, pretrain, zoo, agree or hellaswag."""
+    """Run directory of score, bin, pretrain, compare, zoo, agree or hellaswag."""
     repair: Annotated[bool, SWITCH, WORK] = False
     """Make again what is damaged or missing, and nothing else."""
     workers: Annotated[int, WORK] = 1

@@ -151,6 +151,17 @@ def test_the_command_in_the_words_changes_nothing(whole: Path, capsys: pytest.Ca
     assert times(whole) == before and (whole / "comparison.json").read_bytes() == numbers
 
 
+def test_verify_looks_at_every_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    assert main(["verify", str(out)]) == 0
+    with open(out / "cells/up/seed-1/export/model.safetensors", "r+b") as file:
+        file.seek(200)
+        file.write(b"?")
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 1
+    assert "cells/up/seed-1/export/model.safetensors" in capsys.readouterr().out
+
+
 class StoppedError(Exception):
     pass
 
