@@ -13,13 +13,15 @@ class Row:
     """One row of a batch: a whole text, or a window of a long one.
 
     `ids` int64 (t,); statistics are kept for positions `keep_from`..t-1. `next_id` is the token that follows the
-    row's last position in the text, None at the text's end. `text` is the index of the text it belongs to.
+    row's last position in the text, None at the text's end. `text` is the index of the text it belongs to, and `at`
+    the number of the text's positions that rows before this one keep.
     """
 
     text: int
     ids: np.ndarray
     keep_from: int = 0
     next_id: int | None = None
+    at: int = 0
 
     @property
     def targets(self) -> np.ndarray:
@@ -49,6 +51,7 @@ def windows(text: int, ids: np.ndarray, size: int, stride: int, n_prefix: int) -
             ids=np.concatenate([prefix, body[begin:end]]),
             keep_from=0 if kept == 0 else n_prefix + kept - begin,
             next_id=int(body[end]) if end < len(body) else None,
+            at=0 if kept == 0 else n_prefix + kept,
         )
 
 

@@ -54,9 +54,13 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """The job that checks one shard; without `binning` the scores are not compared with the edges."""
+    """The job that checks one shard; without `binning` the scores are not compared with the edges.
+
+    `columns` says which column of the shards holds an axis of the binning that is an expression.
+    """
 
     binning: Binning | None
+    columns: dict[str, str]
 
     def __call__(self, shard: Shard) -> ShardFacts:
         if problem := damage(shard.path, shard.record):
@@ -86,7 +90,7 @@ class ShardCheck:
         bins = batch.column("bin").fill_null(UNSCORED).to_numpy()
         scored = bins
         if self.binning is not None:
-            names = [_renamed(name, batch.schema.names) for name in self.binning.columns]
+            names = [self.columns.get(name) or _renamed(name, batch.schema.names) for name in self.binning.columns]
             scored = self.binning.assign(*(batch.column(name) for name in names))
         for found, what in ((bins, "its column bin says"), (scored, "by its score it belongs into")):
             if (wrong := (found != number).nonzero()[0]).size:
@@ -116,7 +120,9 @@ def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> 
     shards = [shard for number, folder in numbers.items() for shard in _folder(findings, number, folder)]
     found: dict[int, list[ShardFacts]] = {number: [] for number in numbers}
     with Progress(manifest.get("rows"), unit="rows checked") as line:
-        for shard, facts in zip(shards, engine.run(ShardCheck(binning), shards), strict=True):
+        for shard, facts in zip(
+            shards, engine.run(ShardCheck(binning, record.get("columns", {})), shards), strict=True
+        ):
             findings.files += 1
             line.update(facts.rows, shards=findings.files)
             found[shard.number].append(facts)

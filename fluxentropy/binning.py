@@ -8,24 +8,23 @@ import shutil
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fluxentropy.binrecord import all_there, bin_outcome, bins_json
 from fluxentropy.bins import UNSCORED, BinEdges, Binning, Cut
 from fluxentropy.blocks import FOLDER, Blocks, text_column
 from fluxentropy.columnsummary import STAT_LEVELS, ColumnSummary
 from fluxentropy.config import BY, BinConfig, parse_bytes, to_yaml
+from fluxentropy.derivedcolumns import Derived, Standards, derive_columns, find_derived, numbered
 from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.outcome import Outcome
 from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
-from fluxentropy.scorejoin import JOINED, join_scores
+from fluxentropy.scorejoin import JOINED
 from fluxentropy.shards import bin_folder, read_manifest
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
@@ -72,9 +71,14 @@ class _Job:
     by: tuple[str, ...]
     files: list[ScoredFile]
     table: TableFiles
-    joined: tuple[str, ...]
+    derived: dict[str, Derived]  # those of `by` that are no columns of the input, in this order
     engine: Engine
     renamed: dict[str, str]  # a column's name in the input -> in the shards
+    standards: Standards = dataclasses.field(default_factory=dict)  # of z(...) in `by`
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        return tuple(self.derived)
 
     @classmethod
     def open(cls, config: BinConfig) -> _Job:
@@ -83,28 +87,30 @@ class _Job:
         if table.rows == 0:
             raise SourceError(f"{config.run} holds no rows")
         by = _columns(config)
-        joined = tuple(name for name in by if name not in table.schema.names)
-        missing = [*(joined if config.scores is None else ()), *({config.weight or by[0]} - {*by, *table.schema.names})]
-        if missing:
-            flag = "--weight" if missing[0] == config.weight else "--by"
-            near = did_you_mean(missing[0], table.schema.names)
-            raise UsageError(f"{flag} {missing[0]}: no such column in {config.run}{near}")
-        if config.scores is not None and not joined and config.edges_file:
-            raise UsageError(f"--scores {config.scores}: {config.run} has {', '.join(by)} itself, so nothing is joined")
-        if config.scores is not None and not joined:  # both have them: those of --scores are meant
-            joined = by = tuple(f"{name}{JOINED}" for name in by)
-            if taken := sorted({*by} & {*table.schema.names}):
+        names = table.schema.names
+        if config.scores is not None and {*by} <= {*names}:  # both have them: those of --scores are meant
+            if config.edges_file:
+                raise UsageError(
+                    f"--scores {config.scores}: {config.run} has {', '.join(by)} itself, so nothing is joined"
+                )
+            by = tuple(f"{name}{JOINED}" for name in by)
+            if taken := sorted({*by} & {*names}):
                 raise SourceError(f"{config.run} has a column {taken[0]}, a name that is needed here: rename it")
+        derived = find_derived(by, names, config.run, config.scores)
+        if config.weight not in (None, *by, *names):
+            near = did_you_mean(str(config.weight), names)
+            raise UsageError(f"--weight {config.weight}: no such column in {config.run}{near}")
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
         return cls(
             config=config,
             by=by,
-            files=_numbered(paths, int(table.row_bytes)),
+            files=numbered(paths, int(table.row_bytes)),
             table=table,
-            joined=joined,
+            derived=derived,
             engine=make_engine(config.engine, config.workers, config.address),
-            renamed=_renamed([*table.schema.names, *joined]),
+            renamed=_renamed([*names, *derived])
+            | {item.name: item.column for item in derived.values() if item.name != item.column},
         )
 
     def identity(self) -> dict[str, Any]:
@@ -112,6 +118,7 @@ class _Job:
         config = self.config
         options = ("bins", "quantiles", "weight", "grid", "order", "seed")
         edges = Binning.load(config.edges_file).fingerprint if config.edges_file else config.edges
+        expressions = {name: item.expression.text for name, item in self.derived.items() if item.expression}
         return {
             "kind": "bins",
             **{name: getattr(config, name) for name in options},
@@ -120,6 +127,7 @@ class _Job:
             "shard_bytes": parse_bytes(config.shard_size),
             "inputs": fingerprints(config.run, [file.path for file in self.files]),
             "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
+            **({"expressions": expressions, "standards": self._given_standards()} if expressions else {}),
         }
 
     def blocks(self) -> Blocks | None:
@@ -139,9 +147,16 @@ class _Job:
 
     def make(self) -> None:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
-        if self.joined:
-            folder = self.config.out / PIECES / "joined"
-            self.files = join_scores(self.files, str(self.config.scores), self.joined, folder)
+        if self.derived:
+            self.files, self.standards = derive_columns(
+                self.files,
+                list(self.derived.values()),
+                names=self.table.schema.names,
+                other=self.config.scores,
+                folder=self.config.out / PIECES,
+                run=self.run,
+                standards=self._given_standards(),
+            )
         summaries, selections = self._scan()
         binning = self._binning(selections)
         for axis in binning.axes:
@@ -163,7 +178,18 @@ class _Job:
         made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        write_json(self.config.out / "bins.json", bins_json(binning, made, stats, self.config))
+        record = bins_json(binning, made, stats, self.config)
+        if any(item.expression for item in self.derived.values()):
+            columns = {name: self.renamed.get(name, name) for name in self.by}
+            record |= {"columns": columns, "standards": {name: list(found) for name, found in self.standards.items()}}
+        write_json(self.config.out / "bins.json", record)
+
+    def _given_standards(self) -> dict[str, tuple[float, float]] | None:
+        """Mean and deviation of each z(...) of the corpus that `--edges` are of; None where they are not given."""
+        if self.config.edges_file is None:
+            return None
+        found = (read_json(self.config.edges_file) or {}).get("standards", {})
+        return {name: (float(mean), float(deviation)) for name, (mean, deviation) in found.items()}
 
     def _scan(self) -> tuple[list[ColumnSummary], list[Selection | None]]:
         """All passes over the score columns."""
@@ -291,12 +317,3 @@ def _with_its_blocks(config: BinConfig) -> BinConfig:
     return dataclasses.replace(
         config, **{name: before[name] for name in ("tokenize", "block_length") if name in before}
     )
-
-
-def _numbered(paths: Sequence[Path], row_bytes: int) -> list[ScoredFile]:
-    found, start = [], 0
-    for number, path in enumerate(paths):
-        rows = pq.read_metadata(path).num_rows
-        found.append(ScoredFile(number=number, path=path, start=start, rows=rows, row_bytes=row_bytes))
-        start += rows
-    return found

@@ -25,6 +25,7 @@ from fluxentropy.config import (
     AgreeConfig,
     BinConfig,
     CompareConfig,
+    CountConfig,
     DemoConfig,
     DiagnoseConfig,
     HellaswagConfig,
@@ -84,8 +85,18 @@ fluxentropy demo --out demo-small --passages 50""",
         help="Score texts with a language model: entropy, varentropy and surprisal of each text, as Parquet.",
         examples="""\
 fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
+fluxentropy score web.jsonl --model gpt2 --scores minkpp,entropy_slope,zlib_ratio --out runs/more
 fluxentropy score data/*.parquet --model gpt2 --window sliding --out runs/long
 zcat web.jsonl.gz | fluxentropy score - --model ./my-model --out runs/piped""",
+    ),
+    Command(
+        name="count",
+        target="fluxentropy.counting:count",
+        config=CountConfig,
+        help="Count how often each token of a model occurs in a corpus, for the scores that ask for it.",
+        examples="""\
+fluxentropy count web.jsonl --model smollm2-135m-instruct --out counts.parquet
+fluxentropy score web.jsonl --model smollm2-135m-instruct --scores all --token-counts counts.parquet --out runs/web""",
     ),
     Command(
         name="tokens",
@@ -103,7 +114,8 @@ fluxentropy tokens notes.txt --model gpt2 --limit 2 --top-k 10 --out n.html""",
         help="Sort a scored corpus of any size by one of its scores.",
         examples="""\
 fluxentropy sort runs/web --out sorted.parquet
-fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl""",
+fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl
+fluxentropy sort runs/web --by "entropy_mean - 0.5*varentropy_mean" --out mixed.parquet""",
     ),
     Command(
         name="bin",
@@ -113,7 +125,8 @@ fluxentropy sort runs/web --by surprisal_mean --descending --out hard.jsonl""",
         examples="""\
 fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
 fluxentropy bin runs/web --quantiles 10,25,50,75,90 --workers 4 --out bins/q
-fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b""",
+fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b
+fluxentropy bin runs/small --by learnability --scores runs/large --bins 8 --out l""",
     ),
     Command(
         name="schedule",
@@ -227,6 +240,10 @@ Examples:
   fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
   # the corpus in the order of a score, lowest first
   fluxentropy sort runs/web --by entropy_mean --out sorted.parquet
+  # how often tokens occur; more scores from the same pass; an order that mixes
+  fluxentropy count web.jsonl --model gpt2 --out counts.parquet
+  fluxentropy score web.jsonl --model gpt2 --scores minkpp --out runs/more
+  fluxentropy sort runs/more --by "z(minkpp) + z(entropy_mean)" --out m.parquet
   # the same with several models: how far do they agree?
   fluxentropy models
   fluxentropy zoo web.jsonl --zoo offline --out zoo/web

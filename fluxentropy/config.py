@@ -8,6 +8,7 @@ and YAML leave open gets the defaults of its own class, so a nested field takes 
     >>> print(to_yaml(config), end="")
     run: runs/web
     by: entropy_mean
+    scores: null
     descending: false
     out: sorted.parquet
     limit: 3
@@ -51,6 +52,7 @@ __all__ = [
     "AgreeConfig",
     "BinConfig",
     "CompareConfig",
+    "CountConfig",
     "DemoConfig",
     "DiagnoseConfig",
     "HellaswagConfig",
@@ -74,6 +76,8 @@ __all__ = [
 class ScoreConfig(EngineOptions, ScoringOptions, ModelOptions, SourceOptions):
     """Options of `fluxentropy score`."""
 
+    token_counts: Annotated[Path | None, INPUT] = None
+    """File of `fluxentropy count`: how often each token occurs, for the scores that ask for it."""
     gpus_per_worker: Annotated[float | None, WORK] = None
     """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
     rank: Annotated[str | None, WORK] = None
@@ -89,6 +93,8 @@ same command without --rank then completes the run."""
         ModelOptions.__post_init__(self)
         ScoringOptions.__post_init__(self)
         EngineOptions.__post_init__(self)
+        if self.token_counts is not None and not self.scores:
+            raise UsageError(f"--token-counts {self.token_counts} without --scores: name the scores to make of them")
         if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
             raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
         if self.rank is not None:
@@ -108,6 +114,24 @@ same command without --rank then completes the run."""
             return 0, 1
         rank, _, ranks = self.rank.partition("/")
         return (int(rank), int(ranks)) if rank.isdigit() and ranks.isdigit() else (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig(ModelOptions, SourceOptions):
+    """Options of `fluxentropy count`."""
+
+    limit: Annotated[int | None, INPUT] = None
+    """Stop after this many texts."""
+    offline: Annotated[bool, SWITCH, MODEL] = False
+    """Use only what is already on this machine."""
+    out: Annotated[Path, OUTPUT]
+    """File to write, .parquet: token and count."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        at_least(1, self, "limit")
+        suffix_of(self, "out", (".parquet",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +225,9 @@ class SortConfig:
     run: Annotated[str, INPUT] = field(kw_only=False)
     """Run directory of `score`."""
     by: Annotated[str, INPUT] = "entropy_mean"
-    """Column to sort by."""
+    """Column to sort by, or an expression of columns, such as "entropy_mean - 0.5*varentropy_mean" or "z(a) + z(b)"."""
+    scores: Annotated[str | None, INPUT] = None
+    """Another run that holds --by, or the NAME of each NAME_joined in it, for the same texts; joined by id."""
     descending: Annotated[bool, SWITCH, INPUT] = False
     """Largest first."""
     out: Annotated[Path, OUTPUT]
@@ -270,7 +296,8 @@ class BinConfig:
     run: Annotated[str, INPUT] = field(kw_only=False)
     """Run directory of score, or of a zoo's consensus, or Parquet files with scores."""
     by: Annotated[tuple[str, ...], INPUT] = BY
-    """Column to bin by; two, separated by a comma, with --grid."""
+    """Column to bin by, or an expression of columns, such as "entropy_mean - 0.5*varentropy_mean" or "z(a) + z(b)"; \
+two, separated by a comma, with --grid."""
     bins: Annotated[int | None, INPUT] = None
     """So many bins of equal counts."""
     quantiles: Annotated[tuple[str, ...] | None, INPUT] = None
@@ -282,7 +309,8 @@ class BinConfig:
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
     scores: Annotated[str | None, INPUT] = None
-    """Another run that holds --by for the same texts; joined by id. If both have NAME, it is NAME_joined."""
+    """Another run that holds --by for the same texts; joined by id. If both have NAME, it is NAME_joined, also in an \
+expression."""
     order: Annotated[Literal["shuffle", "score", "source"], OUTPUT] = "shuffle"
     """Order of the rows inside a bin."""
     seed: Annotated[int, OUTPUT] = 0

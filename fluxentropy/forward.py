@@ -213,6 +213,12 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
+def logit_columns(model: PreTrainedModel) -> int:
+    """How many tokens the model gives a probability: the rows of its output projection."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return len(weight) if isinstance(weight, Tensor) else embedding_rows(model)
+
+
 def probe_rows(model: PreTrainedModel) -> list[Tensor]:
     """Two rows of pseudo-random token ids, of different lengths, on the model's device."""
     rng = np.random.default_rng(0)

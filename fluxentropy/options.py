@@ -109,6 +109,9 @@ class ScoringOptions(PlaceOptions):
     """Tokens in a batch, padding included. Default: what fits the device."""
     part_tokens: Annotated[int | None, WORK] = None
     """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
+    scores: Annotated[tuple[str, ...], OUTPUT] = ()
+    """More scores, separated by commas, or all: entropy_normalised, entropy_slope, mink, minkpp, zlib_ratio, and of \
+`score` with --token-counts dcpdd, unigram_surprisal."""
     text: Annotated[bool, OUTPUT] = True
     """Keep the text in the scores."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
@@ -118,6 +121,11 @@ class ScoringOptions(PlaceOptions):
         super().__post_init__()
         for name in ("limit", "batch_tokens", "part_tokens", "stride"):
             at_least(1, self, name)
+        if self.scores:
+            from fluxentropy.registry import chosen_extra
+
+            counts = getattr(self, "token_counts", None) is not None
+            object.__setattr__(self, "scores", chosen_extra(separated(self.scores), counts=counts))
         if self.window == "sliding" and self.max_tokens < 2:
             raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
         if self.stride is not None and self.window != "sliding":

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import RunError, UsageError
+from fluxentropy.registry import ALL_NAMES
 from fluxentropy.scorematrix import ScoreMatrix
-from fluxentropy.scores import SCORE_NAMES
 from fluxentropy.store import difference, read_json
 from fluxentropy.tablefiles import run_parts
 from fluxentropy.yamlfile import did_you_mean
@@ -153,7 +153,7 @@ def _texts(
     shared = [
         field.name
         for field in schemas[0]
-        if (field.name not in SCORE_NAMES or field.name in ("n_tokens", "n_bytes"))
+        if (field.name not in ALL_NAMES or field.name in ("n_tokens", "n_bytes"))
         and all(field.name in schema.names and schema.field(field.name).type == field.type for schema in schemas)
     ]
     for model, files in enumerate(parts):

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.config import ScoreConfig
 from fluxentropy.encoding import Encoded
 from fluxentropy.engine import WORKER
+from fluxentropy.extrascores import ExtraScores
 from fluxentropy.scorer import Scorer, Work, open_scorer
 from fluxentropy.scores import SCORE_FIELDS, score_columns
 from fluxentropy.store import RunDirectory
+from fluxentropy.tokencounts import checked_counts
 from fluxentropy.zoo_entries import find_model
 
 
@@ -74,9 +77,10 @@ class ScoreParts:
     on_batch: Callable[[int], None] | None = None  # is told the tokens of each batch, in the process that set it
     _scorer: Scorer | None = field(default=None, repr=False)
     _notes: tuple[str, ...] = ()
+    _frequency: np.ndarray | None = field(default=None, repr=False)  # ln of each token's, from the token counts
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "on_batch": None, "_scorer": None, "_notes": ()}
+        return {"config": self.config, "on_batch": None, "_scorer": None, "_notes": (), "_frequency": None}
 
     @property
     def scorer(self) -> Scorer:
@@ -97,8 +101,19 @@ class ScoreParts:
             )
         return self._scorer
 
+    def _extra(self, texts: list[str | None], encoded: list[Encoded]) -> ExtraScores | None:
+        """The scores that `--scores` asks for, none of them made yet."""
+        config, scorer = self.config, self.scorer
+        if not config.scores:
+            return None
+        if config.token_counts is not None and self._frequency is None:
+            found = checked_counts(config.token_counts, scorer.decoder.tokenizer, config.model)
+            self._frequency = found.log_frequency(scorer.outcomes)
+        return ExtraScores(config.scores, texts, encoded, vocabulary=scorer.outcomes, log_frequency=self._frequency)
+
     def describe(self, _: object = None) -> OpenModel:
         scorer = self.scorer
+        self._extra([], [])  # token counts of another tokenizer are refused before anything is written
         return OpenModel(
             name=scorer.decoder.name,
             fingerprint=scorer.decoder.fingerprint,
@@ -121,11 +136,14 @@ class ScoreParts:
         scorer, table = self.scorer, part.table
         scorer.work = Work()
         encoded = scorer.encode(part.texts) if part.encoded is None else part.encoded
-        scores = scorer.score_encoded(encoded, on_batch=self.on_batch)
+        extra = self._extra(part.texts, encoded)
+        scores = scorer.score_encoded(encoded, on_batch=self.on_batch, on_text=extra.add if extra else None)
         columns = score_columns(scores, table["input_status"])
         kept = table.drop_columns(["input_status", *([] if self.config.text else [part.text_field])])
         for column in SCORE_FIELDS:
             kept = kept.append_column(column, columns[column.name])
+        for name, values in (extra.columns() if extra else {}).items():
+            kept = kept.append_column(name, values)
         with RunDirectory(self.config.out).part(part.number, _facts(encoded, columns["status"].to_pylist())) as path:
             pq.write_table(kept, path, compression="zstd", row_group_size=4096)
         return ScoredPart(number=part.number, rows=len(table), work=scorer.work, peak_memory=peak_memory())

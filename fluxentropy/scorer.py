@@ -24,30 +24,18 @@ from fluxentropy.forward import (
     can_pack,
     embedding_rows,
     is_causal,
+    logit_columns,
     path_error,
     reference_entropies,
 )
 from fluxentropy.memory import is_out_of_memory
 from fluxentropy.models import Decoder, load_decoder
 from fluxentropy.scores import Scores
+from fluxentropy.textstats import TextStats
 from fluxentropy.zoo_entries import ZooEntry
 
 CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
 GPU_BATCH_TOKENS = 65536
-SCORES = (
-    "entropy_mean",
-    "entropy_sum",
-    "entropy_last",
-    "varentropy_mean",
-    "varentropy_sum",
-    "varentropy_last",
-    "sqrt_varentropy_mean",
-    "surprisal_mean",
-    "surprisal_sum",
-    "perplexity",
-    "bits_per_byte",
-)
-COUNTS = ("n_tokens", "n_bytes", "n_predicted_bytes")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +88,7 @@ class Scorer:
         assert chosen is not None  # without packing there is always the plain path
         self.path: ForwardPath = chosen
         self.vocabulary = embedding_rows(decoder.model)
+        self.outcomes = logit_columns(decoder.model)
         self.work = Work()
 
     def encode(self, texts: Sequence[str | None]) -> list[Encoded]:
@@ -113,17 +102,35 @@ class Scorer:
         """
         return self.score_encoded(self.encode(texts))
 
-    def score_encoded(self, encoded: Sequence[Encoded], on_batch: Callable[[int], None] | None = None) -> list[Scores]:
-        """Like `score` for tokenised texts. `on_batch` is told the number of tokens after each batch."""
-        first: dict[bytes, int] = {}  # token ids -> the first text that has them
+    def score_encoded(
+        self,
+        encoded: Sequence[Encoded],
+        on_batch: Callable[[int], None] | None = None,
+        on_text: Callable[[int, np.ndarray], None] | None = None,
+    ) -> list[Scores]:
+        """Like `score` for tokenised texts. `on_batch` is told the number of tokens after each batch.
+
+        `on_text` gets, as soon as the last of a text's tokens has its statistics, the index of the text and a (3, T)
+        float32 array of entropy, varentropy and surprisal. A text without tokens has none.
+        """
+        same: dict[bytes, list[int]] = {}  # token ids -> the texts that have them; the first is run
         rows: list[Row] = []
         for index, item in enumerate(encoded):
             self._check_ids(item.ids)
-            if len(item.ids) and first.setdefault(item.ids.tobytes(), index) == index:
+            texts = same.setdefault(item.ids.tobytes(), [])
+            texts.append(index)
+            if len(item.ids) and len(texts) == 1:
                 rows += self._rows(index, item)
+
+        def tell(index: int, values: np.ndarray) -> None:
+            assert on_text
+            for text in same[encoded[index].ids.tobytes()]:
+                on_text(text, values)
+
         totals = np.zeros((len(encoded), len(_TOTALS)))
-        self._run(rows, totals, on_batch)
-        return [_scores(item, totals[first[item.ids.tobytes()]] if len(item.ids) else None) for item in encoded]
+        gathered = TextStats([len(item.ids) for item in encoded], tell) if on_text else None
+        self._run(rows, totals, on_batch, gathered)
+        return [_scores(item, totals[same[item.ids.tobytes()][0]] if len(item.ids) else None) for item in encoded]
 
     def token_stats(self, encoded: Encoded, top_k: int | None = None) -> TokenStats:
         """Statistics of every position of one text, float32 (T,); surprisal[t] is token t + 1's, NaN at the end."""
@@ -141,8 +148,14 @@ class Scorer:
                 f"they do not belong together"
             )
 
-    def _run(self, rows: Sequence[Row], totals: np.ndarray, on_batch: Callable[[int], None] | None) -> None:
-        """Add the totals of every row to its text's line of `totals` (texts, 9)."""
+    def _run(
+        self,
+        rows: Sequence[Row],
+        totals: np.ndarray,
+        on_batch: Callable[[int], None] | None,
+        gathered: TextStats | None,
+    ) -> None:
+        """Add the totals of every row to its text's line of `totals` (texts, 8), and its statistics to `gathered`."""
         pending = [
             [rows[i] for i in batch]
             for batch in reversed(plan_batches([len(row.ids) for row in rows], self.batch_tokens))
@@ -165,6 +178,8 @@ class Scorer:
                 pending += [batch[half:], batch[:half]]
                 continue
             _add_totals(totals, batch, stats)
+            if gathered:
+                gathered.add(batch, stats)
             if on_batch:
                 on_batch(sum(len(row.ids) for row in batch))
 

@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from fluxentropy.progress import Progress
 from fluxentropy.scorejob import OpenModel, ScoredPart, ScoreParts, TextPart, peak_memory
 from fluxentropy.scorer import Work
 from fluxentropy.scores import SCORE_NAMES
-from fluxentropy.store import RunDirectory, atomic_path, read_json, write_json
+from fluxentropy.store import RunDirectory, atomic_path, read_json, sha256_file, write_json
 from fluxentropy.versions import versions
 from fluxentropy.zoo_entries import find_model
 
@@ -68,7 +69,7 @@ def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
         limit=config.limit,
         spool=folder / "input" / "stdin.jsonl",
         offline=config.offline,
-        reserved=SCORE_NAMES,
+        reserved=(*SCORE_NAMES, *config.scores),
         scans=read_json(folder / SCANS),
     )
 
@@ -274,6 +275,18 @@ def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str
         "on_error": config.on_error,
         "part_tokens": _part_tokens(config, model),
         "batch_tokens": model.batch_tokens,
+        **_extra_identity(config),
+    }
+
+
+def _extra_identity(config: ScoreConfig) -> dict[str, Any]:
+    """What decides the columns of `--scores`; nothing without them, so that runs without them stay what they are."""
+    if not config.scores:
+        return {}
+    return {
+        "scores": list(config.scores),
+        "token_counts": None if config.token_counts is None else sha256_file(config.token_counts),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION if "zlib_ratio" in config.scores else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fluxentropy.engine import make_engine
+from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import UsageError
 from fluxentropy.mergesort import Keys, merged_blocks, sort_order, sorted_blocks
 from fluxentropy.outcome import Outcome
@@ -26,6 +27,7 @@ from fluxentropy.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
     from fluxentropy.config import SortConfig
+    from fluxentropy.derivedcolumns import Derived
 
 TIE_BREAKERS = ("id", "source_file", "source_row")  # in this order, always ascending, where the columns exist
 LEAST_MEMORY = 2**24  # bytes
@@ -56,6 +58,7 @@ def sort(config: SortConfig) -> Outcome:
         config.run,
         config.out,
         by=config.by,
+        scores=config.scores,
         descending=config.descending,
         limit=config.limit,
         memory=parse_bytes(config.memory),
@@ -106,6 +109,7 @@ def sort_scores(
     out: Path,
     *,
     by: str = "entropy_mean",
+    scores: str | None = None,
     descending: bool = False,
     limit: int | None = None,
     memory: int = 10**9,
@@ -115,6 +119,9 @@ def sort_scores(
     progress: bool = False,
 ) -> SortSummary:
     """Write the rows of `source` to `out`, in the order of the column `by`.
+
+    `by` may also be an expression of columns, or a column of `scores`, another run of the same texts, joined by id;
+    then the rows get a column with these values. In an expression NAME_joined is the column NAME of `scores`.
 
     `source` is a run directory, a Parquet file, or a folder or glob of them. Rows with equal values are ordered by
     `id`, then `source_file`, then `source_row`, as far as these columns exist, and then keep the order they have.
@@ -141,11 +148,20 @@ def sort_scores(
     files = table_files(source)
     _check_output(out, source, files)
     table = TableFiles.open(files)
+    derived = _find_derived(by, table.schema.names, source, scores)
+    names = table.schema.names
+    if derived is not None:
+        by = derived.column
+        table = dataclasses.replace(table, schema=table.schema.append(pa.field(by, pa.float64())))
     keys = _keys(table.schema, by, descending, source)
     plain = pa.schema([without_dictionary(column) for column in table.schema], table.schema.metadata)
     written = min(table.rows, limit or table.rows)
     tally = _Tally(by=by, text=next((name for name in ("text", "id") if name in plain.names), by))
     with atomic_path(out) as aside, _spill_folder(out) as spill:
+        if derived is not None:
+            table = _with_derived(
+                table, derived, names, scores, spill.absolute(), make_engine(engine, workers, address)
+            )
         if workers > 1 or engine != "local":
             job = SortRuns(table=table, schema=plain, keys=keys, memory=memory, spill=spill.absolute(), limit=limit)
             made = make_engine(engine, workers, address).run(job, cut_units(files, workers))
@@ -162,6 +178,35 @@ def sort_scores(
     return SortSummary(
         rows=written, rows_read=table.rows, nulls=tally.nulls, nan=tally.nan, lowest=lowest, highest=highest
     )
+
+
+def _find_derived(by: str, names: Sequence[str], source: str, scores: str | None) -> Derived | None:
+    """What `by` is, where it is no column of `source`; UsageError where it is nothing at all."""
+    if by in names and scores is None:
+        return None
+    from fluxentropy.derivedcolumns import find_derived  # with DuckDB, which most sorts do without
+    from fluxentropy.scorejoin import JOINED
+
+    name = f"{by}{JOINED}" if by in names else by  # where both have it, that of the other run is meant
+    found = find_derived((name,), names, source, scores)
+    if not found:
+        raise UsageError(f"{source} has a column {name}, a name that is needed here: rename it")
+    return found[name]
+
+
+def _with_derived(
+    table: TableFiles, derived: Derived, names: Sequence[str], scores: str | None, folder: Path, engine: Engine
+) -> TableFiles:
+    """`table`, whose own columns are `names`, with the values of `derived` in files beside, in `folder`."""
+    from fluxentropy.derivedcolumns import derive_columns, numbered
+
+    def run(job: Any, units: Sequence[Any], *_: object) -> list[Any]:
+        return list(engine.run(job, units))
+
+    files = numbered(table.files, int(table.row_bytes))
+    written = dataclasses.replace(derived, name=derived.column)
+    found, _ = derive_columns(files, [written], names=names, other=scores, folder=folder, run=run)
+    return dataclasses.replace(table, beside={file.path.absolute(): file.scores for file in found if file.scores})
 
 
 def _check_output(out: Path, source: str, files: Sequence[Path]) -> None:

@@ -6,9 +6,9 @@ import base64
 import glob
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,12 +90,16 @@ def run_parts(run: Path) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFiles:
-    """Parquet files of one schema, read as one table."""
+    """Parquet files of one schema, read as one table.
+
+    `beside` names, for the absolute path of each file, an Arrow file with more columns of its rows.
+    """
 
     files: Sequence[Path]
     schema: pa.Schema
     rows: int
     row_bytes: float  # mean size of a row, before compression
+    beside: Mapping[Path, Path] = field(default_factory=dict)
 
     @classmethod
     def open(cls, files: Sequence[Path]) -> TableFiles:
@@ -113,15 +117,31 @@ class TableFiles:
     def batches(self, schema: pa.Schema, size: int, groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order, cast to `schema`, in batches of about `size` bytes and at most 4096 rows.
 
-        `groups` are the row groups to read of each file, all by default.
+        `groups` are the row groups to read of each file, all by default; they follow each other.
 
         Errors: `RunError` names a file that cannot be read to its end.
         """
         rows = int(min(max(size / max(self.row_bytes, 1), 1), BATCH_ROWS))
         for file in self.files:
-            with reading(file), _open(file) as parquet:
+            with reading(file), _open(file) as parquet, self._more(file) as more:
+                meta = parquet.metadata
+                at = sum(meta.row_group(group).num_rows for group in range(groups[0])) if groups else 0
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=groups, use_threads=False):
+                    for name in more.column_names:
+                        column = more[name].slice(at, batch.num_rows).combine_chunks()
+                        batch = batch.append_column(name, column)
+                    at += batch.num_rows
                     yield batch.select(schema.names).cast(schema)
+
+    @contextmanager
+    def _more(self, file: Path) -> Iterator[pa.Table]:
+        """The columns beside `file`, mapped into memory."""
+        path = self.beside.get(file.absolute())
+        if path is None:
+            yield pa.table({})
+            return
+        with pa.memory_map(str(path)) as source:
+            yield pa.ipc.open_file(source).read_all()
 
 
 def without_dictionary(column: pa.Field) -> pa.Field:

@@ -61,7 +61,7 @@ def find_tokenizer(name: str) -> FoundTokenizer:
     entry = None if name == BYTES else find_model(name)
     try:
         with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
-            tokenizer = byte_tokenizer() if entry is None else _load(entry)
+            tokenizer = byte_tokenizer() if entry is None else load_tokenizer(entry)
             if not getattr(tokenizer, "is_fast", False):
                 raise ModelError(f"the tokenizer of {name!r} is not a fast one, with a {BACKEND}: choose another")
             if tokenizer.eos_token_id is None:
@@ -132,7 +132,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], eos: int) -> tuple[np.nda
     return np.array(ids, np.uint32), sizes
 
 
-def _load(entry: ZooEntry) -> PreTrainedTokenizerBase:
+def load_tokenizer(entry: ZooEntry) -> PreTrainedTokenizerBase:
+    """The tokenizer of a zoo entry, as `transformers` loads it; whatever that raises is not caught."""
     from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": entry.trust_remote_code}

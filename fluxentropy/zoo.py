@@ -58,8 +58,8 @@ def _entries(config: ZooConfig) -> dict[str, ZooEntry]:
         if name not in entries:
             raise UsageError(f"--models {name}: no such model in {path}{did_you_mean(name, entries)}")
     chosen = {name: entry for name, entry in entries.items() if config.models is None or name in config.models}
-    if config.by not in SCORE_NAMES:
-        raise UsageError(f"--by {config.by}: no such score{did_you_mean(config.by, SCORE_NAMES)}")
+    if config.by not in (names := (*SCORE_NAMES, *config.scores)):
+        raise UsageError(f"--by {config.by}: no such score{did_you_mean(config.by, names)}")
     return chosen
 
 
@@ -73,7 +73,7 @@ def _check_sources(config: ZooConfig, spool: Path) -> tuple[str, ...]:
         limit=config.limit,
         spool=spool,
         offline=config.offline,
-        reserved=SCORE_NAMES,
+        reserved=(*SCORE_NAMES, *config.scores),
         scans=None,
     )
     return tuple(str(spool) if source == "-" else source for source in config.sources)
@@ -122,6 +122,7 @@ def _identity(config: ZooConfig) -> dict[str, Any]:
         for cls in (SourceOptions, ScoringOptions)
         for field in dataclasses.fields(cls)
         if field.name not in ("overwrite", "offline", "device")
+        and not (field.name == "scores" and not config.scores)  # as in folders from before there were any
     ]
     return {"kind": "zoo", **{name: to_plain(getattr(config, name)) for name in options}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -368,7 +369,7 @@ def test_help_of_a_command(
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
 def test_examples_in_the_help_parse(command: cli.Command, capsys: pytest.CaptureFixture[str]) -> None:
     for example in [*command.examples.splitlines(), *cli.EXAMPLES.splitlines()]:
-        argv = example.partition("|")[2].split() or example.partition(">")[0].split()
+        argv = shlex.split(example.partition("|")[2] or example.partition(">")[0], comments=True)
         if argv[:1] == ["fluxentropy"] and "--config" not in argv:
             switch = [] if "--print-config" in argv else ["--print-config"]
             assert cli.main([*argv[1:], *switch]) == 0, capsys.readouterr().err

@@ -71,6 +71,62 @@ def test_order_of_a_run(by: str, descending: bool, tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["run", "sorted.parquet"]
 
 
+@pytest.mark.parametrize(
+    ("by", "workers"),
+    [
+        ("entropy_mean - n_tokens/2", 1),
+        ("surprisal", 1),
+        ("learnt - 2*entropy_mean_joined", 1),
+        ("learnt - 2*entropy_mean_joined", 3),  # shares of files, from the middle of them
+    ],
+)
+def test_order_by_an_expression_and_by_another_run(by: str, workers: int, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    rows = [
+        {
+            "id": f"id-{number}",
+            "entropy_mean": rng.choice([None, 2.0, 2.5, rng.gauss(3, 1)]),
+            "n_tokens": rng.randrange(9),
+        }
+        | {"learnt": rng.gauss(0, 1)}
+        for number in range(300)
+    ]
+    (tmp_path / "in").mkdir()
+    for part in range(2):
+        table = pa.Table.from_pylist(rows[part::2])
+        pq.write_table(table, tmp_path / "in" / f"part-{part}.parquet", row_group_size=20)
+    other = {row["id"]: rng.gauss(0, 1) for row in rows[:280]}
+    more = {"id": list(other), "surprisal": list(other.values()), "entropy_mean": list(other.values())}
+    pq.write_table(pa.table(more), tmp_path / "other.parquet")
+    scores = None if "n_tokens" in by else str(tmp_path / "other.parquet")
+    out = tmp_path / "sorted.parquet"
+    summary = sort_scores(str(tmp_path / "in"), out, by=by, scores=scores, workers=workers)
+
+    def value(row: dict[str, Any]) -> float | None:
+        there = other.get(row["id"])
+        if "n_tokens" in by:
+            return None if row["entropy_mean"] is None else row["entropy_mean"] - row["n_tokens"] / 2
+        return there if by == "surprisal" or there is None else row["learnt"] - 2 * there
+
+    name = {
+        "e": "entropy_mean_minus_n_tokens_over_2",
+        "s": "surprisal",
+        "l": "learnt_minus_2_times_entropy_mean_joined",
+    }
+    expected = [row | {name[by[0]]: value(row)} for row in [*rows[::2], *rows[1::2]]]
+    assert pq.read_table(out).to_pylist() == oracle(expected, name[by[0]], ["id"], descending=False)
+    assert summary.nulls == sum(value(row) is None for row in rows) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "other.parquet", "sorted.parquet"]
+
+
+def test_the_other_runs_column_of_the_same_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a", "b"], "x": [1, 2]}), tmp_path / "one.parquet")
+    pq.write_table(pa.table({"id": ["b", "a"], "x": [1, 2]}), tmp_path / "two.parquet")
+    sort_scores(str(tmp_path / "one.parquet"), tmp_path / "out.jsonl", by="x", scores=str(tmp_path / "two.parquet"))
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found == [{"id": "b", "x": 2, "x_joined": 1.0}, {"id": "a", "x": 1, "x_joined": 2.0}]
+
+
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     run, rows = random_run(tmp_path / "run")
     pq.write_table(pa.Table.from_pylist(rows[::-1], SCHEMA), tmp_path / "other.parquet")
@@ -171,6 +227,8 @@ def test_outcome_of_a_limit(tmp_path: Path) -> None:
             r"--by entropy_meen: no such column in .*did you mean entropy_mean\?.* id, text, entr",
         ),
         ({"by": "zzzzzzzz"}, r"no such column in .*: use one of id, text, entropy_mean$"),
+        ({"by": "entropy_mean - idd"}, r"--by entropy_mean - idd: no such column: idd in .*did you mean id\?"),
+        ({"by": "(entropy_mean"}, r"\) is missing at its end"),
         ({"out": "x.csv"}, r"x\.csv: use a name that ends in \.parquet, \.jsonl"),
         ({"limit": 0}, "--limit 0: use 1 or more"),
         ({"memory": 10**6}, "--memory .* use 16 MiB or more"),
