@@ -29,6 +29,7 @@ COLOURS = (
     "#6a3d9a",
     "#8c564b",
 )  # after Okabe and Ito
+GREYS = (GREY, "#9a9a9a", "#c4c4c4")
 LINES = {"random": "-", "arm": "-", "reversed": (0, (5, 2)), "shuffled": (0, (1, 1.2)), "static": (0, (4, 1, 1, 1))}
 VERDICTS = {"better": "#009e73", "worse": "#d55e00"}  # else grey
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title that says what the marks are
@@ -54,8 +55,10 @@ def draw_comparison(record: Record, records: Sequence[Record], out: Path) -> lis
 
 def colours_of(record: Record) -> dict[str, str]:
     """A colour for each arm; controls have that of their arm, random ones are grey."""
+    random = [name for name, arm in record["arms"].items() if arm["kind"] == "random"]
     asked = [name for name, arm in record["arms"].items() if arm["kind"] == "arm"]
     found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(asked)}
+    found |= {name: GREYS[place % len(GREYS)] for place, name in enumerate(random)}
     return {name: found.get(name) or found.get(arm["of"]) or GREY for name, arm in record["arms"].items()}
 
 
@@ -78,9 +81,9 @@ def curves(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
         shared = sorted(runs[name].keys() & runs.get(arm["baseline"], {}).keys())
         if name != arm["baseline"] and shared:
             (_, ours), (at, theirs) = (_stacked(runs[one], shared) for one in (name, arm["baseline"]))
-            same = np.array([np.interp(tokens, at, row) for row in theirs])  # adaptive schedules validate more often
+            both, mine, other = np.intersect1d(tokens[kept], at, return_indices=True)  # adaptive ones have more
             look |= {} if arm["kind"] == "arm" else {"linewidth": 0.9}
-            _band(right, tokens[kept], (100 * (ours / same - 1))[:, kept], look, band=arm["kind"] == "arm")
+            _band(right, both, 100 * (ours[:, kept][:, mine] / theirs[:, other] - 1), look, band=arm["kind"] == "arm")
     right.axhline(0, color=GREY, linewidth=0.6)
     left.set(xlabel="tokens", ylabel="validation, bits per byte")
     right.set(xlabel="tokens", ylabel="difference to random (%)")
