@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token, UnknownOptionError
 from cyclopts.argument import ArgumentCollection
@@ -23,6 +24,7 @@ from fluxentropy import __version__
 from fluxentropy.config import (
     AgreeConfig,
     BinConfig,
+    CompareConfig,
     CountConfig,
     DemoConfig,
     DiagnoseConfig,
@@ -148,6 +150,16 @@ fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --sche
 fluxentropy pretrain --config configs/pretrain/124m.yaml --bins bins/web --devices 8 --out runs/124m""",
     ),
     Command(
+        name="compare",
+        target="fluxentropy.compare:compare",
+        config=CompareConfig,
+        help="Compare schedules: several trainings of each, with controls, and what their differences say.",
+        examples="""\
+fluxentropy compare --config configs/compare/small.yaml --bins bins/web --out comparisons/small
+fluxentropy compare --config configs/compare/debug.yaml --bins bins/web --workers 2 --out comparisons/debug
+fluxentropy compare --config configs/compare/small.yaml --bins bins/web --seeds 8 --out comparisons/small""",
+    ),
+    Command(
         name="ledger",
         target="fluxentropy.seen:ledger",
         config=LedgerConfig,
@@ -248,6 +260,8 @@ Examples:
   fluxentropy schedule --bins bins/web --schedule.name increasing
   fluxentropy pretrain --config small.yaml --bins bins/web --out runs/small
   fluxentropy ledger runs/small
+  # which schedule is better? with controls and honest statistics
+  fluxentropy compare --config compare.yaml --bins bins/web --out comparison
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens
@@ -328,6 +342,9 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
             if command.file:  # such as the file of a training: what it is to write is no matter here
                 known = {option.name for option in fields(command.config)} - {"out"}
                 given = {name: value for name, value in given.items() if name in known}
+            for name, kind in get_type_hints(command.config).items():
+                if kind == dict[str, Any] and name in given:  # a mapping of anything is one value, see options.JSON
+                    given[name] = json.dumps(given[name])
             Dict({names[-1]: given}, source=str(path))(app, names, arguments)
 
     return fill

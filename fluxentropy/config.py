@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.errors import UsageError
 from fluxentropy.options import (
     INPUT,
@@ -50,6 +51,7 @@ from fluxentropy.yamlfile import to_yaml
 __all__ = [
     "AgreeConfig",
     "BinConfig",
+    "CompareConfig",
     "CountConfig",
     "DemoConfig",
     "DiagnoseConfig",
@@ -384,7 +386,7 @@ class VerifyConfig:
     """Options of `fluxentropy verify`."""
 
     dir: Annotated[Path, INPUT] = field(kw_only=False)
-    """Run directory of score, bin, pretrain, zoo, agree or hellaswag."""
+    """Run directory of score, bin, pretrain, compare, zoo, agree or hellaswag."""
     repair: Annotated[bool, SWITCH, WORK] = False
     """Make again what is damaged or missing, and nothing else."""
     workers: Annotated[int, WORK] = 1

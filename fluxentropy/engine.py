@@ -7,6 +7,7 @@ job has loaded, such as a model, stays loaded.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -69,18 +70,24 @@ class Processes:
     workers: int
     pool: ProcessPoolExecutor | None = field(default=None, compare=False, repr=False)
     count: Any = field(default=None, compare=False, repr=False)  # of the workers, kept for those that start late
+    pids: Any = field(default=(), compare=False, repr=False)  # of the workers that have started, else 0
 
     def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
             threads = max((os.cpu_count() or 1) // self.workers, 1)
-            self.count = context.Value("i", 0)
+            self.count, self.pids = context.Value("i", 0), context.Array("l", self.workers)
+            initargs = (self.count, self.pids, threads)
             self.pool = ProcessPoolExecutor(
-                self.workers, mp_context=context, initializer=_start_worker, initargs=(self.count, threads)
+                self.workers, mp_context=context, initializer=_start_worker, initargs=initargs
             )
         try:
             yield from self._run(self.pool, pickle.dumps(job), units)
-        except BaseException:  # nothing may write behind the back of whoever goes on
+        except BaseException as error:  # nothing may write behind the back of whoever goes on
+            if not isinstance(error, Exception | GeneratorExit):  # told to stop: units that take hours are not awaited
+                for process in filter(None, self.pids):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
             self.pool.shutdown(cancel_futures=True)
             self.pool = None
             raise
@@ -118,13 +125,14 @@ def _work(pickled: bytes, unit: Any) -> Any:
     return _worker.work(pickled, unit)
 
 
-def _start_worker(count: Any, threads: int) -> None:
+def _start_worker(count: Any, pids: Any, threads: int) -> None:
     """A worker ends without a word when the user interrupts the run, and when the process that started it is gone.
 
     It has its share of the cores, for libraries that compute in threads.
     """
     with count.get_lock():
         os.environ[WORKER] = str(count.value)
+        pids[count.value] = os.getpid()
         count.value += 1
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     signal.signal(signal.SIGINT, signal.SIG_DFL)

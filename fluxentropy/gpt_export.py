@@ -15,7 +15,7 @@ import torch
 from fluxentropy.conversion import first_line, quiet_transformers
 from fluxentropy.errors import ModelError
 from fluxentropy.gpt import GPT
-from fluxentropy.gpt2 import is_gpt2, to_gpt2
+from fluxentropy.gpt2 import from_gpt2, is_gpt2, to_gpt2
 from fluxentropy.hf_gpt import FluxGPTConfig, FluxGPTForCausalLM, register
 from fluxentropy.store import atomic_folder
 
@@ -73,6 +73,21 @@ def _to_flux(gpt: GPT) -> FluxGPTForCausalLM:
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model.eval()
+
+
+def from_export(folder: str | Path) -> GPT:
+    """The model in a folder that `export` wrote, float32."""
+    from transformers import AutoConfig, GPT2LMHeadModel
+
+    register()
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, FluxGPTConfig):
+            return from_gpt2(GPT2LMHeadModel.from_pretrained(folder))
+        weights = FluxGPTForCausalLM.from_pretrained(folder).state_dict()
+    gpt = GPT(config.architecture())
+    gpt.load_state_dict({name.removeprefix("model.").replace("lm_head.", "head."): w for name, w in weights.items()})
+    return gpt
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -3,13 +3,14 @@
 Annotations are evaluated here, not kept as text: a class that inherits them elsewhere could not resolve the names.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from fluxentropy.errors import UsageError
 
@@ -19,6 +20,20 @@ MODEL = Parameter(group=Group("Model", sort_key=2))
 WORK = Parameter(group=Group("Work", sort_key=3))
 OUTPUT = Parameter(group=Group("Output", sort_key=4))
 SWITCH = Parameter(negative=(), show_default=False)  # off unless given
+
+
+def _from_json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
+    try:
+        value = json.loads(tokens[0].value)
+    except ValueError as error:
+        raise UsageError(f"{tokens[0].keyword} {tokens[0].value}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{tokens[0].keyword} {tokens[0].value}: write a mapping, such as {{}}")
+    return value
+
+
+# For dict[str, Any]: on the command line one text of JSON, in YAML a mapping.
+JSON = Parameter(accepts_keys=False, n_tokens=1, converter=_from_json, negative=())
 
 BYTE_UNITS = {
     **{unit: 1000**power for power, unit in enumerate(["B", "KB", "MB", "GB", "TB"])},

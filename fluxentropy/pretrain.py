@@ -66,25 +66,31 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
 def open_training(config: PretrainConfig) -> Training:
     """Blocks, sampler and held-out blocks. Errors: UsageError, SourceError name what does not fit together."""
-    whole = BlockSet.open(config.bins)
-    if config.validation is not None:
-        other = BlockSet.open(config.validation)
-        _check_same(whole, other, config)
-        blocks, held_out = whole, HeldOut(blocks=other, first=np.zeros(other.bins, np.int64))
-    else:
-        first = np.maximum(whole.counts - config.holdout, 0)
-        blocks, held_out = _without_end(whole, first, config.holdout), HeldOut(blocks=whole, first=first)
-    if not len(held_out):
-        raise SourceError(f"{config.validation or config.bins} has no block to validate on")
-    sampler = open_sampler(config, blocks)
+    blocks, held_out = open_blocks(config)
     return Training(
         config=config,
         blocks=blocks,
         held_out=held_out,
-        sampler=sampler,
+        sampler=open_sampler(config, blocks),
         members=group_bins(config.schedule.groups, blocks.bins),
-        sizes=torch.from_numpy(token_bytes(read_tokenizer(whole), whole.vocabulary)),
+        sizes=torch.from_numpy(token_bytes(read_tokenizer(blocks), blocks.vocabulary)),
     )
+
+
+def open_blocks(config: PretrainConfig) -> tuple[BlockSet, HeldOut]:
+    """The blocks to train on, and those to validate on. Errors: as of `open_training`."""
+    blocks = BlockSet.open(config.bins)
+    if config.validation is not None:
+        other = BlockSet.open(config.validation)
+        _check_same(blocks, other, config)
+        held_out = HeldOut(blocks=other, first=np.zeros(other.bins, np.int64))
+    else:
+        first = np.maximum(blocks.counts - config.holdout, 0)
+        held_out = HeldOut(blocks=blocks, first=first)
+        blocks = _without_end(blocks, first, config.holdout)
+    if not len(held_out):
+        raise SourceError(f"{config.validation or config.bins} has no block to validate on")
+    return blocks, held_out
 
 
 def _without_end(blocks: BlockSet, counts: np.ndarray, held: int) -> BlockSet:
@@ -100,10 +106,10 @@ def _check_same(blocks: BlockSet, other: BlockSet, config: PretrainConfig) -> No
     one, two = (found.facts["tokenizer"]["fingerprint"] for found in (blocks, other))
     if one != two:
         raise UsageError(f"--validation {config.validation}: its tokenizer is another than that of {config.bins}")
-    if blocks.bins != other.bins:
+    if blocks.bins != other.bins and config.schedule.name == "adaptive":
         raise UsageError(
-            f"--validation {config.validation} has {other.bins} bins, {config.bins} {blocks.bins}: "
-            f"cut it with --edges {config.bins / 'bins.json'}"
+            f"--validation {config.validation} has {other.bins} bins, {config.bins} {blocks.bins}, and adaptive learns "
+            f"from the loss of each bin: cut it with --edges {config.bins / 'bins.json'}"
         )
 
 
@@ -160,7 +166,7 @@ def _train(training: Training, gpt: GPT, folder: Path) -> None:
     callbacks: list[StepCallback] = [
         *([average] if average else []),
         Validation(training, average),
-        *([QuestionRounds(training)] if config.questions.data else []),
+        *([QuestionRounds(training, average)] if config.questions.data else []),
         Bookkeeping(training, ledger, metrics),
         Throughput(
             training, MetricsFile(config.out / "timings.csv", timings), gpt.flops_per_token(training.blocks.length)
@@ -209,14 +215,14 @@ def _export(gpt: GPT, folder: Path, training: Training) -> None:
 def metric_columns(training: Training) -> list[str]:
     """The columns of metrics.csv."""
     bins = range(training.held_out.blocks.bins)
-    averages = ["val_loss_averaged", "val_bpb_averaged"] if training.config.average.kind != "none" else []
     questions = ["acc", "acc_norm", "answer_loglikelihood"] if training.config.questions.data else []
+    by_bin = [f"{name}_bin_{number:02d}" for name in ("val_loss", "val_bpb") for number in bins]
+    averages = ["val_loss", "val_bpb", *questions, *by_bin] if training.config.average.kind != "none" else []
     return [
         *("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm"),
-        *averages,
         *questions,
-        *(f"val_loss_bin_{number:02d}" for number in bins),
-        *(f"val_bpb_bin_{number:02d}" for number in bins),
+        *by_bin,
+        *(f"{name}_averaged" for name in averages),
     ]
 
 

@@ -86,13 +86,11 @@ class QuestionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(BudgetOptions):
-    """Options of `fluxentropy pretrain`."""
+class TrainingOptions(BudgetOptions):
+    """How a model is trained: all but the blocks and the place of one run, so that many runs can share it."""
 
-    bins: Annotated[Path, INPUT]
-    """Folder that bin wrote with --tokenize."""
     validation: Annotated[Path | None, INPUT] = None
-    """Another such folder to validate on, with the same tokenizer and length. Default: blocks held out of --bins."""
+    """Another folder of bins to validate on, with the same tokenizer and length. Default: blocks held out of --bins."""
     holdout: Annotated[int, INPUT] = 16
     """Blocks at the end of each bin that are kept for validation, without --validation."""
     model: ArchitectureOptions = field(default_factory=ArchitectureOptions)
@@ -134,12 +132,6 @@ class PretrainConfig(BudgetOptions):
     """Checkpoints to keep."""
     loggers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], OUTPUT] = ()
     """Where metrics go beside metrics.csv."""
-    out: Annotated[Path, OUTPUT]
-    """Run directory. The same command again resumes it."""
-    allow_changed_bins: Annotated[bool, SWITCH, OUTPUT] = False
-    """Go on from a checkpoint that was trained on other blocks or under another schedule."""
-    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
-    """Start afresh, even where --out holds a run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,3 +147,17 @@ class PretrainConfig(BudgetOptions):
             )
         if self.validation is None and self.holdout == 0:
             raise UsageError("--holdout 0: there is nothing to validate on; give --validation, or hold blocks out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingOptions):
+    """Options of `fluxentropy pretrain`."""
+
+    bins: Annotated[Path, INPUT]
+    """Folder that bin wrote with --tokenize."""
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+    allow_changed_bins: Annotated[bool, SWITCH, OUTPUT] = False
+    """Go on from a checkpoint that was trained on other blocks or under another schedule."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.sampler import Sampler
 from fluxentropy.shards import bin_folder
 from fluxentropy.store import atomic_path, read_json
-from fluxentropy.yamlfile import read_yaml
+from fluxentropy.yamlfile import from_plain, read_yaml
 
 if TYPE_CHECKING:
     from fluxentropy.trainer import Training
@@ -91,23 +90,8 @@ def _drawn(run: Path, sampler: Sampler, losses: Sequence[Sequence[float]]) -> It
 def read_config(path: Path, **changes: Any) -> PretrainConfig:
     """The configuration in a YAML file, or of a run, with changes."""
     file = path / "config.resolved.yaml" if path.is_dir() else path
-    return _built(PretrainConfig, {**read_yaml(file, PretrainConfig), **changes})
-
-
-def _built(cls: type, given: Mapping[str, Any]) -> Any:
-    """A dataclass from what YAML holds: lists for tuples, text for paths, mappings for sections."""
-    hints = get_type_hints(cls)
-    found = {}
-    for name, value in given.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-            value = _built(kind, value)  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-        elif isinstance(value, str) and "Path" in str(kind):
-            value = Path(value)
-        found[name] = value
-    return cls(**found)
+    config: PretrainConfig = from_plain(PretrainConfig, {**read_yaml(file, PretrainConfig), **changes})
+    return config
 
 
 def _documents(blocks: BlockSet, times: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[pa.Table]:

@@ -79,7 +79,7 @@ class Validation(StepCallback):
         if self.average is not None:
             with averaged(module.gpt, self.average.average.average()):
                 metrics = self.loss(trainer, module).metrics()
-            module.row |= {f"{name}_averaged": metrics[name] for name in ("val_loss", "val_bpb")}
+            module.row |= {f"{name}_averaged": value for name, value in metrics.items()}
         if learns:
             sampler.learn(found.by_bin(self.plan.members))
 

@@ -9,6 +9,7 @@ import lightning
 import torch
 
 from fluxentropy.answering import Reader
+from fluxentropy.averaging import averaged
 from fluxentropy.blockset import FOLDER
 from fluxentropy.gpt_export import to_transformers
 from fluxentropy.hellaswag import summarise
@@ -16,15 +17,17 @@ from fluxentropy.items import make_item, to_table
 from fluxentropy.models import Decoder
 from fluxentropy.questions import open_questions, read_task
 from fluxentropy.scorer import choose_path
-from fluxentropy.traincallbacks import StepCallback
+from fluxentropy.traincallbacks import Averaging, StepCallback
 from fluxentropy.trainer import GPTModule, Training
 
 
 class QuestionRounds(StepCallback):
-    """Accuracies and the right ending's log-likelihood per byte: `acc`, `acc_norm`, `answer_loglikelihood` (nats)."""
+    """Accuracies and the right ending's log-likelihood per byte: `acc`, `acc_norm`, `answer_loglikelihood` (nats);
+    of averaged weights too, where there are any."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Training, average: Averaging | None) -> None:
         super().__init__(training)
+        self.average = average
         options = training.config.questions
         self.task = read_task(options.task)
         questions = open_questions(options.data, self.task, limit=options.limit)
@@ -36,6 +39,9 @@ class QuestionRounds(StepCallback):
         due = self.plan.crosses(step, self.every) or step + 1 == self.plan.steps
         if due and trainer.is_global_zero:
             module.row |= self.answer(module)
+            if self.average is not None:
+                with averaged(module.gpt, self.average.average.average()):
+                    module.row |= {f"{name}_averaged": value for name, value in self.answer(module).items()}
 
     def answer(self, module: GPTModule) -> dict[str, float]:
         """Answers to all questions, as metrics."""

@@ -1,6 +1,7 @@
 """Validation: the loss of a GPT on held-out blocks, for each bin and overall.
 
-Bits per byte leave out targets that stand for no text, such as the end-of-text token; the loss does not.
+Bits per byte leave out targets that stand for no text, such as the end-of-text token; the loss does not. A label for
+each document, such as its source, splits the same sums by it (sourceloss.py).
 """
 
 from __future__ import annotations
@@ -104,33 +105,46 @@ def validate(
 
     The model maps ids (B, T) and `starts` to logits (B, T, V).
     """
-    device = next(model.parameters()).device
-    sizes = sizes.to(device)
     sums = np.zeros((4, held_out.blocks.bins))
-    was_training = model.training
-    model.eval()
-    try:
-        for numbers in _batches(held_out.numbers()[rank::world], batch):
-            bins, _ = held_out.blocks.places(numbers)
-            ids = torch.from_numpy(held_out.blocks.gather(numbers)).to(device)  # (B, L+1)
-            starts = torch.from_numpy(held_out.blocks.document_starts(numbers)).to(device) if document_masks else None
-            rows = _losses(model, ids, starts, sizes)  # (4, B)
-            for row in range(4):
-                np.add.at(sums[row], bins, rows[row])
-    finally:
-        model.train(was_training)
+    numbers = held_out.numbers()[rank::world]
+    for part, losses, size in token_losses(
+        model, held_out.blocks, numbers, sizes, batch=batch, document_masks=document_masks
+    ):
+        bins, _ = held_out.blocks.places(part)
+        rows = _row_sums(losses, size)  # (4, B)
+        for row in range(4):
+            np.add.at(sums[row], bins, rows[row])
     return ValidationLoss.of(sums)
 
 
-def _losses(model: nn.Module, ids: Tensor, starts: Tensor | None, sizes: Tensor) -> np.ndarray:
+@torch.no_grad()
+def token_losses(
+    model: nn.Module, blocks: BlockSet, numbers: np.ndarray, sizes: Tensor, *, batch: int, document_masks: bool = False
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Batches of the blocks `numbers`: their numbers (B,), the loss of each target (B, L) float64, its bytes (B, L).
+
+    The model is in evaluation mode meanwhile.
+    """
+    device = next(model.parameters()).device
+    sizes = sizes.to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        for part in _batches(numbers, batch):
+            ids = torch.from_numpy(blocks.gather(part)).to(device)  # (B, L+1)
+            starts = torch.from_numpy(blocks.document_starts(part)).to(device) if document_masks else None
+            inputs, targets = ids[:, :-1], ids[:, 1:]
+            logits = model(inputs, starts=None if starts is None else starts[:, :-1])  # (B, L, V)
+            losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").double()
+            yield part, losses.view(targets.shape), sizes[targets]
+    finally:
+        model.train(was_training)
+
+
+def _row_sums(losses: Tensor, size: Tensor) -> np.ndarray:
     """Sums of each row: loss, targets, loss of text, bytes. -> float64 (4, B)"""
-    inputs, targets = ids[:, :-1], ids[:, 1:]
-    logits = model(inputs, starts=None if starts is None else starts[:, :-1])  # (B, T, V)
-    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").double()
-    losses = losses.view(targets.shape)
-    size = sizes[targets]
     text = losses.masked_fill(size == 0, 0.0)
-    counts = torch.full((len(ids),), targets.shape[1], dtype=torch.float64, device=ids.device)
+    counts = torch.full((len(losses),), losses.shape[1], dtype=torch.float64, device=losses.device)
     found = torch.stack([losses.sum(1), counts, text.sum(1), size.sum(1).double()])
     return np.asarray(found.cpu())
 

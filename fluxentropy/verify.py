@@ -21,7 +21,7 @@ from fluxentropy.outcome import Outcome
 from fluxentropy.repair import repair, undo_killed
 from fluxentropy.runcheck import check_parts
 from fluxentropy.runscores import CONSENSUS
-from fluxentropy.store import part_numbers, part_paths
+from fluxentropy.store import part_numbers, part_paths, read_json
 from fluxentropy.tablefiles import reading
 from fluxentropy.traincheck import check_training
 
@@ -54,7 +54,8 @@ def verify(config: VerifyConfig) -> Outcome:
 
 
 def check(path: Path, engine: Engine) -> list[Findings]:
-    """What is found in the run directory `path`; in a folder of `zoo`, in each model's run and then in the folder.
+    """What is found in the run directory `path`; in a folder of `zoo`, in each model's run and then in the folder; in
+    one of `compare`, in each finished run.
 
     Errors: `RunError` where `path` is no run directory, or a run that is not finished.
     """
@@ -72,6 +73,10 @@ def check(path: Path, engine: Engine) -> list[Findings]:
     kind = _kind(path, identity)
     if kind in ("zoo", "agree"):
         return _check_comparison(path, kind, manifest, engine)
+    if kind == "compare":
+        runs = [found.parent for found in sorted(path.glob("cells/*/seed-*/manifest.json"))]
+        finished = [run for run in runs if (read_json(run / "manifest.json") or {}).get("complete") is True]
+        return [found for run in finished for found in check(run, engine)]
     return [_check_run(path, kind, manifest, engine)]
 
 
@@ -85,7 +90,8 @@ def _no_run(path: Path) -> str:
 
 def _kind(path: Path, identity: dict[str, Any]) -> str:
     """The command that wrote a run with this identity."""
-    known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", "pretrain": "pretrain", CONSENSUS: CONSENSUS}
+    known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", CONSENSUS: CONSENSUS}
+    known |= {name: name for name in ("pretrain", "compare")}
     if identity.get("kind") in known:
         return known[identity["kind"]]
     if "sources" in identity and "model" in identity:
@@ -93,7 +99,7 @@ def _kind(path: Path, identity: dict[str, Any]) -> str:
     if "models" in identity and "inputs" in identity:
         return "agree"
     raise RunError(
-        f"{path} is not a run of score, bin, pretrain, zoo, agree or hellaswag, and no other can be verified"
+        f"{path} is not a run of score, bin, pretrain, compare, zoo, agree or hellaswag, and no other can be verified"
     )
 
 

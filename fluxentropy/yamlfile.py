@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -43,6 +43,29 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def from_plain(cls: type, given: Mapping[str, Any]) -> Any:
+    """The dataclass `cls` of what `to_plain` made, or YAML holds: mappings become sections, lists tuples, texts paths.
+
+    One value alone may stand for a list of it.
+    """
+    hints = get_type_hints(cls)
+    found = {}
+    for name, value in given.items():
+        kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, types.UnionType) else (hints[name],)
+        section = next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
+        if section is not None and isinstance(value, Mapping):
+            value = from_plain(section, value)
+        elif isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        elif isinstance(value, str) and Path in kinds:
+            value = Path(value)
+        elif any(get_origin(kind) is tuple for kind in kinds):
+            alone = any(_fits(value, kind) for kind in kinds if get_origin(kind) is not tuple)
+            value = value if alone or isinstance(value, tuple) else (value,)
+        found[name] = value
+    return cls(**found)
 
 
 def read_yaml(path: Path, cls: type) -> dict[str, Any]:
@@ -114,6 +137,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (tuple, list):
         items = value if isinstance(value, list) else [value]
         return all(_fits(item, arguments[0]) for item in items)
+    if hint is Any:
+        return True
     if origin is dict:
         return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     if hint in (int, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -226,11 +227,21 @@ def test_an_interrupt_ends_the_workers_without_a_word(
 ) -> None:
     process, workers = two_busy_workers
     for number in [process.pid, *workers]:  # what Ctrl-C does
-        os.kill(number, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):  # the process ends its workers
+            os.kill(number, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert not any(map(alive, workers))
     assert errors.count(b"KeyboardInterrupt") == 1  # that of the process itself
     assert b"ForkProcess" not in errors and b"SpawnProcess" not in errors
+
+
+def test_a_process_that_is_told_to_stop_does_not_wait_for_its_workers(
+    two_busy_workers: tuple[subprocess.Popen[bytes], list[int]],
+) -> None:
+    process, workers = two_busy_workers
+    process.send_signal(signal.SIGINT)  # to it alone, as a supervisor does
+    process.communicate(timeout=30)
+    assert not any(map(alive, workers))
 
 
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from fluxentropy import cli
 from fluxentropy.errors import ModelError
 from fluxentropy.forward import FastPath, PlainPath, is_causal, path_error, reference_entropies
 from fluxentropy.gpt import GPT
-from fluxentropy.gpt_export import export, to_transformers
+from fluxentropy.gpt_export import export, from_export, to_transformers
 from fluxentropy.gptconfig import GPTConfig
 from fluxentropy.hf_gpt import FluxGPTConfig, FluxGPTForCausalLM, causal_mask, register
 from fluxentropy.models import load_decoder
@@ -196,6 +196,14 @@ def test_an_exported_folder_runs_without_this_package(folders: dict[str, Path], 
     ids = torch.tensor([[5, 6, 7, 8]])
     assert float(total) == pytest.approx(float(gpt(ids).double().sum()), abs=0.01)
     assert json.loads(text)[0][4] == int(gpt(ids)[0, -1].argmax())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_exported_model_comes_back_as_it_was(variant: str, folders: dict[str, Path]) -> None:
+    gpt, found, ids = make_gpt(variant), from_export(folders[variant]), some_ids()
+    starts = torch.tensor([[0] * 12 + [12] * 18] * 2)
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids, starts=starts), gpt(ids, starts=starts), rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_said(tokenizer: Path, tmp_path: Path) -> None:

@@ -230,6 +230,8 @@ def test_variants_resume_to_the_same_bits(
     assert (last["val_loss"] or 9) < np.log(400) - 0.1
     if name in ("averages", "last"):
         assert last["val_loss_averaged"] is not None and last["val_loss_averaged"] != last["val_loss"]
+        by_bin = [last[f"val_loss_bin_{number:02d}_averaged"] or 0 for number in range(3)]
+        assert np.mean(by_bin) == pytest.approx(last["val_loss_averaged"])
         assert (tmp_path / "one" / "export-averaged" / "model.safetensors").exists()
 
 
@@ -242,9 +244,10 @@ def test_questions_are_answered_on_the_way(bins: Path, tmp_path: Path) -> None:
     questions.write_text("".join(json.dumps(record) + "\n" for record in records))
     every = 6 * BATCH * LENGTH
     argv = command(bins, tmp_path / "run", "--questions.data", questions, "--questions.every", every)
-    assert main(argv) == 0
-    asked = [row["step"] for row in rows(tmp_path / "run") if row["answer_loglikelihood"] is not None]
-    assert asked == [6, 12]
+    assert main([*argv, "--average.kind", "ema"]) == 0
+    asked = [row for row in rows(tmp_path / "run") if row["answer_loglikelihood"] is not None]
+    assert [row["step"] for row in asked] == [6, 12]
+    assert all(row["answer_loglikelihood_averaged"] != row["answer_loglikelihood"] for row in asked)
 
 
 def test_ledger_of_documents(bins: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,5 +355,8 @@ def test_validation_on_another_corpus(bins: Path, tmp_path: Path, capsys: pytest
     by_bin = np.array([last[f"val_loss_bin_{number:02d}"] for number in range(3)], dtype=float)
     assert last["val_loss"] == pytest.approx(float(by_bin @ blocks.counts / blocks.counts.sum()))
     (tmp_path / "four").mkdir()
-    assert main(command(bins, tmp_path / "no", "--validation", write_bins(tmp_path / "four", bins=4))) == 2
+    four = write_bins(tmp_path / "four", bins=4)
+    assert main(command(bins, tmp_path / "no", "--validation", four, "--schedule.name", "adaptive")) == 2
     assert "has 4 bins" in capsys.readouterr().err
+    assert main(command(bins, tmp_path / "other", "--validation", four)) == 0
+    assert "val_loss_bin_03" in rows(tmp_path / "other")[-1]

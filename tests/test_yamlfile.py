@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from fluxentropy.errors import UsageError
-from fluxentropy.yamlfile import read_yaml, to_plain, to_yaml
+from fluxentropy.yamlfile import from_plain, read_yaml, to_plain, to_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,5 +111,20 @@ def test_to_yaml_round_trip(tmp_path: Path) -> None:
     )
     text = to_yaml(config)
     assert read(tmp_path, text) == to_plain(config)
+    assert from_plain(Outer, to_plain(config)) == config
     assert to_yaml(config) == text
     assert text.index("steps") < text.index("limit") < text.index("inner")
+
+
+def test_from_plain_takes_what_yaml_may_hold() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Many:
+        ends: tuple[float, ...] | None = None
+        groups: int | tuple[int | str, ...] | None = None
+        out: Path | None = None
+        inner: Inner | None = None
+
+    assert from_plain(Many, {"ends": 0.5, "groups": 4, "out": "a/b"}) == Many(ends=(0.5,), groups=4, out=Path("a/b"))
+    assert from_plain(Many, {"groups": "0-1", "ends": None}) == Many(groups=("0-1",))
+    found = from_plain(Many, {"inner": {"names": "a"}, "groups": [0, "1-2"]})
+    assert found == Many(inner=Inner(names=("a",)), groups=(0, "1-2"))

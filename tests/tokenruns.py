@@ -26,6 +26,7 @@ def write_bins(folder: Path, *, bins: int = 3, texts: int = 60, seed: int = 0, e
         "source_row": list(range(texts)),
         "text": [" ".join(rng.choice(SENTENCES, rng.integers(2, 7))) for _ in range(texts)],
         "entropy_mean": rng.normal(3, 1, texts),
+        "source": [f"mix/{'abc'[row % 3]}" for row in range(texts)],
         "n_tokens": [7] * texts,
     }
     pq.write_table(pa.table(table), folder / "scored.parquet")

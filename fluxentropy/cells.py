@@ -1,0 +1,181 @@
+"""The cells of a comparison: one arm with one seed, an ordinary run of `pretrain`, and what it is judged by.
+
+    OUT/cells/ARM/seed-0/       the run
+    OUT/cells/ARM/seed-0.json   its curve, its final losses by bin and by source, the mixture it was trained on
+
+The second is made from the first, which it names by a fingerprint; a cell with both is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from fluxentropy.engine import WORKER
+from fluxentropy.errors import FluxentropyError, RunError, UsageError
+from fluxentropy.gpt_export import from_export
+from fluxentropy.jsonvalues import plain
+from fluxentropy.pretrain import FREE, open_blocks, pretrain, read_tokenizer
+from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.sourceloss import bpb_by_source, read_sources
+from fluxentropy.store import fingerprint_json, read_json, write_json
+from fluxentropy.tokenbytes import token_bytes
+from fluxentropy.yamlfile import to_plain
+
+PIECES = 60  # of the budget, at most, in which the realised mixture is kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    config: PretrainConfig
+    fingerprint: str  # of all that decides the record
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Of the record."""
+        return self.config.out.with_name(f"{self.config.out.name}.json")
+
+    def record(self) -> dict[str, Any] | None:
+        """What the cell is judged by; None where it is not finished."""
+        run = read_json(self.config.out / "manifest.json") or {}
+        found = read_json(self.path) if run.get("complete") is True else None
+        return found if found is not None and found.get("fingerprint") == self.fingerprint else None
+
+
+def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:
+    """The cell of `config`; `sources`: the column that says the source of a text."""
+    options = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    blocks, held_out = open_blocks(config)
+    facts = [options, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), sources]
+    return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """The job of an engine: train one cell, or go on with it, and write its record. -> what went wrong, or nothing"""
+
+    sources: str | None
+    threads: int
+    keep_checkpoints: bool
+
+    def __call__(self, cell: Cell) -> str | None:
+        with _threads(self.threads), _quiet():
+            try:
+                pretrain(cell.config)
+                write_json(cell.path, plain(judged(cell, self.sources)))
+            except UsageError:  # that of the configuration: all others would fail like this
+                raise
+            except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
+                return str(error)
+        if not self.keep_checkpoints:
+            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
+        return None
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many threads of torch, unless the user has said how many."""
+    before = torch.get_num_threads()
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Of several workers none speaks for itself."""
+    if WORKER not in os.environ:
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+# --- what a cell is judged by -----------------------------------------------------------------------------------------
+
+
+def judged(cell: Cell, sources: str | None) -> dict[str, Any]:
+    """The record of a run that is complete. Averaged weights, where there are any, are what counts."""
+    config = cell.config
+    suffix = "_averaged" if config.average.kind != "none" else ""
+    _, held_out = open_blocks(config)
+    tokens, curve, by_bin, last = read_curve(config.out / "metrics.csv", held_out.blocks.bins, suffix)
+    found: dict[str, Any] = {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+        "weights": "averaged" if suffix else "last",
+        "tokens": tokens,
+        "bpb": curve,
+        "bpb_by_bin": by_bin,
+        "mixture": realised(config.out / "ledger.parquet", PIECES),
+        "questions": {
+            name: last[name + suffix] for name in ("acc", "acc_norm", "answer_loglikelihood") if name + suffix in last
+        },
+        "parameters": (read_json(config.out / "manifest.json") or {}).get("parameters"),
+    }
+    if sources is not None:
+        found["sources"] = _by_source(config, sources, suffix)
+    return found
+
+
+def _by_source(config: PretrainConfig, column: str, suffix: str) -> dict[str, Any]:
+    """Bits per byte and bytes of each source, of the exported model."""
+    _, held_out = open_blocks(config)
+    blocks = held_out.blocks
+    device = torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    model = from_export(config.out / ("export-averaged" if suffix else "export")).to(device)
+    sizes = torch.from_numpy(token_bytes(read_tokenizer(blocks), blocks.vocabulary))
+    options: dict[str, Any] = {"batch": config.eval_batch, "document_masks": config.model.document_masks}
+    found = bpb_by_source(model, held_out, read_sources(blocks, column), sizes, **options)
+    return {name: {"bpb": bpb, "bytes": size} for name, (bpb, size) in found.items()}
+
+
+def read_curve(path: Path, bins: int, suffix: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
+    """The validations in metrics.csv: tokens (E,), bits per byte (E,), of each bin (E, K), and all of the last row.
+
+    With a `suffix` the columns of the averaged weights count; the first row has none, and there both are the same.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val_loss"]]
+    if not rows:
+        raise RunError(f"{path} holds no validation: start the cell afresh, remove {path.parent}")
+
+    def cell(row: dict[str, str], name: str) -> float:
+        return float(row.get(name + suffix) or row[name] or math.nan)
+
+    names = [f"val_bpb_bin_{number:02d}" for number in range(bins)]
+    tokens = np.array([int(row["tokens"]) for row in rows])
+    curve = np.array([cell(row, "val_bpb") for row in rows])
+    by_bin = np.array([[cell(row, name) for name in names] for row in rows])
+    return tokens, curve, by_bin, {name: float(value) for name, value in rows[-1].items() if value}
+
+
+def realised(path: Path, pieces: int) -> np.ndarray:
+    """The share of each bin in equal parts of the steps, by the ledger. -> (at most pieces, K)"""
+    drawn = np.array(pq.read_table(path, columns=["bins"])["bins"].to_pylist(), np.float64)  # (T, K)
+    cuts = np.linspace(0, len(drawn), min(pieces, len(drawn)) + 1).round().astype(np.int64)
+    sums = np.add.reduceat(drawn, cuts[:-1], axis=0)
+    return np.asarray(sums / sums.sum(axis=1, keepdims=True))

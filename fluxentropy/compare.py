@@ -1,0 +1,117 @@
+"""`fluxentropy compare`: arms x seeds, each cell a run of `pretrain`, and what their differences say.
+
+arms.py -> cells.py -> judging.py, which knows verdict.py -> comparison_text.py, comparison_figures.py
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fluxentropy.arms import RANDOM, Arm, all_arms
+from fluxentropy.cells import Cell, RunCell, make_cell
+from fluxentropy.compareoptions import CompareConfig
+from fluxentropy.config import to_yaml
+from fluxentropy.engine import make_engine
+from fluxentropy.errors import RunError
+from fluxentropy.judging import judge
+from fluxentropy.outcome import Outcome
+from fluxentropy.pretrain import FREE, open_blocks
+from fluxentropy.progress import Progress
+from fluxentropy.sourceloss import read_sources
+from fluxentropy.store import RunDirectory, difference, read_json, write_json, write_text
+from fluxentropy.versions import versions
+from fluxentropy.yamlfile import to_plain
+
+ARMS = "arms.json"
+OWNED = ("comparison.*", ARMS, "curves.*", "differences.*", "mixture.*", "effects.*")
+
+log = logging.getLogger(__name__)
+
+
+def compare(config: CompareConfig) -> Outcome:
+    """Train what is not finished, then judge all arms of `config`; arms and seeds may be added later."""
+    arms = all_arms(config)
+    cells = [
+        make_cell(arm.name, arm.config(config.base, config.bins, config.out, place), config.sources)
+        for place in range(config.seeds)  # whole seeds first: a comparison that is stopped has pairs
+        for arm in arms
+    ]
+    plain = Arm(name=RANDOM, own={}, kind="random")
+    blocks, held_out = open_blocks(plain.config(config.base, config.bins, config.out))
+    if config.sources is not None:
+        read_sources(held_out.blocks, config.sources)
+    with RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run:
+        base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
+        data = {"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint}
+        run.begin({"kind": "compare", "base": base, **data}, to_yaml(config), last=True)
+        _remember(config, arms)
+        failed = _train(config, [cell for cell in cells if not cell.record()]) if config.train else {}
+        outcome = _judge(config, arms, cells, failed, data)
+        run.finish({"arms": [arm.name for arm in arms], "failed": failed, "versions": versions()})
+    return outcome
+
+
+def _remember(config: CompareConfig, arms: Sequence[Arm]) -> None:
+    """Keep what each arm has of its own. RunError where one that has cells was another before."""
+    known = read_json(config.out / ARMS) or {}
+    here = {arm.name: to_plain(dict(arm.own)) for arm in arms}
+    for name, own in here.items():
+        changed = difference(known.get(name, own), own)
+        if changed and (config.out / "cells" / name).exists():
+            raise RunError(
+                f"{config.out} has runs of another arm {name}: {changed}. Choose another name, or remove "
+                f"{config.out / 'cells' / name}"
+            )
+    if known | here != known:
+        write_json(config.out / ARMS, known | here)
+
+
+def _train(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, str]:
+    """Finish the cells. -> those that failed, and why"""
+    cores = os.cpu_count() or 1
+    alone = config.engine == "ray" and config.workers == 1  # an actor a core
+    job = RunCell(config.sources, 1 if alone else max(cores // config.workers, 1), config.keep_checkpoints)
+    engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
+    failed: dict[str, str] = {}
+    log.info(f"{len(cells):,} runs to finish")
+    with Progress(len(cells), unit="runs", interval=0) as progress:
+        for cell, problem in zip(cells, engine.run(job, cells), strict=True):
+            if problem is not None:
+                failed[str(cell)] = problem
+                log.warning(f"{cell}: {problem}")
+            progress.update(1, last=f"({cell})")
+    return failed
+
+
+def _judge(
+    config: CompareConfig, arms: Sequence[Arm], cells: Sequence[Cell], failed: dict[str, str], data: dict[str, str]
+) -> Outcome:
+    """Write what the finished cells say."""
+    from fluxentropy.comparison_figures import draw_comparison
+    from fluxentropy.comparison_text import markdown, summary
+
+    records = [found for cell in cells if (found := cell.record()) is not None]
+    if not records:
+        why = next((f"{name}: {problem}" for name, problem in failed.items()), "leave out --no-train")
+        raise RunError(f"{config.out} has no finished run to judge: {why}")
+    record: dict[str, Any] = judge(arms, records, seeds=config.seeds) | {
+        "command": f"fluxentropy compare --config {config.out / 'config.resolved.yaml'}",
+        "bins": str(config.bins),
+        "base": to_plain(config.base),
+        "fingerprints": {**data, "cells": {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}},
+        "failed": failed,
+        "versions": versions(),
+    }
+    write_json(config.out / "comparison.json", record)
+    figures = draw_comparison(record, records, config.out)
+    write_text(config.out / "comparison.md", markdown(record))
+    lines = [*summary(record), "", f"numbers    {config.out / 'comparison.json'}"]
+    lines += [f"words      {config.out / 'comparison.md'}"]
+    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
+    lines += [f"pictures   {config.out}/: {pictures} (and .svg)"]
+    if failed:
+        lines += ["", f"{len(failed)} of {len(cells)} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
+    return Outcome(lines=lines, data={"out": str(config.out), **record}, exit_code=1 if failed else 0)

@@ -1,0 +1,252 @@
+"""The pictures of a comparison: validation curves, differences by bin and source, mixtures, effects with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from scipy import stats
+
+from fluxentropy.colours import LIGHT_STOPS, luminance, palette
+from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
+from fluxentropy.verdict import LEVEL
+
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#b8860b",
+    "#56b4e9",
+    "#6a3d9a",
+    "#8c564b",
+)  # after Okabe and Ito
+GREYS = (GREY, "#9a9a9a", "#c4c4c4")
+LINES = {"random": "-", "arm": "-", "reversed": (0, (5, 2)), "shuffled": (0, (1, 1.2)), "static": (0, (4, 1, 1, 1))}
+VERDICTS = {"better": "#009e73", "worse": "#d55e00"}  # else grey
+NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title that says what the marks are
+SHOWN_FROM = 0.1  # of the budget: losses before it would leave no room for differences
+
+Record = Mapping[str, Any]
+
+
+def draw_comparison(record: Record, records: Sequence[Record], out: Path) -> list[Path]:
+    """Draw `comparison.json` and the records of its cells into the folder `out`, as PNG and SVG. -> the files"""
+    runs: dict[str, dict[int, Record]] = {}
+    for one in records:
+        runs.setdefault(one["arm"], {})[one["seed"]] = one
+    with paper():
+        figures = {
+            "curves": curves(record, runs),
+            "differences": differences(record),
+            "mixture": mixtures(record, runs),
+            "effects": effects(record),
+        }
+        return [file for name, figure in figures.items() if figure for file in save(figure, out / name)]
+
+
+def colours_of(record: Record) -> dict[str, str]:
+    """A colour for each arm; controls have that of their arm, random ones are grey."""
+    random = [name for name, arm in record["arms"].items() if arm["kind"] == "random"]
+    asked = [name for name, arm in record["arms"].items() if arm["kind"] == "arm"]
+    found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(asked)}
+    found |= {name: GREYS[place % len(GREYS)] for place, name in enumerate(random)}
+    return {name: found.get(name) or found.get(arm["of"]) or GREY for name, arm in record["arms"].items()}
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def curves(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
+    """Left: bits per byte over the tokens. Right: the difference to the random arm. Means and t intervals of seeds."""
+    figure = new_figure(DOUBLE, 3.1)
+    left, right = figure.subplots(1, 2)
+    colours = colours_of(record)
+    for name, arm in record["arms"].items():
+        if name not in runs:
+            continue
+        look = {"color": colours[name], "linestyle": LINES[arm["kind"]], "label": name}
+        tokens, values = _stacked(runs[name], sorted(runs[name]))
+        kept = tokens >= SHOWN_FROM * tokens[-1]
+        if arm["kind"] in ("random", "arm"):
+            _band(left, tokens[kept], values[:, kept], look)
+        shared = sorted(runs[name].keys() & runs.get(arm["baseline"], {}).keys())
+        if name != arm["baseline"] and shared:
+            (_, ours), (at, theirs) = (_stacked(runs[one], shared) for one in (name, arm["baseline"]))
+            both, mine, other = np.intersect1d(tokens[kept], at, return_indices=True)  # adaptive ones have more
+            look |= {} if arm["kind"] == "arm" else {"linewidth": 0.9}
+            _band(right, both, 100 * (ours[:, kept][:, mine] / theirs[:, other] - 1), look, band=arm["kind"] == "arm")
+    right.axhline(0, color=GREY, linewidth=0.6)
+    left.set(xlabel="tokens", ylabel="validation, bits per byte")
+    right.set(xlabel="tokens", ylabel="difference to random (%)")
+    bands = f"means; bands: {LEVEL:.0%} t intervals"
+    for axes, note in ((left, bands), (right, "paired by seed; below 0 is better")):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y")
+        axes.set_title(note, **NOTE)
+    lines, labels = _unique(left, right)
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3.2)
+    return figure
+
+
+def _stacked(runs: Mapping[int, Record], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (E,) and bits per byte (S, E) of the runs of an arm."""
+    return np.array(runs[seeds[0]]["tokens"]), np.array([runs[seed]["bpb"] for seed in seeds])
+
+
+def _band(axes: Axes, at: np.ndarray, values: np.ndarray, look: dict[str, Any], *, band: bool = True) -> None:
+    """The mean of `values` (S, E) as a line, its t interval as a band where there are two or more."""
+    mean = values.mean(axis=0)
+    axes.plot(at, mean, **look)
+    if band and len(values) > 1:
+        half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values, axis=0)
+        axes.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _unique(*panels: Axes) -> tuple[list[Any], list[str]]:
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, line)
+    return list(found.values()), list(found)
+
+
+# --- bins and sources -------------------------------------------------------------------------------------------------
+
+
+def differences(record: Record) -> Figure | None:
+    """Rows: arms against their random arm; columns: bins, and sources. In bold where the t interval leaves out 0."""
+    shown = [one for one in record["comparisons"] if one["family"] in ("against random", "controls") and one["seeds"]]
+    if not shown:
+        return None
+    bins = len(shown[0]["bins_percent"])
+    sources = list(shown[0]["sources_percent"])
+    cells = [[*one["bins_percent"], *one["sources_percent"].values()] for one in shown]
+    values = np.array([[_value(cell["mean"]) for cell in row] for row in cells])
+    reach = max(float(np.nanmax(np.abs(values))), 1e-9)
+    norm, colours = Normalize(-reach, reach), matplotlib.colormaps["RdBu_r"]
+    figure = new_figure(DOUBLE, 0.26 * len(shown) + 1.3)
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolor="white", linewidth=0.8)
+    for row, column in np.argwhere(np.isfinite(values)):
+        cell = cells[row][column]
+        sure = cell["low"] is not None and (cell["low"] > 0 or cell["high"] < 0)
+        back = luminance(np.array(colours(norm(values[row, column])))[None, :3])[0]
+        look: dict[str, Any] = {"color": "black" if back > 0.179 else "white", "fontsize": 6}
+        if sure:
+            look["fontweight"] = "bold"
+        axes.text(column + 0.5, row + 0.5, f"{values[row, column]:+.2f}", ha="center", va="center", **look)
+    if sources:
+        axes.axvline(bins, color="black", linewidth=1)
+    axes.set_xticks(np.arange(bins + len(sources)) + 0.5, [*(f"bin {k}" for k in range(bins)), *sources], rotation=45)
+    axes.tick_params(length=0)
+    axes.set_yticks(np.arange(len(shown)) + 0.5, [one["arm"] for one in shown])
+    axes.set_ylim(len(shown), 0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"final bits per byte against random (%); bold: the {LEVEL:.0%} t interval leaves out 0", **NOTE)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=20)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=6)
+    return figure
+
+
+def _value(number: float | None) -> float:
+    return np.nan if number is None else number
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def mixtures(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
+    """A panel an arm: the share of each bin over the tokens, as its first seed has drawn it."""
+    names = [name for name in record["arms"] if name in runs]
+    columns = len(names) if len(names) < 5 else min((4, 3, 5), key=lambda columns: -len(names) % columns)
+    rows = -(-len(names) // columns)
+    figure = new_figure(DOUBLE, 1.15 * rows + 0.5)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    most = 0
+    for axes, name in zip(panels.flat, names, strict=False):
+        first = runs[name][min(runs[name])]
+        drawn = np.array(first["mixture"])  # (pieces, K)
+        most = max(most, drawn.shape[1])
+        at = np.linspace(0, first["tokens"][-1], len(drawn) + 1)
+        tops = np.vstack([np.cumsum(drawn, axis=1), np.ones(drawn.shape[1])])
+        tops[-1] = tops[-2]
+        below = np.zeros(len(at))
+        for number, colour in enumerate(_shades(drawn.shape[1])):
+            axes.fill_between(at, below, tops[:, number], step="post", color=colour, linewidth=0)
+            below = tops[:, number]
+        axes.set_title(name, loc="left", fontsize=7)
+        axes.set(xlim=(0, at[-1]), ylim=(0, 1))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    for axes in panels.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes in panels.flat[max(len(names) - columns, 0) : len(names)]:  # nothing is below them
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("tokens", fontsize=8)
+    figure.supylabel("share of the blocks", fontsize=8)
+    scale = ScalarMappable(BoundaryNorm(np.arange(most + 1) - 0.5, most), ListedColormap(_shades(most)))
+    bar = figure.colorbar(scale, ax=panels, pad=0.01, aspect=30)
+    bar.set_label("bin, low to high score")
+    bar.ax.minorticks_off()
+    bar.set_ticks(list(range(most)) if most <= 12 else [0, most - 1])
+    bar.ax.tick_params(length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _shades(bins: int) -> list[tuple[float, ...]]:
+    return [tuple(colour) for colour in palette(LIGHT_STOPS, bins + 2)[1:-1]]
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+def effects(record: Record) -> Figure | None:
+    """A forest plot: a row a comparison, families apart, with the verdict at its end."""
+    shown = [one for one in record["comparisons"] if one["seeds"]]
+    if not shown:
+        return None
+    families = list(dict.fromkeys(one["family"] for one in shown))
+    rows = [row for family in families for row in (family, *(one for one in shown if one["family"] == family))]
+    figure = new_figure(DOUBLE, 0.19 * len(rows) + 0.9)
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows):
+        if isinstance(row, str):
+            head: dict[str, Any] = {"fontsize": 7, "fontweight": "bold", "ha": "right", "va": "center"}
+            axes.text(-0.014, place, row, transform=axes.get_yaxis_transform(), **head)
+            continue
+        found = row["percent"]
+        colour = VERDICTS.get(row["verdict"], GREY)
+        if found["detectable"] is not None:
+            axes.barh(place, 2 * found["detectable"], left=-found["detectable"], height=0.62, color="#eeeeee", zorder=0)
+        if found["low"] is not None:
+            ends = [found["bootstrap_low"], found["bootstrap_high"]]
+            axes.plot(ends, [place] * 2, color="black", marker="|", markersize=5, markeredgewidth=0.8, linewidth=0)
+            axes.plot([found["low"], found["high"]], [place] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([found["mean"]], [place], marker="D", markersize=3.5, color=colour, markeredgewidth=0)
+        p = f", p = {row['p_holm']:.2g}" if row["p_holm"] is not None else ""
+        note: dict[str, Any] = {"fontsize": 6.5, "color": colour, "va": "center"}
+        axes.text(
+            1.01, place, f"{found['mean']:+.2f}  {row['verdict']}{p}", transform=axes.get_yaxis_transform(), **note
+        )
+    axes.axvline(0, color="black", linewidth=0.6)
+    named = [(place, row) for place, row in enumerate(rows) if not isinstance(row, str)]
+    axes.set_yticks([place for place, _ in named], [f"{row['arm']}  vs  {row['against']}" for _, row in named])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel="difference in final bits per byte (%), below 0 is better", ylim=(len(rows) - 0.4, -0.6))
+    axes.spines["left"].set_visible(False)
+    axes.set_title(
+        f"lines: {LEVEL:.0%} t intervals; |: bootstrap; grey: what would not be detected; p after Holm", **NOTE
+    )
+    return figure

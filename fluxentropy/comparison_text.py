@@ -1,0 +1,192 @@
+"""A comparison in words: `comparison.md`, and the lines that the command prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fluxentropy.verdict import LEVEL, POWER, SIGNIFICANT
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """A line for each verdict, family by family."""
+    lines: list[str] = []
+    for family in record["families"]:
+        members = [one for one in record["comparisons"] if one["family"] == family]
+        if members:
+            lines += [f"{family}:", *(f"  {one['words']}{_p(one)}" for one in members)]
+    return lines
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """All of `comparison.md`."""
+    parts = [
+        "# Comparison of schedules",
+        _setting(record),
+        *_verdicts(record),
+        "![differences with their intervals](effects.png)",
+        "## Final losses",
+        _losses(record),
+        "![validation curves](curves.png)",
+        *_answers(record),
+        "## By bin" + " and by source" * bool(_sources(record)),
+        *_by_part(record),
+        "![differences by bin](differences.png)",
+        "## On the way",
+        _way(record),
+        "![mixtures](mixture.png)",
+        "## How to repeat it",
+        _repeat(record),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _setting(record: Mapping[str, Any]) -> str:
+    trained = [arm for arm in record["arms"].values() if arm["seeds"]]
+    one = trained[0]
+    runs = sum(len(arm["seeds"]) for arm in trained)
+    wanted = record["seeds"] * len(record["arms"])
+    missing = f" of {wanted}" if runs < wanted else ""
+    return (
+        f"{len(record['arms'])} arms, {record['seeds']} seeds, {runs}{missing} runs: a GPT of "
+        f"{_count(one['parameters'])} parameters on {one['tokens']:,} tokens. Runs of one seed share their initial "
+        f"weights and the order of blocks in each bin; all are judged on the same held-out blocks. Differences are "
+        f"paired by seed, in per cent of the other arm's loss: below 0 is better. In brackets: {LEVEL:.0%} t intervals."
+    )
+
+
+def _verdicts(record: Mapping[str, Any]) -> Iterable[str]:
+    for family, words in record["families"].items():
+        members = [one for one in record["comparisons"] if one["family"] == family]
+        if not members:
+            continue
+        yield f"## {family.capitalize()}"
+        yield (
+            f"{words[0].upper()}{words[1:]}. Holm's correction is over these {len(members)}. Detectable: the "
+            f"smallest true difference that one test alone finds with probability {POWER:g}; corrected: at the level "
+            f"that the correction leaves to the first of them."
+        )
+        yield "\n".join(f"- {one['words']}{_p(one)}." for one in members)
+        head = ["arm", "against", "difference (%)", "t interval", "bootstrap interval", "p", "p (Holm)"]
+        head += ["detectable (%)", "corrected (%)", "verdict"]
+        yield _table(head, [_comparison(one) for one in members])
+
+
+def _comparison(one: Mapping[str, Any]) -> list[str]:
+    found = one["percent"]
+    limits = [_interval(found["low"], found["high"]), _interval(found["bootstrap_low"], found["bootstrap_high"])]
+    numbers = [_number(found["p"], ".2g"), _number(one["p_holm"], ".2g"), _number(found["detectable"], ".2f")]
+    numbers.append(_number(one["detectable_corrected"], ".2f"))
+    return [one["arm"], one["against"], _number(found["mean"], "+.2f"), *limits, *numbers, one["verdict"]]
+
+
+def _losses(record: Mapping[str, Any]) -> str:
+    rows = []
+    asked = any(arm.get("questions") for arm in record["arms"].values())
+    for name, arm in _trained(record):
+        bpb = arm["bpb"]
+        row = [name, arm["kind"], _number(bpb["mean"], ".4f"), _interval(bpb["low"], bpb["high"], ".4f")]
+        row += [_number(bpb["sd"], ".4f"), _number(arm["area"]["mean"], ".4f")]
+        row += [str(len(arm["seeds"])), arm["weights"]]
+        if asked:
+            row.append(_number(arm["questions"].get("answer_loglikelihood", {}).get("mean"), ".4f"))
+        rows.append(row)
+    head = ["arm", "kind", "bits per byte", "t interval", "SD of seeds", "mean over the tokens"]
+    head += ["seeds", "weights"]
+    return _table([*head, *["answers (nats per byte)"] * asked], rows)
+
+
+def _answers(record: Mapping[str, Any]) -> Iterable[str]:
+    asked = [one for one in record["comparisons"] if one.get("answer_loglikelihood")]
+    if asked:
+        yield "Log-likelihood of the right answers, in nats per byte, against the other arm: above 0 is better."
+        found = [(one["arm"], one["against"], one["answer_loglikelihood"]) for one in asked]
+        style = "+.4f"
+        rows = [[a, b, _number(c["mean"], style), _interval(c["low"], c["high"], style)] for a, b, c in found]
+        yield _table(["arm", "against", "difference", "t interval"], rows)
+
+
+def _by_part(record: Mapping[str, Any]) -> Iterable[str]:
+    yield "Bits per byte, the mean over the seeds; in the pictures: differences to random."
+    arms = _trained(record)
+    bins = len(arms[0][1]["bins"])
+    rows = [[name, *(_number(cell["mean"], ".3f") for cell in arm["bins"])] for name, arm in arms]
+    yield _table(["arm", *(f"bin {number}" for number in range(bins))], rows)
+    if sources := _sources(record):
+        rows = [[name, *(_number(arm["sources"][source]["mean"], ".3f") for source in sources)] for name, arm in arms]
+        yield _table(["arm", *sources], rows)
+
+
+def _way(record: Mapping[str, Any]) -> str:
+    areas = {(one["arm"], one["against"]): one["area_percent"] for one in record["comparisons"]}
+    rows = []
+    for name, arm in _trained(record):
+        area, reach, lost = areas.get((name, arm["baseline"]), {}), arm["reach"], arm["forgetting"]
+        row = [name, _number(area.get("mean"), "+.2f"), _interval(area.get("low"), area.get("high"))]
+        row += [_number(reach["share_of_budget"], ".0%"), f"{reach['runs']} of {len(arm['seeds'])}"]
+        rows.append([*row, _number(lost["mean"], "+.4f"), _number(lost["early"], "+.4f")])
+    note = (
+        "Area: the mean over the tokens of the validation curve, against random. Tokens: the share of the budget after "
+        "which a run has the final loss of its random run, where all runs reach it. Forgetting: a bin's final bits per "
+        "byte minus the best it had before, below 0 where it is best at the end; early bins are those that the first "
+        "tenth of the training draws, in its proportions."
+    )
+    head = ["arm", "area (%)", "t interval", "tokens to random's loss", "runs that reach it"]
+    return note + "\n\n" + _table([*head, "forgetting, mean of the bins", "forgetting of early bins"], rows)
+
+
+def _repeat(record: Mapping[str, Any]) -> str:
+    own = "\n".join(f"- `{name}`: `{json.dumps(arm['own'])}`" for name, arm in record["arms"].items())
+    same = [
+        f"- the control `{kind}` of `{name}` is `{control}`"
+        for name, arm in record["arms"].items()
+        for kind, control in arm["controls"].items()
+        if control != f"{name}-{kind}"
+    ]
+    failed = [f"- failed: {name}: {why}" for name, why in record["failed"].items()]
+    facts = "\n".join(f"- {name}: `{value}`" for name, value in record["fingerprints"].items() if name != "cells")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return "\n\n".join(
+        part
+        for part in (
+            f"```sh\n{record['command']}\n```",
+            f"Fingerprints of the data (those of the runs are in `comparison.json`):\n\n{facts}",
+            f"What each arm has of its own:\n\n{own}",
+            "\n".join(same + failed),
+            f"Versions: {versions}. Significant is p < {SIGNIFICANT:g} after Holm's correction.",
+        )
+        if part
+    )
+
+
+# --- parts of a text --------------------------------------------------------------------------------------------------
+
+
+def _trained(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, arm) for name, arm in record["arms"].items() if arm["seeds"]]
+
+
+def _sources(record: Mapping[str, Any]) -> list[str]:
+    return list(_trained(record)[0][1]["sources"])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _p(one: Mapping[str, Any]) -> str:
+    return f" (p = {one['p_holm']:.2g} by Holm, {len(one['seeds'])} seeds)" if one["p_holm"] is not None else ""
+
+
+def _number(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)
+
+
+def _interval(low: float | None, high: float | None, style: str = "+.2f") -> str:
+    return "-" if low is None or high is None else f"[{low:{style}}, {high:{style}}]"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2g} M" if number >= 1e6 else f"{number:,}"
