@@ -206,18 +206,10 @@ def test_readers_of_the_bins_do_not_see_blocks(places: Path, tmp_path: Path) -> 
 
 def test_blocks_join_finished_bins_and_stay(places: Path, tmp_path: Path) -> None:
     out = make(places, tmp_path / "out")
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in out.rglob("*")
-        if path.is_file() and path.name not in LEAVE
-    }
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name not in LEAVE}
     flags = ["--tokenize", "bytes", "--block-length", 16]
     make(places, out, *flags)
-    whole = {
-        path: path.stat().st_mtime_ns
-        for path in out.rglob("*")
-        if path.is_file() and path.name not in LEAVE
-    }
+    whole = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name not in LEAVE}
     assert {path: time for path, time in whole.items() if "_blocks" not in path.parts} == before
     assert len(whole) > len(before)
     config = (out / CONFIG).read_bytes()
