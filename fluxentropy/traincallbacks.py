@@ -84,7 +84,7 @@ class Validation(StepCallback):
             sampler.learn(found.by_bin(self.plan.members))
 
     def loss(self, trainer: lightning.Trainer, module: GPTModule) -> ValidationLoss:
-        config = self.plan.config
+        config, started = self.plan.config, time.perf_counter()
         with trainer.precision_plugin.forward_context():
             found = validate(
                 module.gpt,
@@ -98,6 +98,7 @@ class Validation(StepCallback):
         sums = torch.from_numpy(found.stacked()).to(module.device)
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        module.aside += time.perf_counter() - started
         return ValidationLoss.of(sums.cpu().numpy())
 
 
@@ -136,7 +137,10 @@ class Bookkeeping(StepCallback):
 
 
 class Throughput(StepCallback):
-    """Progress on stderr; speed in `timings.csv`, which is of this machine and this hour, and no part of the result."""
+    """Progress on stderr; speed in `timings.csv`, which is of this machine and this hour, and no part of the result.
+
+    The time of validation and of questions does not count.
+    """
 
     def __init__(self, training: Training, file: MetricsFile, flops_per_token: int) -> None:
         super().__init__(training)
@@ -153,6 +157,7 @@ class Throughput(StepCallback):
             self.progress = Progress(left)
             self.file.start(self.plan.start_step)
         self.since = self.ended = time.perf_counter()
+        pl_module.aside = 0.0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.waited += time.perf_counter() - self.ended
@@ -169,7 +174,8 @@ class Throughput(StepCallback):
         self.progress.update(new, step=step + 1, loss=f"{module.row['train_loss']:.4f}")
         if (step + 1) % self.plan.config.log_every == 0 or step + 1 == self.plan.steps:
             now = time.perf_counter()
-            seconds = now - self.since
+            seconds = now - self.since - module.aside
+            module.aside = 0.0
             peak = get_available_flops(module.device, torch.bfloat16) if module.device.type == "cuda" else None
             rate = self.tokens / seconds
             self.file.append(

@@ -81,6 +81,7 @@ class GPTModule(lightning.LightningModule):
         super().__init__()
         self.gpt, self.training_plan = gpt, training
         self.row: dict[str, Any] = {}
+        self.aside = 0.0  # seconds spent on other things than training since the last row of timings.csv
         self._run: list[Any] = [torch.compile(gpt) if training.config.compile else gpt]  # hidden: no second copy
         self._loss: Tensor | None = None  # summed over the parts of the step
         config = training.config

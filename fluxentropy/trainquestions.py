@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import lightning
@@ -38,10 +39,12 @@ class QuestionRounds(StepCallback):
     def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
         due = self.plan.crosses(step, self.every) or step + 1 == self.plan.steps
         if due and trainer.is_global_zero:
+            started = time.perf_counter()
             module.row |= self.answer(module)
             if self.average is not None:
                 with averaged(module.gpt, self.average.average.average()):
                     module.row |= {f"{name}_averaged": value for name, value in self.answer(module).items()}
+            module.aside += time.perf_counter() - started
 
     def answer(self, module: GPTModule) -> dict[str, float]:
         """Answers to all questions, as metrics."""
