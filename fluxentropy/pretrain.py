@@ -242,14 +242,17 @@ def _run_directory(config: PretrainConfig) -> Iterator[RunDirectory | None]:
 
 def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
     """Everything that decides the result."""
-    changed = config.allow_changed_bins
     plain = {name: value for name, value in to_plain(config).items() if name not in FREE}
     data = {
         "blocks": training.blocks.fingerprint,
         "validation": training.held_out.blocks.fingerprint,
         "plan": training.sampler.plan.fingerprint,
+        "schedule": plain["schedule"],
     }
-    return {"kind": "pretrain", **plain, **({} if changed else data)}
+    if config.allow_changed_bins:  # the run stays what it was begun as
+        before = (read_json(config.out / "manifest.json") or {}).get("identity") or {}
+        data |= {name: before[name] for name in data if name in before}
+    return {"kind": "pretrain", **plain, **data}
 
 
 def _facts(training: Training, gpt: GPT) -> dict[str, Any]:

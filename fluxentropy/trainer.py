@@ -151,6 +151,13 @@ class GPTModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sampler"] = self.training_plan.sampler.state(self.row.get("step", 0))
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts parts of steps; where the devices are more or fewer now, the same steps have other parts."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = self.training_plan.start_step * self.training_plan.parts
+        for counts in (progress["total"], progress["current"]):
+            counts |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+
 
 def _pieces(ids: Tensor, starts: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
     """Blocks in pieces of `length`; a document that began before its piece begins with it."""

@@ -153,6 +153,8 @@ def test_blocks_of_finished_bins_killed(scored: Path, tmp_path: Path) -> None:
     out, counts = tmp_path / "bins", tmp_path / "steps"
     assert main(["bin", str(scored), "--bins", "2", "--out", str(out)]) == 0
     argv = ["bin", scored, "--bins", 2, "--tokenize", "bytes", "--block-length", 8, "--out", out]
+    assert main([str(part) for part in argv]) == 0  # the folder says from now on that it has blocks
+    shutil.rmtree(out / "_blocks")
     assert start(argv, CRASH_COUNT=str(counts)).returncode == 0
     expected, steps = snapshot(out), len(counts.read_text().splitlines())
     for place, flags in ((steps - 12, []), (steps - 2, []), (4, ["--workers", 2])):

@@ -186,18 +186,37 @@ def test_parts_do_not_change_the_result(bins: Path, whole: Path, tmp_path: Path)
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_train_the_same_model(bins: Path, whole: Path, tmp_path: Path) -> None:
-    """DDP over gloo; killed and resumed by one process, whose ledger it shares."""
+def test_two_processes_go_on_with_the_run_of_one(
+    bins: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP over gloo takes up a checkpoint of a single process: the same blocks in each step, the same model."""
     out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6, Checkpoints)
+        assert main(command(bins, out, "--micro-batch", BATCH // 2)) == 1
     argv = command(bins, out, "--micro-batch", BATCH // 2, "--devices", 2)
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "fluxentropy", *argv], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "resuming after step 6" in done.stderr
     assert pq.read_table(out / "ledger.parquet") == pq.read_table(whole / "ledger.parquet")
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(out)[name], tensor, rtol=1e-3, atol=1e-4)
     assert rows(out)[-1]["val_loss"] == pytest.approx(rows(whole)[-1]["val_loss"], rel=1e-3)
+
+
+def test_processes_that_read_blocks_go_on_where_none_did(
+    bins: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And back: Lightning would replay the epoch's beginning from loader processes that are started again."""
+    out = tmp_path / "run"
+    for step, workers in ((3, 0), (7, 2)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step, Checkpoints)
+            assert main(command(bins, out, "--micro-batch", BATCH // 2, "--workers", workers)) == 1
+    assert main(command(bins, out, "--micro-batch", BATCH // 2)) == 0
+    assert result(out) == result(whole)
 
 
 VARIANTS: dict[str, list[object]] = {
@@ -344,6 +363,11 @@ def test_other_blocks_are_refused_by_name(
     capsys.readouterr()
     assert main(command(other, tmp_path / "run")) == 1
     assert "holds another run: blocks is" in capsys.readouterr().err
+    assert main(command(other, tmp_path / "run", "--allow-changed-bins", "--schedule.name", "increasing")) == 0
+    assert "resuming after step 6" in capsys.readouterr().err
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(STEPS + 1))
+    assert main(["ledger", str(tmp_path / "run")]) == 1  # drawn from these blocks the first steps are others
+    assert "step 1 of the ledger" in capsys.readouterr().err
 
 
 def test_validation_on_another_corpus(bins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
