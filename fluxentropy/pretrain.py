@@ -83,7 +83,8 @@ def open_blocks(config: PretrainConfig) -> tuple[BlockSet, HeldOut]:
     if config.validation is not None:
         other = BlockSet.open(config.validation)
         _check_same(blocks, other, config)
-        held_out = HeldOut(blocks=other, first=np.zeros(other.bins, np.int64))
+        kept = other.counts if config.eval_blocks is None else np.minimum(other.counts, config.eval_blocks)
+        held_out = HeldOut(blocks=other, first=other.counts - kept)
     else:
         first = np.maximum(blocks.counts - config.holdout, 0)
         held_out = HeldOut(blocks=blocks, first=first)

@@ -93,6 +93,8 @@ class TrainingOptions(BudgetOptions):
     """Another folder of bins to validate on, with the same tokenizer and length. Default: blocks held out of --bins."""
     holdout: Annotated[int, INPUT] = 16
     """Blocks at the end of each bin that are kept for validation, without --validation."""
+    eval_blocks: Annotated[int | None, EVALUATION] = None
+    """Blocks at the end of each bin of --validation that are validated on. Default: all."""
     model: ArchitectureOptions = field(default_factory=ArchitectureOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lr: LRConfig = field(default_factory=LRConfig)
@@ -136,7 +138,8 @@ class TrainingOptions(BudgetOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"holdout": 0, "workers": 0, "short_tokens": 0, "model_seed": 0, "micro_batch": 1, "short_start": 1}
-        least |= dict.fromkeys(("devices", "eval_every", "eval_batch", "log_every", "checkpoint_every", "keep"), 1)
+        least |= dict.fromkeys(("devices", "eval_blocks", "eval_every", "eval_batch"), 1)
+        least |= dict.fromkeys(("log_every", "checkpoint_every", "keep"), 1)
         for name, smallest in least.items():
             at_least(smallest, self, name)
         if self.clip is not None and self.clip <= 0:
@@ -145,6 +148,8 @@ class TrainingOptions(BudgetOptions):
             raise UsageError(
                 "--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw"
             )
+        if self.validation is None and self.eval_blocks is not None:
+            raise UsageError(f"--eval-blocks {self.eval_blocks} is for --validation; without it, use --holdout")
         if self.validation is None and self.holdout == 0:
             raise UsageError("--holdout 0: there is nothing to validate on; give --validation, or hold blocks out")
 

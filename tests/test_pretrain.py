@@ -378,6 +378,11 @@ def test_validation_on_another_corpus(bins: Path, tmp_path: Path, capsys: pytest
     last = rows(tmp_path / "run")[-1]
     by_bin = np.array([last[f"val_loss_bin_{number:02d}"] for number in range(3)], dtype=float)
     assert last["val_loss"] == pytest.approx(float(by_bin @ blocks.counts / blocks.counts.sum()))
+    assert main(command(bins, tmp_path / "some", "--validation", held, "--eval-blocks", "2")) == 0
+    some = rows(tmp_path / "some")[-1]
+    equal = [some[f"val_loss_bin_{number:02d}"] for number in range(3)]
+    assert some["val_loss"] == pytest.approx(float(np.mean(equal, dtype=float)))  # as many blocks of each bin
+    assert some["val_loss"] != last["val_loss"]
     (tmp_path / "four").mkdir()
     four = write_bins(tmp_path / "four", bins=4)
     assert main(command(bins, tmp_path / "no", "--validation", four, "--schedule.name", "adaptive")) == 2
