@@ -81,7 +81,8 @@ def all_arms(config: CompareConfig) -> list[Arm]:
         signatures.setdefault(_signature(config, arm), name)
     for name, arm in [*found.items()]:
         if arm.kind == "arm":
-            controls = {kind: _control(config, arm, kind, found, signatures) for kind in config.controls}
+            kinds = [kind for kind in CONTROLS if kind in config.controls or f"{name}-{kind}" in asked]
+            controls = {kind: _control(config, arm, kind, found, signatures) for kind in kinds}
             found[name] = dataclasses.replace(arm, controls={kind: other for kind, other in controls.items() if other})
     if not found:
         raise UsageError(

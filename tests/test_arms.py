@@ -111,6 +111,15 @@ def test_another_training_has_its_own_random_arm(bins: Path) -> None:
     assert run.schedule.name == "random"
 
 
+def test_a_control_that_is_named_is_one_though_none_are_asked_for(bins: Path) -> None:
+    asked = {"up": {"schedule": {"name": "increasing"}}}
+    asked["up-shuffled"] = {"schedule": {"name": "increasing", "shuffle_labels": 0}}
+    arms = arms_of(bins, asked, controls=())
+    assert [*arms] == ["random", "up", "up-shuffled"]
+    assert arms["up"].controls == {"shuffled": "up-shuffled"}
+    assert arms["up-shuffled"].kind == "shuffled"
+
+
 def test_adaptive_has_no_controls(bins: Path) -> None:
     assert list(arms_of(bins, {"a": {"schedule": {"name": "adaptive"}}})) == ["random", "a"]
 
