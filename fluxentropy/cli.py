@@ -33,6 +33,7 @@ from fluxentropy.config import (
     ModelsConfig,
     PlanConfig,
     PretrainConfig,
+    ReportConfig,
     ScoreConfig,
     SortConfig,
     TokensConfig,
@@ -218,6 +219,15 @@ fluxentropy diagnose answers.csv --target correct --metrics entropy,varentropy,s
 fluxentropy diagnose answers.csv --target correct --balance --seed 1 --out balanced""",
     ),
     Command(
+        name="report",
+        target="fluxentropy.report:report",
+        config=ReportConfig,
+        help="Put what the other commands wrote on one HTML page, to read, send or print.",
+        examples="""\
+fluxentropy report demo
+fluxentropy report runs/web bins/web comparison --out web.html --title Web""",
+    ),
+    Command(
         name="models",
         target="fluxentropy.model_listing:models",
         config=ModelsConfig,
@@ -266,6 +276,8 @@ Examples:
   fluxentropy verify bins/web --repair
   # look at single tokens
   fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
+  # all of it on one page
+  fluxentropy report runs/web bins/web comparison --out report.html
   # write the options to a file, and run from it; flags win over the file
   fluxentropy score web.jsonl --model gpt2 --out runs/b --print-config > b.yaml
   fluxentropy score --config b.yaml --limit 100

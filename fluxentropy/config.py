@@ -60,6 +60,7 @@ __all__ = [
     "ModelsConfig",
     "PlanConfig",
     "PretrainConfig",
+    "ReportConfig",
     "ScoreConfig",
     "SortConfig",
     "TokensConfig",
@@ -418,6 +419,23 @@ class LedgerConfig:
     """Run directory of pretrain."""
     out: Annotated[Path | None, OUTPUT] = None
     """Parquet file to write. Default: documents.parquet in the run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Options of `fluxentropy report`."""
+
+    runs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
+    """Run directories of any command, tables of `tokens` (.csv), or folders that hold such."""
+    title: Annotated[str, OUTPUT] = "fluxentropy report"
+    """Title of the page."""
+    out: Annotated[Path, OUTPUT] = Path("report.html")
+    """HTML file to write."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UsageError("no run: name run directories, or a folder that holds some")
+        suffix_of(self, "out", (".html", ".htm"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import html
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxentropy.colours import scale_css
+from fluxentropy.markup import BIDI_CONTROLS, escape
 from fluxentropy.store import atomic_path
 
 LEVELS = 24  # steps of the colour scale
@@ -60,7 +60,7 @@ def render_html(views: Sequence[TokenView], *, title: str) -> str:
 
     Numbers are rounded to 4 decimals there; `write_csv` has them in full.
     """
-    tops = {metric: _top(_values(views, metric)) for metric in METRICS}
+    tops = {metric: scale_top(_values(views, metric)) for metric in METRICS}
     style = _asset("heatmap.css") + scale_css(LEVELS)
     script = _asset("heatmap.js")
     policy = (
@@ -75,11 +75,11 @@ def render_html(views: Sequence[TokenView], *, title: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<title>{_escape(title)}</title>
+<title>{escape(title)}</title>
 <style>{style}</style>
 </head>
 <body>
-<h1>{_escape(title)}</h1>
+<h1>{escape(title)}</h1>
 <p class="lead">Point at a token, tap it, or reach it with Tab and the arrow keys to see its numbers.</p>
 <div class="bar">
 {_switch()}
@@ -98,7 +98,7 @@ def render_html(views: Sequence[TokenView], *, title: str) -> str:
 
 def _switch() -> str:
     labels = "".join(
-        f'<label title="{_escape(meaning)}"><input type="radio" name="metric" value="{metric}"'
+        f'<label title="{escape(meaning)}"><input type="radio" name="metric" value="{metric}"'
         f"{' checked' if metric == 'entropy' else ''}>{label}</label>"
         for metric, (label, _, meaning) in METRICS.items()
     )
@@ -118,16 +118,16 @@ def _scale(metric: str, top: float) -> str:
 
 
 def _article(view: TokenView, top: float, number: int) -> str:
-    facts = [("model", _escape(view.model)), ("tokens", f"{len(view.tokens):,}")]
+    facts = [("model", escape(view.model)), ("tokens", f"{len(view.tokens):,}")]
     if view.tokens:
         facts.append(("mean entropy", f"{_mean([row.entropy for row in view.tokens]):.3f} nats"))
     surprisals = [row.surprisal for row in view.tokens if row.surprisal is not None]
     if surprisals:
         facts.append(("perplexity", f"{_exp(_mean(surprisals)):.4g}"))
     described = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
-    pieces = "".join(_token(row, _level(row.entropy, top)) for row in view.tokens)
+    pieces = "".join(_token(row, scale_level(row.entropy, top)) for row in view.tokens)
     return f"""<article>
-<header><h2 id="text-{number}"><bdi>{_escape(view.id)}</bdi></h2><dl>{described}</dl></header>
+<header><h2 id="text-{number}"><bdi>{escape(view.id)}</bdi></h2><dl>{described}</dl></header>
 <div class="text" dir="auto" role="group" aria-labelledby="text-{number}">{pieces}</div>
 {_rest(view)}</article>"""
 
@@ -151,30 +151,12 @@ def _token(row: TokenRow, level: str) -> str:
 
 # --- text -> markup ---------------------------------------------------------------------------------------------------
 
-BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _escape(text: str) -> str:
-    """`text` as content of an element or of a quoted attribute."""
-    return html.escape(UNPRINTABLE.sub(lambda match: _picture(match[0]), text))
-
 
 def _visible(token: str) -> str:
-    """Like `_escape`, with line ends and tabs kept and marked."""
+    """Like `escape`, with line ends and tabs kept and marked."""
     pieces = re.split("([\n\t])", token)
     marks = {"\n": '<i class="nl"></i>\n', "\t": '<i class="tab"></i>\t'}
-    return "".join(marks.get(piece) or _escape(piece) for piece in pieces)
-
-
-def _picture(control: str) -> str:
-    """A sign for a character that HTML cannot hold or would change.
-
-    >>> _picture("\\r"), _picture("\\x7f"), _picture("\\x85")
-    ('␍', '␡', '�')
-    """
-    code = ord(control)
-    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"
+    return "".join(marks.get(piece) or escape(piece) for piece in pieces)
 
 
 def _data(views: Sequence[TokenView], tops: dict[str, float]) -> str:
@@ -213,11 +195,11 @@ def _values(views: Sequence[TokenView], metric: str) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _top(values: Sequence[float]) -> float:
+def scale_top(values: Sequence[float]) -> float:
     """The upper end of the colour scale: a round number at or over the 98th percentile, so that a few outliers do not
     take the colours from all others.
 
-    >>> _top([1.0] * 97 + [4.7, 4.8, 50.0]), _top([-1e-9] * 99 + [3.0]), _top([])
+    >>> scale_top([1.0] * 97 + [4.7, 4.8, 50.0]), scale_top([-1e-9] * 99 + [3.0]), scale_top([])
     (5.0, 3.0, 1.0)
     """
     if not values or max(values) <= 0:
@@ -228,7 +210,7 @@ def _top(values: Sequence[float]) -> float:
     return next((step * unit for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * unit >= reach), reach)
 
 
-def _level(value: float, top: float) -> str:
+def scale_level(value: float, top: float) -> str:
     """The step of the colour scale, `n` for a value that is not a number; the script does the same."""
     return str(max(0, min(LEVELS - 1, int(value / top * LEVELS)))) if math.isfinite(value) else "n"
 

@@ -1,0 +1,291 @@
+"""Sections of a report on texts and models: scores, token views, bins, agreement, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fluxentropy.charts import columns, histogram
+from fluxentropy.heatmap import TokenView
+from fluxentropy.markdowntext import table
+from fluxentropy.markup import Content, Markup, clipped, el, given, join
+from fluxentropy.reportpictures import Pictures
+from fluxentropy.reportruns import Run
+from fluxentropy.reportscores import DRAWN, PERCENTS, Distribution, ScoreSummary, TextRow, summarise_scores
+from fluxentropy.reporttokens import heat, read_views, same_text, switch, tops_of
+from fluxentropy.store import read_json
+from fluxentropy.tablefiles import run_parts
+
+LETTERS = 700  # of a text without token view
+ROWS = 40  # of a table
+UNITS = {"entropy": "nats", "varentropy": "nats²", "sqrt_varentropy": "nats", "surprisal": "nats"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a section may look at beside its own run."""
+
+    number: int
+    views: Sequence[TokenView]  # of all token tables of the page
+    pictures: Pictures
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> Markup:
+    """A list of names and values; those that are None or empty are left out."""
+    shown = [(name, value) for name, value in pairs if value is not None and value != ""]
+    return el(
+        "dl",
+        (el("div", el("dt", name), el("dd", value if isinstance(value, Markup) else given(_plain(value))))
+         for name, value in shown),
+        class_="facts",
+    )  # fmt: skip
+
+
+def _plain(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def capped(head: list[Content], rows: Sequence[list[Content]], *, label: str) -> list[Content]:
+    """A table of at most ROWS rows, and how many more there are."""
+    more = f"{len(rows) - ROWS:,} more rows are left out." if len(rows) > ROWS else None
+    return [table(head, *rows[:ROWS], label=label), el("p", more, class_="note") if more else None]
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def read_scored(run: Run) -> ScoreSummary:
+    return summarise_scores(run_parts(run.path), text_field=str(run.identity.get("text_field", "text")))
+
+
+def score_section(run: Run, summary: ScoreSummary, beside: Given) -> Content:
+    drawn = [one for one in summary.distributions if one.name in DRAWN] or list(summary.distributions)[:1]
+    return [
+        facts(_score_facts(run, summary)),
+        el("h3", "Distributions"),
+        el("div", (_drawn(one) for one in drawn), class_="charts"),
+        *_numbers(summary.distributions),
+        *_ends(summary, beside),
+        *_sources(run.manifest.get("inputs")),
+    ]
+
+
+def _score_facts(run: Run, summary: ScoreSummary) -> list[tuple[str, object]]:
+    identity, manifest = run.identity, run.manifest
+    counts, policies = manifest.get("counts") or {}, manifest.get("policies") or {}
+    statuses = {name.removeprefix("status_"): n for name, n in counts.items() if name.startswith("status_") and n}
+    cut = policies.get("window", "first") == "first" and policies.get("max_tokens")
+    return [
+        ("model", (identity.get("model") or {}).get("name")),
+        ("texts", summary.rows),
+        ("tokens", counts.get("tokens")),
+        ("bytes", counts.get("bytes")),
+        ("texts cut", f"{counts['truncated']:,} (after {cut:,} tokens)" if cut and counts.get("truncated") else None),
+        ("window", f"{policies['window']}, {policies.get('max_tokens')} tokens" if "window" in policies else None),
+        ("precision", " on ".join(str(identity[key]) for key in ("dtype", "device") if identity.get(key))),
+        ("BOS", "added" if policies.get("bos_added") else "not added" if "bos_added" in policies else None),
+        ("status", ", ".join(f"{n:,} {name}" for name, n in statuses.items() if name != "ok")),
+        ("rejected rows", manifest.get("rejected") or None),
+        ("ids that repeat", manifest.get("duplicate_ids") or None),
+    ]
+
+
+def unit_of(name: str) -> str:
+    """The unit of a score, empty where it has none.
+
+    >>> unit_of("varentropy_mean"), unit_of("perplexity")
+    ('nats²', '')
+    """
+    return next((UNITS[stem] for stem in sorted(UNITS, key=len, reverse=True) if name.startswith(stem)), "")
+
+
+def _drawn(one: Distribution) -> Markup:
+    label = f"{one.name.replace('_', ' ')} ({unit_of(one.name)})".replace(" ()", "")
+    median = one.quantiles[PERCENTS.index(50)]
+    title = f"{one.name.replace('_', ' ')} of {one.count:,} texts; dashed: the median, {median:.4g}."
+    if outside := one.count - round(float(one.counts.sum())):
+        title += f" {outside:,} texts lie beyond either end."
+    return histogram(one.edges, one.counts, title=title, label=label, mark=median)
+
+
+def _numbers(distributions: Sequence[Distribution]) -> list[Content]:
+    rows: list[list[Content]] = [
+        [el("code", given(one.name, 60)), f"{one.mean:.4g}", "" if one.std is None else f"{one.std:.3g}",
+         *(f"{value:.4g}" for value in (one.minimum, *one.quantiles, one.maximum)),
+         f"{one.missing:,}" if one.missing else ""]
+        for one in distributions
+    ]  # fmt: skip
+    head: list[Content] = ["score", "mean", "SD", "min", *(f"{percent} %" for percent in PERCENTS), "max", "without"]
+    return capped(head, rows, label="quantiles of the scores")
+
+
+def _ends(summary: ScoreSummary, beside: Given) -> list[Content]:
+    if summary.by is None or not (summary.lowest or summary.highest):
+        return []
+    found: dict[str, TokenView] = {}
+    for row in (*summary.lowest, *summary.highest):
+        for view in beside.views:
+            if same_text(view, row, summary.by):
+                found.setdefault(row.id, view)
+    tops = tops_of(list(found.values()))
+    by = summary.by.replace("_", " ")
+    parts: list[Content] = [switch(tops, f"by-{beside.number}") if found else None]
+    for words, rows in (("Highest", summary.highest), ("Lowest", summary.lowest)):
+        parts += [el("h3", f"{words} {by}"), *(_text(row, found.get(row.id), tops) for row in rows)]
+    return [el("div", parts, class_="tokens")]
+
+
+def _text(row: TextRow, view: TokenView | None, tops: dict[str, float]) -> Markup:
+    shown = [(name.removesuffix("_mean"), f"{value:.3f} {unit_of(name)}") for name in DRAWN
+             if (value := row.scores.get(name)) is not None]  # fmt: skip
+    head = el("header", el("h4", given(row.id)), facts([*shown, ("tokens", row.n_tokens)]))
+    if view is not None:
+        return el("article", head, heat(view, tops))
+    if row.text is None:
+        return el("article", head, el("p", "The run holds no texts.", class_="note"))
+    rest = len(row.text) - LETTERS
+    note = el("p", f"{rest:,} more characters are not shown.", class_="note") if rest > 0 else None
+    return el("article", head, el("div", clipped(row.text, LETTERS), class_="text", dir="auto"), note)
+
+
+def _sources(inputs: Any) -> list[Content]:
+    if not isinstance(inputs, list) or not inputs:
+        return []
+    rows: list[list[Content]] = [[given(one.get("name", "")), f"{one.get('rows', 0):,}"] for one in inputs]
+    return [el("h3", "Sources"), *capped(["file", "rows"], rows, label="sources")]
+
+
+# --- token views ------------------------------------------------------------------------------------------------------
+
+
+def read_tokens(run: Run) -> list[TokenView]:
+    return read_views(run.path)
+
+
+def token_section(run: Run, views: list[TokenView], beside: Given) -> Content:
+    del run
+    tops = tops_of(views)
+    texts = [
+        el("article", el("header", el("h3", given(view.id)), facts([("tokens", len(view.tokens))])), heat(view, tops))
+        for view in views
+    ]
+    return el("div", switch(tops, f"by-{beside.number}"), texts or el("p", "No texts."), class_="tokens")
+
+
+# --- bins -------------------------------------------------------------------------------------------------------------
+
+
+def read_bins(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    return read_json(run.path / "bins.json") or {}, read_json(run.path / "_blocks" / "blocks.json") or {}
+
+
+def bin_section(run: Run, data: tuple[dict[str, Any], dict[str, Any]], beside: Given) -> Content:
+    del run, beside
+    bins, blocks = data
+    single = isinstance(bins["by"], str)
+    by = bins["by"] if single else ", ".join(bins["by"])
+    how = bins["how"] if isinstance(bins["how"], str) else " x ".join(map(str, bins["how"]))
+    spans = ["", *(f"> {edge:.6g}" for edge in bins["edges"])] if single else [""] * len(bins["counts"])
+    uptos = [*(f"≤ {edge:.6g}" for edge in bins["edges"]), ""] if single else spans
+    rows: list[list[Content]] = [
+        [f"{k}", " and ".join(filter(None, (spans[k], uptos[k]))), f"{count:,}", f"{tokens:,}",
+         *([f"{blocks['blocks'][k]:,}"] if blocks else [])]
+        for k, (count, tokens) in enumerate(zip(bins["counts"], bins["tokens"], strict=True))
+    ]  # fmt: skip
+    names = [str(k) for k in range(len(rows))]
+    packed = blocks.get("tokenizer") or {}
+    charts = [columns(names, bins["counts"], title="Texts of each bin", label="bin", unit="texts")]
+    charts.append(columns(names, bins["tokens"], title="Scored tokens of each bin", label="bin", unit="tokens"))
+    if blocks:
+        of = f"Blocks of {blocks['length']:,} tokens of each bin"
+        charts.append(columns(names, blocks["blocks"], title=of, label="bin", unit="blocks"))
+    told = facts(
+        [("by", by), ("cut", how), ("texts", bins["rows"]), ("without a score", bins.get("unscored") or None),
+         ("order", bins.get("order")), ("seed", bins.get("seed")), ("tokenizer of the blocks", packed.get("name"))]
+    )  # fmt: skip
+    head: list[Content] = ["bin", clipped(by, 60) if single else "", "texts", "tokens", *(["blocks"] if blocks else [])]
+    return [told, el("div", charts, class_="charts"), *capped(head, rows, label="bins")]
+
+
+# --- agreement --------------------------------------------------------------------------------------------------------
+
+PLOTS = {
+    "pca_models": "Models as points on the first two principal components of their scores",
+    "distance_matrix": "Euclidean distance and Spearman correlation of each pair of models",
+    "entropies": "Each model's score of each text, in the order of the baseline",
+    "ranks": "Each model's rank of each text, in the order of the baseline",
+    "explained_variance": "Share of the variance that each principal component explains",
+    "rank_spread": "How far the models' ranks of a text lie apart, by its mean rank",
+}
+
+
+def read_agreement(run: Run) -> dict[str, Any]:
+    return read_json(run.path / "agreement.json") or {}
+
+
+def agreement_section(run: Run, found: dict[str, Any], beside: Given) -> Content:
+    failed = run.manifest.get("failed") or {}
+    lost = el("ul", (el("li", given(name), ": ", given(why, 300)) for name, why in failed.items())) if failed else None
+    if not found:
+        return [el("p", "The models were not compared.", class_="note"), lost]
+    labels = {name: found.get("labels", {}).get(name, name) for name in found["models"]}
+    limits = found.get("bootstrap", {}).get("intervals", {})
+    shares = ", ".join(f"{share:.1%}" for share in found["pca"]["explained_variance_ratio"][:3])
+    told = facts(
+        [("models", len(labels)), ("texts", found["n_texts"]), ("score", found.get("measure")),
+         ("Spearman, mean of the pairs", _limited(found.get("mean_spearman"), limits.get("mean_spearman"))),
+         ("Kendall's W", _limited(found["kendall_w"], limits.get("kendall_w"))),
+         ("PCA, variance of the first components", shares),
+         ("SD of a text's rank, by quintile of its mean rank",
+          ", ".join(f"{x:.1f}" for x in found["rank_sd_by_quintile"] if x is not None))]
+    )  # fmt: skip
+    short = [given(label, 24) for label in labels.values()]
+    rows: list[list[Content]] = [
+        [name, *("" if x is None else f"{x:.2f}" for x in line[:ROWS])]
+        for name, line in zip(short, found["spearman"], strict=True)
+    ]
+    return [told, lost, el("h3", "Spearman correlations"), *capped(["", *short[:ROWS]], rows, label="correlations"),
+            el("h3", "Plots"), plots(run.path, PLOTS, beside.pictures)]  # fmt: skip
+
+
+def _limited(value: float | None, limits: Sequence[float] | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.3f}" + (f" [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else "")
+
+
+def plots(folder: Path, known: Mapping[str, str], pictures: Pictures) -> Markup:
+    """The pictures `known` that are in `folder`, with what they show."""
+    return join(
+        pictures.show(path, words) for name, words in known.items() if (path := folder / f"{name}.png").is_file()
+    )
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+ITEM_SCORES = ("entropy_mean", "varentropy_mean", "right_surprisal_mean", "right_entropy_mean", "margin", "n_tokens")
+
+
+def read_answers(run: Run) -> ScoreSummary:
+    return summarise_scores([run.path / "items.parquet"], text_field="", names=ITEM_SCORES)
+
+
+def answer_section(run: Run, summary: ScoreSummary, beside: Given) -> Content:
+    del beside
+    rights: list[tuple[str, object]] = []
+    for name, words in (("acc", "right, by log-likelihood"), ("acc_norm", "right, by log-likelihood per byte")):
+        value, se, n = ((run.manifest.get(name) or {}).get(key) for key in ("value", "se", "n"))
+        if value is not None:
+            rights.append((words, f"{value:.1%}" + (f" ± {se:.1%}" if se is not None else "") + f" of {n:,}"))
+    told = [("model", (run.identity.get("model") or {}).get("name")), ("task", run.manifest.get("task")),
+            ("questions", summary.rows), *rights]  # fmt: skip
+    drawn = [one for one in summary.distributions if one.name != "n_tokens" and np.ptp(one.edges) > 0]
+    return [
+        facts(told),
+        el("div", (_drawn(one) for one in drawn[:4]), class_="charts"),
+        *_numbers(summary.distributions),
+    ]

@@ -1,0 +1,203 @@
+"""Sections of a report on schedules, trainings, comparisons and diagnoses."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from fluxentropy.charts import Line, areas, columns, lines
+from fluxentropy.errors import RunError
+from fluxentropy.markdowntext import table, to_markup
+from fluxentropy.markup import Content, el, given
+from fluxentropy.reportruns import Run
+from fluxentropy.reportsections import Given, facts, plots
+from fluxentropy.store import read_json
+from fluxentropy.tablefiles import reading
+
+PIECES = 60  # of the budget: what a drawn mixture is the mean of
+Columns = Mapping[str, np.ndarray]  # of a metrics.csv: name -> (rows,) with NaN for empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is shown of a run of `pretrain`."""
+
+    metrics: Columns
+    at: np.ndarray  # (P,) tokens after each piece
+    shares: np.ndarray  # (P, K) of the blocks drawn in it
+
+
+def read_metrics(path: Path) -> Columns:
+    """The columns of a metrics.csv. Errors: `RunError` names a cell that is no number."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        found = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows], np.float64)
+        return dict(zip(head, found.reshape(len(rows), len(head)).T, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+# --- schedules and trainings ------------------------------------------------------------------------------------------
+
+
+def read_plan(run: Run) -> dict[str, Any]:
+    return read_json(run.path / "mixture.json") or {}
+
+
+def plan_section(run: Run, plan: dict[str, Any], beside: Given) -> Content:
+    del run, beside
+    mixture = np.array(plan["mixture"], np.float64)
+    at = np.linspace(0, plan["tokens"], len(mixture) + 1)[1:]
+    names = [str(k) for k in range(len(plan["epochs"]))]
+    told = [("schedule", plan["config"]["name"]), ("kind", plan["kind"]), ("steps", plan["steps"]),
+            ("tokens", plan["tokens"]), ("blocks drawn", sum(plan["drawn"]))]  # fmt: skip
+    charts = [
+        areas(at, mixture, title="Planned share of each bin, by tenths of the budget", label="tokens", name="bin"),
+        columns(names, plan["epochs"], title="How often each bin is drawn", label="bin", unit="epochs"),
+    ]
+    return [facts(told), el("div", charts, class_="charts")]
+
+
+def read_training(run: Run) -> Training:
+    path = run.path / "ledger.parquet"
+    with reading(path):
+        ledger = pq.read_table(path, columns=["tokens", "bins"])
+    tokens = np.asarray(ledger["tokens"].to_numpy())
+    counts = np.stack(ledger["bins"].to_pylist()).astype(np.float64)  # (steps, K)
+    cuts = np.linspace(0, len(counts), min(PIECES, len(counts)) + 1).round().astype(np.int64)
+    drawn = np.add.reduceat(counts, cuts[:-1])
+    shares = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1)
+    return Training(metrics=read_metrics(run.path / "metrics.csv"), at=tokens[cuts[1:] - 1], shares=shares)
+
+
+def training_section(run: Run, found: Training, beside: Given) -> Content:
+    del beside
+    return [facts(_training_facts(run, found.metrics)), el("div", _training_charts(found), class_="charts")]
+
+
+def _training_facts(run: Run, metrics: Columns) -> list[tuple[str, object]]:
+    identity = run.identity
+    schedule, optim, model = (identity.get(name) or {} for name in ("schedule", "optim", "model"))
+    sizes = {"layers": model.get("n_layer"), "heads": model.get("n_head"), "channels": model.get("n_embd")}
+    shape = ", ".join(f"{size} {word}" for word, size in sizes.items() if size)
+    return [
+        ("schedule", f"{schedule.get('name')}" + ", static" * bool(schedule.get("static"))),
+        ("GPT", shape),
+        ("parameters", run.manifest.get("parameters")),
+        ("tokens", run.manifest.get("tokens")),
+        ("steps", run.manifest.get("steps")),
+        ("optimizer", f"{optim.get('kind')}, rate {optim.get('lr')}"),
+        ("seed", identity.get("seed")),
+        ("held-out loss at the end", _last(metrics, "val_loss", "nats per token")),
+        ("bits per byte", _last(metrics, "val_bpb", "")),
+    ]
+
+
+def _last(metrics: Columns, name: str, unit: str) -> str | None:
+    known = metrics[name][np.isfinite(metrics[name])] if name in metrics else np.zeros(0)
+    return f"{known[-1]:.4f} {unit}".strip() if len(known) else None
+
+
+def _training_charts(found: Training) -> list[Content]:
+    metrics = found.metrics
+    tokens = metrics["tokens"]
+    losses = [Line(name=words, x=tokens, y=metrics[name])
+              for name, words in (("train_loss", "training"), ("val_loss", "held out")) if name in metrics]  # fmt: skip
+    by_bin = [name for name in metrics if name.startswith("val_bpb_bin_")]
+    ends = [float(metrics[name][np.isfinite(metrics[name])][-1:].sum()) for name in by_bin]  # 0 where there is none
+    bins = [name.rpartition("_")[2] for name in by_bin]
+    parts: list[Content] = [
+        lines(losses, title="Loss over the tokens", label="tokens", unit="nats per token"),
+        areas(found.at, found.shares, title="Share of each bin in what was drawn", label="tokens", name="bin"),
+    ]
+    if any(ends):
+        title = "Held-out bits per byte of each bin, at the end"
+        parts.append(columns(bins, ends, title=title, label="bin", unit="bits per byte"))
+    if "lr" in metrics:
+        rate = [Line(name="rate", x=tokens, y=metrics["lr"])]
+        parts.append(lines(rate, title="Learning rate", label="tokens", unit="rate"))
+    return parts
+
+
+def side_by_side(runs: Sequence[tuple[Run, Training]]) -> Content:
+    """All trainings of the page in one chart and one table."""
+    curves = [Line(name=run.name, x=found.metrics["tokens"], y=found.metrics["val_bpb"]) for run, found in runs
+              if "val_bpb" in found.metrics]  # fmt: skip
+    late = [_from(line, 0.1) for line in curves]
+    rows: list[list[Content]] = [
+        [given(run.name), given((run.identity.get("schedule") or {}).get("name", "")), f"{run.manifest['tokens']:,}",
+         _last(found.metrics, "val_bpb", ""), _last(found.metrics, "val_loss", "")]
+        for run, found in runs
+    ]  # fmt: skip
+    title = "Held-out bits per byte of all trainings, from a tenth of the budget on"
+    head: list[Content] = ["training", "schedule", "tokens", "bits per byte", "held-out loss"]
+    note = "One run each says little: `fluxentropy compare` trains several seeds and says what can be told apart."
+    return [
+        el("div", lines(late, title=title, label="tokens", unit="bits per byte"), class_="charts"),
+        table(head, *rows, label="trainings"),
+        el("p", note.replace("`", ""), class_="note"),
+    ]
+
+
+def _from(line: Line, share: float) -> Line:
+    kept = line.x >= share * np.nanmax(line.x)
+    return Line(name=line.name, x=line.x[kept], y=line.y[kept])
+
+
+# --- what other commands have put into words --------------------------------------------------------------------------
+
+
+def read_words(run: Run) -> str:
+    """`comparison.md` of a comparison, `summary.md` of a diagnosis."""
+    path = run.path / ("comparison.md" if run.kind == "compare" else "summary.md")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}): the command that wrote {run.path} makes it again") from error
+
+
+def words_section(run: Run, words: str, beside: Given) -> Content:
+    def picture(alt: str, name: str) -> Content:
+        path = run.path / Path(name).name  # pictures of this folder, wherever the text points
+        if not (path.suffix == ".png" and path.is_file()):
+            return el("p", f"The picture {name} is not there.", class_="note")
+        return beside.pictures.show(path, alt)
+
+    title, _, rest = words.partition("\n")
+    kept = rest if title.startswith("# ") else words
+    return to_markup(kept, picture=picture)
+
+
+# --- reinforcement learning -------------------------------------------------------------------------------------------
+
+MOST = 8  # curves of a run of `grpo`
+
+
+def read_rewards(run: Run) -> Columns:
+    return read_metrics(run.path / "metrics.csv")
+
+
+def reward_section(run: Run, metrics: Columns, beside: Given) -> Content:
+    steps = metrics["step"]
+    first = [name for name in ("reward", "entropy_per_token") if name in metrics]
+    names = [*first, *(name for name in metrics if name not in (*first, "step"))]
+    drawn = [name for name in names if np.isfinite(metrics[name]).sum() > 1][:MOST]
+    charts = [
+        lines([Line(name=name, x=steps, y=metrics[name])], title=name.replace("_", " "), label="step", unit="")
+        for name in drawn
+    ]
+    found = {path.stem: path.stem.replace("_", " ") for path in sorted(run.path.glob("*.png"))}
+    model = run.identity.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    return [
+        facts([("model", name), ("steps", int(np.nanmax(steps))), ("reward", _last(metrics, "reward", ""))]),
+        el("div", charts, class_="charts"),
+        plots(run.path, found, beside.pictures),
+    ]
