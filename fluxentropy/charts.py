@@ -13,8 +13,8 @@ import numpy as np
 
 from fluxentropy.markup import Markup, clipped, el
 
-W, H = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 40
+W, H = 380, 225
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 40
 COLOURS = 8  # classes s0 … s7 of the style sheet
 SHADES = 24  # classes f0 … f23, of ordered things
 POINTS = 300  # of a line, at most
@@ -87,7 +87,7 @@ def areas(at: np.ndarray, shares: np.ndarray, *, title: str, label: str, name: s
         if (tops[:, k] > below[:, k]).any()
     ]
     ends = [el("li", el("i", class_=f"f{shade(k, kinds)}"), f"{name} {k}") for k in sorted({0, kinds // 2, kinds - 1})]
-    return _chart(title, *drawn, _frame(x, y, label, "share of the blocks"), after=el("ul", ends, class_="legend"))
+    return _chart(title, _frame(x, y, label, "share of the blocks"), *drawn, after=el("ul", ends, class_="legend"))
 
 
 def columns(names: Sequence[str], values: Sequence[float], *, title: str, label: str, unit: str) -> Markup:

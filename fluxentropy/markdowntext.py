@@ -14,7 +14,9 @@ from fluxentropy.markup import Content, Markup, el, join
 INLINE = re.compile(r"`([^`]+)`|\*\*([^*]+)\*\*")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 RULE = re.compile(r"\|( *:?-+:? *\|)+")
-NUMBER = re.compile(r"[-+−]?\d[\d,.]*([ %e(±–-]|$)|\[|[–-]$")  # 3, -1.5, 12 %, [0.1, 0.2]
+NUMBER = re.compile(
+    r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?( ?[(\[][^a-z]*( to )?[^a-z]*[)\]])?|\[[-+\d.e, ]*\]|[-–]|\d+ of \d+"
+)
 CELL = re.compile(r"(?<!\\)\|")
 
 
@@ -96,15 +98,18 @@ def _inline(text: str) -> list[Content]:
 
 
 def table(head: Sequence[Content], *rows: Sequence[Content], label: str = "table") -> Markup:
-    """A table in a box that scrolls where the page is narrow; cells of numbers stand to the right."""
-    body = (el("tr", (el("td", cell, class_=_class_of(cell)) for cell in row)) for row in rows)
-    heads = (el("th", cell, scope="col") for cell in head)
+    """A table in a box that scrolls where the page is narrow; columns of numbers stand to the right."""
+    numeric = [bool(cells := [text for cell in column if (text := _text(cell))]) and all(map(NUMBER.fullmatch, cells))
+               for column in zip(*rows, strict=True)] or [False] * len(head)  # fmt: skip
+    looks = ["num" if number else None for number in numeric]
+    heads = (el("th", cell, scope="col", class_=look) for cell, look in zip(head, looks, strict=True))
+    body = (el("tr", (el("td", cell, class_=look) for cell, look in zip(row, looks, strict=True))) for row in rows)
     return scrolled(el("table", el("thead", el("tr", heads)), el("tbody", body)), label=label)
 
 
-def _class_of(cell: Content) -> str | None:
-    text = re.sub("<[^>]*>", "", join(cell))
-    return "num" if NUMBER.match(text) else None
+def _text(cell: Content) -> str:
+    """What a cell says, without elements."""
+    return re.sub("<[^>]*>", "", join(cell))
 
 
 def scrolled(content: Content, *, label: str = "details") -> Markup:

@@ -24,20 +24,23 @@ HASH = re.compile(r"(?:(?:sha256|sampled):)?[0-9a-f]{32,64}")
 def origin(run: Run) -> Markup:
     """Everything that it takes to make the run again, behind a line that opens it."""
     yaml = _read_config(run.path / CONFIG) if run.path.is_dir() else None
-    marks = list(fingerprints(run.manifest))
+    marks = [(name, mark) for mark, name in {mark: name for name, mark in fingerprints(run.manifest)}.items()]
     versions = run.manifest.get("versions")
     parts: list[Content] = [el("p", "In ", el("code", str(run.path)))]
     if yaml is not None:
-        parts += [el("h4", "Command"), scrolled(el("pre", el("code", command(run.kind, yaml))), label="command")]
-        parts += [el("h4", "Configuration"), scrolled(el("pre", el("code", clipped(yaml, LONGEST))), label=CONFIG)]
+        parts += [el("h3", "Command"), scrolled(el("pre", el("code", command(run.kind, yaml))), label="command")]
+        parts += [
+            el("h3", "Configuration"),
+            scrolled(el("pre", el("code", clipped(yaml, LONGEST)), class_="long"), label=CONFIG),
+        ]
     if marks:
         rows = [[given(name, 80), el("code", given(mark))] for name, mark in marks[:ROWS]]
-        parts += [el("h4", "Fingerprints"), table(["of", "fingerprint"], *rows, label="fingerprints")]
+        parts += [el("h3", "Fingerprints"), table(["of", "fingerprint"], *rows, label="fingerprints")]
         if len(marks) > ROWS:
             parts.append(el("p", f"{len(marks) - ROWS:,} more are in manifest.json.", class_="note"))
     if isinstance(versions, dict):
         named = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        parts += [el("h4", "Versions"), el("p", given(named, 1000))]
+        parts += [el("h3", "Versions"), el("p", given(named, 1000))]
     return el("details", el("summary", "How it was made"), parts)
 
 

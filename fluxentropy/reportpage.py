@@ -18,7 +18,6 @@ from fluxentropy import __version__
 from fluxentropy import reportsections as texts
 from fluxentropy import reporttraining as trainings
 from fluxentropy.errors import RunError
-from fluxentropy.heatmap import TokenView
 from fluxentropy.markdowntext import table
 from fluxentropy.markup import Content, Markup, el, given
 from fluxentropy.reportorigin import origin
@@ -75,8 +74,7 @@ def _odd(run: Run, error: Exception) -> RunError:
 def render(loaded: Sequence[Loaded], left_out: Sequence[LeftOut], *, title: str) -> tuple[str, list[LeftOut]]:
     """The page, and all that is not on it. Runs stand in the order of the pipeline, those of a kind as given."""
     ordered = sorted(loaded, key=lambda one: KINDS.index(one.run.kind))
-    views = [view for one in ordered if one.run.kind == "tokens" for view in one.data]
-    sections = [_section(one, number, views, Pictures(0)) for number, one in enumerate(ordered)]
+    sections = _sections(ordered, Pictures(0))
     room = LARGEST * SHARE_OF_TEXT
     kept: list[Loaded] = []
     missing = list(left_out)
@@ -90,22 +88,34 @@ def render(loaded: Sequence[Loaded], left_out: Sequence[LeftOut], *, title: str)
     used = LARGEST * SHARE_OF_TEXT - room
     head = _head(title)
     pictures = Pictures(int(LARGEST - used - len(head.encode()) - SPARE))
-    drawn = [_section(one, number, views, pictures) for number, one in enumerate(kept)]
+    drawn = _sections(kept, pictures)
     missing += pictures.left_out
     body = el(
         "body",
         el("h1", given(title, 300)),
         el("p", f"{len(kept)} {'run' if len(kept) == 1 else 'runs'}, by fluxentropy {__version__}.", class_="note"),
         _contents(kept),
-        el("main", _together(kept), drawn),
+        el("main", _with_trainings(kept, drawn)),
         _missing(missing),
     )
     return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n{body}\n</html>\n', missing
 
 
-def _section(one: Loaded, number: int, views: Sequence[TokenView], pictures: Pictures) -> Markup:
+def _sections(loaded: Sequence[Loaded], pictures: Pictures) -> list[Markup]:
+    """A section for each run; token views stand beside the scores of their texts where both are there."""
+    views = [view for one in loaded if one.run.kind == "tokens" for view in one.data]
+    scored = [one.data for one in loaded if one.run.kind == "score"]
+    shown = [view for summary in scored for view in texts.views_of(summary, views).values()]
+    return [
+        _section(one, Given(number=number, views=views, shown=shown, pictures=pictures))
+        for number, one in enumerate(loaded)
+    ]
+
+
+def _section(one: Loaded, beside: Given) -> Markup:
+    number = beside.number
     try:
-        content = SECTIONS[one.run.kind][2](one.run, one.data, Given(number=number, views=views, pictures=pictures))
+        content = SECTIONS[one.run.kind][2](one.run, one.data, beside)
         heading = el("h2", f"{one.title}: ", given(one.run.name), id=f"run-{number}")
         return el("section", heading, content, origin(one.run), aria_labelledby=f"run-{number}")
     except SHAPES as error:
@@ -155,6 +165,8 @@ def _gist(one: Loaded) -> str:
         return f"{len(one.data.get('models', []))} models, {one.data.get('n_texts', 0):,} texts"
     if one.run.kind == "bin":
         return f"{one.data[0]['rows']:,} texts in {len(one.data[0]['counts'])} bins"
+    if one.run.kind == "schedule":
+        return f"{one.data['config']['name']}, {one.data['tokens']:,} tokens"
     if isinstance(schedule, dict):
         return f"{schedule.get('name')}, {one.run.manifest.get('tokens', 0):,} tokens"
     if one.run.kind == "compare":
@@ -162,11 +174,14 @@ def _gist(one: Loaded) -> str:
     return str(named or identity.get("target") or "")
 
 
-def _together(kept: Sequence[Loaded]) -> Content:
-    runs = [(one.run, one.data) for one in kept if one.run.kind == "pretrain"]
-    if len(runs) < 2:
-        return None
-    return el("section", el("h2", "Trainings side by side"), trainings.side_by_side(runs))
+def _with_trainings(kept: Sequence[Loaded], drawn: Sequence[Markup]) -> list[Content]:
+    """The sections; before the first of several trainings one on all of them."""
+    places = [place for place, one in enumerate(kept) if one.run.kind == "pretrain"]
+    if len(places) < 2:
+        return list(drawn)
+    runs = [(kept[place].run, kept[place].data) for place in places]
+    whole = el("section", el("h2", "Trainings side by side"), trainings.side_by_side(runs))
+    return [*drawn[: places[0]], whole, *drawn[places[0] :]]
 
 
 def _missing(missing: Sequence[LeftOut]) -> Content:

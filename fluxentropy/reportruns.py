@@ -64,7 +64,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder; give what a command of fluxentropy wrote")
         run = recognise(path)
-        found = [run] if run is not None else list(_inside(path, path.name, DEPTH, left_out))
+        found = [run] if run is not None else list(_inside(path, path.resolve().name, DEPTH, left_out))
         if not found and not left_out:
             raise RunError(f"{path} is not a run of fluxentropy, and holds none within {DEPTH} folders")
         if run is not None and (why := _unfinished(run)):
@@ -80,7 +80,7 @@ def recognise(path: Path, name: str | None = None) -> Run | None:
 
     Errors: `RunError` where it is damaged, or is a file or a part of a run that nothing can be said of.
     """
-    name = name or path.name or str(path.resolve().name)
+    name = name or path.resolve().name
     if path.is_file():
         table = path.with_suffix(".csv")
         if not _is_token_table(table):

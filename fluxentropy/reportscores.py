@@ -158,34 +158,33 @@ class _Column:
 
 
 class _Ends:
-    """The `size` smallest and the largest of a column, as (file, row); of equals, the first."""
+    """The `size` smallest and largest of a column, as (file, row). Of equals the first are low, the last are high."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.count = size, 0
         self._low: list[tuple[float, int, int]] = []  # value, row, file
         self._high: list[tuple[float, int, int]] = []
 
     def add(self, file: int, start: int, values: np.ndarray) -> None:
-        """The values of rows from `start` on, counted over all files."""
-        self._low = self._kept(self._low, file, start, values)
-        self._high = self._kept(self._high, file, start, -values)
-
-    def _kept(
-        self, held: list[tuple[float, int, int]], file: int, start: int, values: np.ndarray
-    ) -> list[tuple[float, int, int]]:
-        nearest = np.argsort(values, kind="stable")[: self.size]  # NaN come last
-        new = [(float(values[row]), start + int(row), file) for row in nearest if not np.isnan(values[row])]
-        return sorted(held + new)[: self.size]
+        """The values of rows from `start` on, counted over all files; NaN are passed over."""
+        there = np.flatnonzero(~np.isnan(values))
+        order = there[np.argsort(values[there], kind="stable")]
+        low, high = (
+            [(float(values[row]), start + int(row), file) for row in rows[: self.size]] for rows in (order, order[::-1])
+        )
+        self.count += len(there)
+        self._low = sorted(self._low + low)[: self.size]
+        self._high = sorted(self._high + high, reverse=True)[: self.size]
 
     @property
     def lowest(self) -> list[tuple[int, int]]:
-        return [(file, row) for _, row, file in self._low]
+        """The lowest first; of few values the lower half."""
+        return [(file, row) for _, row, file in self._low[: self.count // 2]]
 
     @property
     def highest(self) -> list[tuple[int, int]]:
-        """Without those that are among the lowest already."""
-        low = {row for _, row, _ in self._low}
-        return [(file, row) for _, row, file in self._high if row not in low]
+        """The highest first; of few values the upper half."""
+        return [(file, row) for _, row, file in self._high[: self.count - self.count // 2]]
 
 
 def _read_rows(files: Sequence[Path], places: dict[int, int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:

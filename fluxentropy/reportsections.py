@@ -31,6 +31,7 @@ class Given:
 
     number: int
     views: Sequence[TokenView]  # of all token tables of the page
+    shown: Sequence[TokenView]  # of these, those that sections on scores show
     pictures: Pictures
 
 
@@ -103,40 +104,62 @@ def unit_of(name: str) -> str:
     return next((UNITS[stem] for stem in sorted(UNITS, key=len, reverse=True) if name.startswith(stem)), "")
 
 
+def in_words(name: str) -> str:
+    """
+    >>> in_words("entropy_mean"), in_words("sqrt_varentropy_mean"), in_words("perplexity")
+    ('mean entropy', 'mean √varentropy', 'perplexity')
+    """
+    stem = name.removesuffix("_mean").replace("sqrt_", "√").replace("_", " ")
+    return f"mean {stem}" if name.endswith("_mean") else stem
+
+
 def _drawn(one: Distribution) -> Markup:
-    label = f"{one.name.replace('_', ' ')} ({unit_of(one.name)})".replace(" ()", "")
+    said = in_words(one.name)
+    label = f"{said} ({unit_of(one.name)})".replace(" ()", "")
     median = one.quantiles[PERCENTS.index(50)]
-    title = f"{one.name.replace('_', ' ')} of {one.count:,} texts; dashed: the median, {median:.4g}."
+    title = f"{said.capitalize()} of {one.count:,} texts; dashed: the median, {median:.4g}."
     if outside := one.count - round(float(one.counts.sum())):
         title += f" {outside:,} texts lie beyond either end."
     return histogram(one.edges, one.counts, title=title, label=label, mark=median)
 
 
 def _numbers(distributions: Sequence[Distribution]) -> list[Content]:
-    rows: list[list[Content]] = [
-        [el("code", given(one.name, 60)), f"{one.mean:.4g}", "" if one.std is None else f"{one.std:.3g}",
-         *(f"{value:.4g}" for value in (one.minimum, *one.quantiles, one.maximum)),
-         f"{one.missing:,}" if one.missing else ""]
-        for one in distributions
-    ]  # fmt: skip
-    head: list[Content] = ["score", "mean", "SD", "min", *(f"{percent} %" for percent in PERCENTS), "max", "without"]
-    return capped(head, rows, label="quantiles of the scores")
+    """A row for each score: mean, SD and quantiles; how many texts have none, where that is so."""
+    lacking = any(one.missing for one in distributions)
+    rows: list[list[Content]] = []
+    for one in distributions:
+        numbers = [one.mean, one.std, one.minimum, *one.quantiles, one.maximum]
+        row: list[Content] = [el("code", given(one.name, 60)), *map(_number, numbers)]
+        rows.append([*row, f"{one.missing:,}"] if lacking else row)
+    head: list[Content] = ["score", "mean", "SD", "min", *(f"{percent} %" for percent in PERCENTS), "max"]
+    return capped([*head, "texts without"] if lacking else head, rows, label="quantiles of the scores")
+
+
+def _number(value: float | None) -> str:
+    """
+    >>> _number(1612.8), _number(0.00024614), _number(None)
+    ('1,613', '0.0002461', '')
+    """
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _ends(summary: ScoreSummary, beside: Given) -> list[Content]:
     if summary.by is None or not (summary.lowest or summary.highest):
         return []
-    found: dict[str, TokenView] = {}
-    for row in (*summary.lowest, *summary.highest):
-        for view in beside.views:
-            if same_text(view, row, summary.by):
-                found.setdefault(row.id, view)
+    found = views_of(summary, beside.views)
     tops = tops_of(list(found.values()))
-    by = summary.by.replace("_", " ")
+    by = in_words(summary.by)
     parts: list[Content] = [switch(tops, f"by-{beside.number}") if found else None]
     for words, rows in (("Highest", summary.highest), ("Lowest", summary.lowest)):
         parts += [el("h3", f"{words} {by}"), *(_text(row, found.get(row.id), tops) for row in rows)]
     return [el("div", parts, class_="tokens")]
+
+
+def views_of(summary: ScoreSummary, views: Sequence[TokenView]) -> dict[str, TokenView]:
+    """The token views of the texts at either end, by the text's id."""
+    return {row.id: view for row in (*summary.lowest, *summary.highest) for view in views if same_text(view, row)}
 
 
 def _text(row: TextRow, view: TokenView | None, tops: dict[str, float]) -> Markup:
@@ -168,12 +191,17 @@ def read_tokens(run: Run) -> list[TokenView]:
 
 def token_section(run: Run, views: list[TokenView], beside: Given) -> Content:
     del run
+    here = [view for view in views if view not in beside.shown]
+    above = f"{len(views) - len(here)} of {len(views)} texts are shown above, among the highest and lowest."
     tops = tops_of(views)
     texts = [
         el("article", el("header", el("h3", given(view.id)), facts([("tokens", len(view.tokens))])), heat(view, tops))
-        for view in views
+        for view in here
     ]
-    return el("div", switch(tops, f"by-{beside.number}"), texts or el("p", "No texts."), class_="tokens")
+    note = el("p", above, class_="note") if len(here) < len(views) else None
+    if not here:
+        return note or el("p", "The table holds no texts.", class_="note")
+    return el("div", note, switch(tops, f"by-{beside.number}"), texts, class_="tokens")
 
 
 # --- bins -------------------------------------------------------------------------------------------------------------

@@ -64,13 +64,13 @@ def _view(name: str, rows: Sequence[TokenRow]) -> TokenView:
     return TokenView(text="".join(row.token for row in rows), id=name, model="", tokens=rows)
 
 
-def same_text(view: TokenView, row: TextRow, by: str | None) -> bool:
+def same_text(view: TokenView, row: TextRow) -> bool:
     """Whether `view` shows the text of `row`, as the model of that run sees it."""
     if view.id != row.id or row.text is None or not view.text or not row.text.startswith(view.text[:200]):
         return False
     mean = sum(token.entropy for token in view.tokens) / len(view.tokens)
     known = row.scores.get("entropy_mean")
-    return known is None or by is None or len(view.tokens) != row.n_tokens or abs(mean - known) < CLOSE
+    return known is None or len(view.tokens) != row.n_tokens or abs(mean - known) < CLOSE
 
 
 # --- markup -----------------------------------------------------------------------------------------------------------
@@ -98,7 +98,8 @@ def switch(tops: dict[str, float], key: str) -> Markup:
            class_=f"scale of-{metric}")
         for metric, top in tops.items()
     ]  # fmt: skip
-    return el("div", el("fieldset", el("legend", "Colour by"), labels), scales, class_="switch")
+    hint = el("p", "Point at a token, or tap it, to see its numbers; the CSV has them all.", class_="note")
+    return el("div", el("fieldset", el("legend", "Colour by"), labels), scales, hint, class_="switch")
 
 
 def heat(view: TokenView, tops: dict[str, float]) -> Markup:

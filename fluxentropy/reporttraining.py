@@ -93,7 +93,7 @@ def _training_facts(run: Run, metrics: Columns) -> list[tuple[str, object]]:
         ("parameters", run.manifest.get("parameters")),
         ("tokens", run.manifest.get("tokens")),
         ("steps", run.manifest.get("steps")),
-        ("optimizer", f"{optim.get('kind')}, rate {optim.get('lr')}"),
+        ("optimizer", f"{optim.get('kind')}, rate {optim.get('lr')}" if optim else None),
         ("seed", identity.get("seed")),
         ("held-out loss at the end", _last(metrics, "val_loss", "nats per token")),
         ("bits per byte", _last(metrics, "val_bpb", "")),
