@@ -114,4 +114,4 @@ def _text(cell: Content) -> str:
 
 def scrolled(content: Content, *, label: str = "details") -> Markup:
     """A box that scrolls sideways, by keyboard too."""
-    return el("div", content, class_="wide", tabindex=0, role="region", aria_label=label)
+    return el("div", content, class_="wide", tabindex=0, role="group", aria_label=label)

@@ -86,8 +86,9 @@ def command(kind: str, yaml: str) -> str:
 
     config = next((one.config for one in COMMANDS if one.name == kind), None)
     try:
-        options = parser.safe_load(yaml)
-    except (parser.YAMLError, RecursionError):
+        aliases = any(isinstance(event, parser.AliasEvent) for event in parser.parse(yaml, parser.SafeLoader))
+        options = None if aliases else parser.safe_load(yaml)  # none of ours has aliases, and they could be many
+    except (parser.YAMLError, RecursionError, ValueError):
         options = None
     if config is None or not isinstance(options, dict) or kind == "compare":  # its arms are no flags
         return f"fluxentropy {kind} --config {CONFIG}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxentropy import __version__
+from fluxentropy import reportmodels as models
 from fluxentropy import reportsections as texts
 from fluxentropy import reporttraining as trainings
 from fluxentropy.errors import RunError
@@ -27,20 +28,20 @@ from fluxentropy.reportsections import Given
 from fluxentropy.reporttokens import heat_css
 
 LARGEST = 5_000_000  # bytes of the page
-SPARE = 100_000  # bytes for what stands around the sections
+SPARE = 300_000  # bytes for what stands around the sections
 SHARE_OF_TEXT = 0.8  # of the page, that sections may take before their pictures
 
 Section = Callable[[Run, Any, Given], Content]
 SECTIONS: dict[str, tuple[str, Callable[[Run], Any], Section]] = {
     "score": ("Scores", texts.read_scored, texts.score_section),
-    "zoo": ("Agreement of models", texts.read_agreement, texts.agreement_section),
-    "agree": ("Agreement of models", texts.read_agreement, texts.agreement_section),
+    "zoo": ("Agreement of models", models.read_agreement, models.agreement_section),
+    "agree": ("Agreement of models", models.read_agreement, models.agreement_section),
     "tokens": ("Tokens", texts.read_tokens, texts.token_section),
     "bin": ("Bins", texts.read_bins, texts.bin_section),
     "schedule": ("Schedule", trainings.read_plan, trainings.plan_section),
     "pretrain": ("Training", trainings.read_training, trainings.training_section),
     "compare": ("Comparison of schedules", trainings.read_words, trainings.words_section),
-    "hellaswag": ("Answers", texts.read_answers, texts.answer_section),
+    "hellaswag": ("Answers", models.read_answers, models.answer_section),
     "diagnose": ("Diagnosis", trainings.read_words, trainings.words_section),
     "grpo": ("Reinforcement learning", trainings.read_rewards, trainings.reward_section),
 }
@@ -87,7 +88,7 @@ def render(loaded: Sequence[Loaded], left_out: Sequence[LeftOut], *, title: str)
             missing.append(LeftOut(name=one.run.name, why="the page is full"))
     used = LARGEST * SHARE_OF_TEXT - room
     head = _head(title)
-    pictures = Pictures(int(LARGEST - used - len(head.encode()) - SPARE))
+    pictures = Pictures(max(int(LARGEST - used - len(head.encode()) - SPARE), 0))
     drawn = _sections(kept, pictures)
     missing += pictures.left_out
     body = el(

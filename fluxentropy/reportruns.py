@@ -112,9 +112,13 @@ def _kind(identity: dict[str, Any]) -> str | None:
 
 def _inside(folder: Path, name: str, depth: int, left_out: list[LeftOut]) -> Iterator[Run]:
     """The runs below `folder`, by name; not those within runs."""
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise RunError(f"cannot look into {folder}: {error.strerror or error}") from error
+    for path in paths:
         inner = f"{name}/{path.name}"
-        if path.name.startswith(".") or path.name in INNER or path.is_symlink():
+        if path.name.startswith(".") or path.name in INNER:
             continue
         if path.is_file():
             if path.suffix == ".csv" and _is_token_table(path):
@@ -134,6 +138,8 @@ def _inside(folder: Path, name: str, depth: int, left_out: list[LeftOut]) -> Ite
 def _models(run: Run) -> Iterator[Run]:
     """The runs of each model in a folder of `zoo`."""
     if run.kind == "zoo" and any(run.path.glob("*/scores")):
+        if not isinstance(run.manifest.get("models", []), list):
+            raise RunError(f"{run.path}/manifest.json is damaged: its models are no list")
         for path in run_folders(run.path):
             inner = recognise(path, f"{run.name}/{path.name}")
             if inner is not None and not _unfinished(inner):

@@ -41,7 +41,7 @@ def read_views(path: Path) -> list[TokenView]:
                     break
                 name, total = record["text_id"], total + 1
                 rows.append(row)
-    except (ValueError, TypeError, KeyError, csv.Error, OSError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, csv.Error, OSError) as error:
         raise RunError(f"{path} is not as `fluxentropy tokens` writes it: {error}") from error
     return [*views, _view(name, rows)] if rows else views
 

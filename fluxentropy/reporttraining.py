@@ -15,8 +15,9 @@ from fluxentropy.charts import Line, areas, columns, lines
 from fluxentropy.errors import RunError
 from fluxentropy.markdowntext import table, to_markup
 from fluxentropy.markup import Content, el, given
+from fluxentropy.reportmodels import plots
 from fluxentropy.reportruns import Run
-from fluxentropy.reportsections import Given, facts, plots
+from fluxentropy.reportsections import Given, facts
 from fluxentropy.store import read_json
 from fluxentropy.tablefiles import reading
 
@@ -70,10 +71,11 @@ def read_training(run: Run) -> Training:
     with reading(path):
         ledger = pq.read_table(path, columns=["tokens", "bins"])
     tokens = np.asarray(ledger["tokens"].to_numpy())
-    counts = np.stack(ledger["bins"].to_pylist()).astype(np.float64)  # (steps, K)
+    drawn = ledger["bins"].combine_chunks().flatten().to_numpy()
+    counts = drawn.reshape(len(ledger), -1).astype(np.float64)  # (steps, K)
     cuts = np.linspace(0, len(counts), min(PIECES, len(counts)) + 1).round().astype(np.int64)
-    drawn = np.add.reduceat(counts, cuts[:-1])
-    shares = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1)
+    pieces = np.add.reduceat(counts, cuts[:-1])
+    shares = pieces / np.maximum(pieces.sum(axis=1, keepdims=True), 1)
     return Training(metrics=read_metrics(run.path / "metrics.csv"), at=tokens[cuts[1:] - 1], shares=shares)
 
 

@@ -186,6 +186,7 @@ def test_a_full_page_leaves_out_pictures_and_then_runs(tmp_path: Path, monkeypat
         write_picture(finished(tmp_path / f"g{number}", {"kind": "grpo"}) / "noise.png", size=200, seed=number)
         (tmp_path / f"g{number}" / "metrics.csv").write_text("step,reward\n1,1\n2,2\n")
     monkeypatch.setattr(reportpage, "LARGEST", 220_000)
+    monkeypatch.setattr(reportpage, "SPARE", 100_000)
     outcome, page = make(tmp_path / "r.html", tmp_path)
     left_out = [one["name"] for one in outcome.data["left_out"]]
     assert left_out == [f"g{number}/noise.png" for number in (2, 3)]

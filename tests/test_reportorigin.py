@@ -47,7 +47,7 @@ def test_the_command_gives_the_configuration_back(name: str, config: Any, capsys
     assert capsys.readouterr().out == to_yaml(config)
 
 
-@pytest.mark.parametrize("yaml", ["", "- 1", "a: [", "{a: !!python/object:os.system x}"])
+@pytest.mark.parametrize("yaml", ["", "- 1", "a: [", "{a: !!python/object:os.system x}", "sources: &a [b]\nlimit: *a"])
 def test_what_is_no_configuration_has_the_command_of_its_file(yaml: str) -> None:
     assert command("score", yaml) == "fluxentropy score --config config.resolved.yaml"
 
