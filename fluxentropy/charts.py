@@ -136,7 +136,7 @@ def _apart(low: float, high: float) -> tuple[float, float]:
     """The same span, or one around it where it has no width."""
     if high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         return low, high
-    return low - max(abs(low) * 0.05, 1e-6), high + max(abs(high) * 0.05, 1e-6)
+    return (low - 0.05 * abs(low), high + 0.05 * abs(high)) if low else (0.0, 1.0)
 
 
 def _frame(x: Axis, y: Axis, label: str, unit: str, *, across: bool = True) -> Markup:

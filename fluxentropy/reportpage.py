@@ -172,6 +172,8 @@ def _gist(one: Loaded) -> str:
         return f"{schedule.get('name')}, {one.run.manifest.get('tokens', 0):,} tokens"
     if one.run.kind == "compare":
         return f"{len(one.run.manifest.get('arms', []))} arms"
+    if one.run.kind == "grpo":
+        return f"{one.run.manifest.get('steps', 0):,} steps"
     return str(named or identity.get("target") or "")
 
 

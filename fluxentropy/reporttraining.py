@@ -179,7 +179,16 @@ def words_section(run: Run, words: str, beside: Given) -> Content:
 
 # --- reinforcement learning -------------------------------------------------------------------------------------------
 
-MOST = 8  # curves of a run of `grpo`
+# Charts of a run of `grpo`: title, unit, and the columns whose lines it has.
+REWARD_CHARTS: Sequence[tuple[str, str, Mapping[str, str]]] = (
+    ("Reward", "reward", {"reward": "of the samples", "eval_reward": "held-out problems"}),
+    ("Entropy of the policy", "nats per token", {"entropy_per_token": "entropy"}),
+    ("Change of the entropy by a step", "nats per token",
+     {"probe_predicted_per_token": "predicted", "probe_measured_per_token": "measured"}),
+    ("Length of a response", "tokens", {"length": "length"}),
+    ("Divergence from the first policy", "nats", {"kl": "KL"}),
+    ("Tokens whose ratio was clipped", "share", {"clip_fraction": "clipped"}),
+)  # fmt: skip
 
 
 def read_rewards(run: Run) -> Columns:
@@ -188,18 +197,18 @@ def read_rewards(run: Run) -> Columns:
 
 def reward_section(run: Run, metrics: Columns, beside: Given) -> Content:
     steps = metrics["step"]
-    first = [name for name in ("reward", "entropy_per_token") if name in metrics]
-    names = [*first, *(name for name in metrics if name not in (*first, "step"))]
-    drawn = [name for name in names if np.isfinite(metrics[name]).sum() > 1][:MOST]
-    charts = [
-        lines([Line(name=name, x=steps, y=metrics[name])], title=name.replace("_", " "), label="step", unit="")
-        for name in drawn
-    ]
+    charts = []
+    for title, unit, names in REWARD_CHARTS:
+        known = {name: words for name, words in names.items() if name in metrics and np.isfinite(metrics[name]).any()}
+        drawn = [Line(name=words, x=steps, y=metrics[name]) for name, words in known.items()]
+        charts.append(lines(drawn, title=title, label="step", unit=unit))
     found = {path.stem: path.stem.replace("_", " ") for path in sorted(run.path.glob("*.png"))}
-    model = run.identity.get("model")
-    name = model.get("name") if isinstance(model, dict) else model
-    return [
-        facts([("model", name), ("steps", int(np.nanmax(steps))), ("reward", _last(metrics, "reward", ""))]),
-        el("div", charts, class_="charts"),
-        plots(run.path, found, beside.pictures),
+    told = [
+        ("steps", int(np.nanmax(steps))),
+        ("parameters", run.manifest.get("parameters")),
+        ("reward at the end", _last(metrics, "reward", "")),
+        ("of held-out problems", _last(metrics, "eval_reward", "")),
+        ("solved", _last(metrics, "eval_solved", "")),
+        ("entropy", _last(metrics, "entropy_per_token", "nats per token")),
     ]
+    return [facts(told), el("div", charts, class_="charts"), plots(run.path, found, beside.pictures)]

@@ -66,7 +66,7 @@ def write_all(root: Path) -> dict[str, Path]:
     runs["diagnose"] = finished(root / "diagnose", {"command": "diagnose", "target": EVIL[0]})
     write_words(runs["diagnose"] / "summary.md")
     runs["grpo"] = finished(root / "grpo", {"kind": "grpo", "model": EVIL[0]})
-    (runs["grpo"] / "metrics.csv").write_text(f'step,reward,"{EVIL[0]}"\n1,0.5,2\n2,0.75,1\n')
+    (runs["grpo"] / "metrics.csv").write_text(f'step,reward,eval_reward,"{EVIL[0]}"\n0,,0.25,\n1,0.5,,2\n2,0.75,,1\n')
     return runs
 
 
