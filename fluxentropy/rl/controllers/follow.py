@@ -39,7 +39,7 @@ class Follow(Targeted):
     adjusts: ClassVar[bool] = True
     proportional: float = 1.0
     integral: float = 0.1
-    boost: float = 0.05
+    boost: float = 0.1
     min_bonus: float = 0.0
     max_bonus: float = 1.0
     min_scale: float = 0.0
