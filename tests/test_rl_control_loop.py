@@ -189,6 +189,25 @@ def test_an_uncertain_change_counts_as_the_larger_fall():
     assert decide(change=+0.01, se=0.5) == 1.0
 
 
+def test_the_bonus_follows_its_law_and_does_not_wind_up():
+    gains = {"proportional": 0.5, "integral": 0.2, "boost": 0.3, "max_bonus": 0.4}
+    controller = open_controller({"name": "follow", "start": 1.0, "tolerance": 0.05, **gains})
+    # entropy of the batch, predicted change -> bonus by hand, factor by hand
+    told = [
+        (0.9, -0.1, 0.5 * 0.1 + 0.2 * 0.1, 0.0),  # below the bound of 0.95: not taken
+        (0.8, +0.1, 0.07 + 0.5 * 0.1 + 0.2 * 0.2 + 0.3, 1.0),
+        (1.1, -0.3, 0.4 - 0.5 * 0.3 - 0.2 * 0.1, 0.5),  # from the limit of 0.4, not from 0.46
+        (1.5, -0.1, 0.23 - 0.5 * 0.4 - 0.2 * 0.5 + 0.3 * 0.5, 1.0),
+        (1.5, -0.1, 0.0, 1.0),
+    ]
+    for H, change, bonus, factor in told:
+        entropy = torch.full((1, 1), H, dtype=torch.float64)
+        batch = TokenBatch(mask=entropy > 0, logp=-entropy, old_logp=-entropy, entropy=entropy, advantages=entropy[0])
+        step = StepView(step=1, entropy_now=H, first_order=lambda change=change: Estimate(change, 0.0))
+        assert controller.plan(batch, torch.Generator()).bonus == pytest.approx(min(bonus, 0.4))
+        assert controller.adjust(step) == pytest.approx(factor)
+
+
 # --- the projection ---------------------------------------------------------------------------------------------------
 
 
