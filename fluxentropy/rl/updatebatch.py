@@ -24,6 +24,7 @@ class TokenBatch:
         advantages: (N,) of each response.
         expected_sensitivity: (N, L) E_{i~p} S*_i with S*_i = p_i (H + ln p_i), where a controller asks for it.
         nucleus_entropy: (N, L) entropy of the renormalised top-p 0.8 distribution, where a controller asks for it.
+        clip: (low, high) of the configuration: the loss clips the ratio to [1 - low, 1 + high]; None for no clipping.
     """
 
     mask: Tensor
@@ -33,6 +34,7 @@ class TokenBatch:
     advantages: Tensor
     expected_sensitivity: Tensor | None = None
     nucleus_entropy: Tensor | None = None
+    clip: tuple[float, float] | None = None
 
     @property
     def sensitivity(self) -> Tensor:
@@ -44,6 +46,14 @@ class TokenBatch:
         """(N, L) importance ratio rho = pi / pi_old of each token, 1 outside the mask."""
         return torch.where(self.mask, (self.logp - self.old_logp).exp(), 1.0)
 
+    @property
+    def clipped(self) -> Tensor:
+        """Bool (N, L), tokens without a gradient because their ratio is clipped: it went the way A pushes it."""
+        if self.clip is None:
+            return torch.zeros_like(self.mask)
+        A, (low, high) = self.advantages[:, None], self.clip
+        return self.mask & ((A > 0) & (self.ratio > 1 + high) | (A < 0) & (self.ratio < 1 - low))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenPlan:
@@ -54,7 +64,8 @@ class TokenPlan:
         kl: (N, L) beta > 0 where the token's loss is -A rho + beta |ln rho| instead of the clipped one, else 0.
         bonus: coefficient c of the entropy bonus: the loss gets -c mean H_k, averaged over tokens as the loss is.
         target: (mask bool (N, L), anchor, strength): the loss gets strength (mean of H_k over the mask - anchor)^2.
-        clip: (low, high) of the importance ratio instead of those of the configuration.
+        nucleus: that mean is one of nucleus entropies instead of H_k.
+        clip: (low, high) instead of those of the configuration: the loss clips the ratio to [1 - low, 1 + high].
         facts: numbers for the row of metrics of this step, such as the fraction of tokens left out.
     """
 
@@ -62,5 +73,6 @@ class TokenPlan:
     kl: Tensor | None = None
     bonus: float = 0.0
     target: tuple[Tensor, float, float] | None = None
+    nucleus: bool = False
     clip: tuple[float, float] | None = None
     facts: dict[str, float] | None = None

@@ -1,0 +1,127 @@
+"""Controllers of a policy's entropy during GRPO, by name: from `{"name": "clip_cov", "ratio": 2e-4}` to the object.
+
+    plan = controller.plan(batch, generator)     # once an optimizer step, the whole batch: how the loss changes
+    ...                                          # gradient over micro-batches, optimizer step
+    if controller.adjusts:
+        answer = controller.adjust(view)         # how the step changes: a factor of it, or another step
+        apply(module, before, answer)
+
+A controller sees the batch of an optimizer step, never a micro-batch: how rows are spread over micro-batches or
+devices changes nothing. Its state goes into checkpoints, so that a resumed run plans the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from fluxentropy.errors import UsageError
+from fluxentropy.rl.controllers.asymmetric import AsymmetricClip
+from fluxentropy.rl.controllers.base import Base
+from fluxentropy.rl.controllers.bonus import Bonus
+from fluxentropy.rl.controllers.clip_cov import ClipCov
+from fluxentropy.rl.controllers.discriminator import ClipBatch, ClipVocabulary
+from fluxentropy.rl.controllers.follow import Follow
+from fluxentropy.rl.controllers.guard import Guard
+from fluxentropy.rl.controllers.kl_cov import KLCov
+from fluxentropy.rl.controllers.none import NoControl
+from fluxentropy.rl.controllers.project import Project
+from fluxentropy.rl.controllers.siren import Siren
+from fluxentropy.rl.controllers.steer import Steer
+from fluxentropy.rl.policy import Parameters
+from fluxentropy.rl.stepview import StepView
+from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
+from fluxentropy.yamlfile import check_mapping, did_you_mean, from_plain
+
+__all__ = ["CONTROLLERS", "Controller", "StepView", "apply", "open_controller"]
+
+CONTROLLERS: dict[str, type[Base]] = {
+    controller.name: controller
+    for controller in (
+        NoControl,
+        Bonus,
+        AsymmetricClip,
+        ClipCov,
+        KLCov,
+        ClipBatch,
+        ClipVocabulary,
+        Steer,
+        Siren,
+        Follow,
+        Project,
+        Guard,
+    )
+}
+
+
+class Controller(Protocol):
+    """What a trainer needs of a controller.
+
+    Attributes:
+        name: as in the configuration.
+        statistics: which of "expected_sensitivity" and "nucleus_entropy" the batch must have.
+        adjusts: whether `adjust` looks at the step; otherwise neither a copy of the parameters nor an entropy batch is
+            needed.
+    """
+
+    name: ClassVar[str]
+    statistics: ClassVar[frozenset[str]]
+    adjusts: ClassVar[bool]
+
+    def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:
+        """How the loss of this step's tokens changes; once an optimizer step.
+
+        The batch has at least one token; `generator` is one of the CPU.
+        """
+        ...
+
+    def adjust(self, step: StepView) -> float | Parameters:
+        """After the optimizer: s in θ = before + s (after - before), or another step in place of after - before."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        ...
+
+
+def open_controller(options: Mapping[str, Any]) -> Controller:
+    """The controller `options["name"]` ("none" where it is missing) with the other options.
+
+    Errors: `UsageError` names an unknown controller, an option that it does not take, and a bad value.
+
+    >>> open_controller({"name": "clip_cov", "ratio": 1e-3})
+    ClipCov(ratio=0.001, low=1.0, high=5.0)
+    """
+    given = dict(options)
+    name = str(given.pop("name", "none"))
+    if name not in CONTROLLERS:
+        raise UsageError(f"control.name {name}{did_you_mean(name, CONTROLLERS)}")
+    cls = CONTROLLERS[name]
+    takes = [f.name for f in fields(cls) if f.init]
+    for option in given:
+        if option not in takes:
+            said = did_you_mean(str(option), takes) if takes else ", which takes no options"
+            raise UsageError(f"control.{option}: no such option of {name}{said}")
+    check_mapping(given, cls, Path("control"), "")
+    controller: Controller = from_plain(cls, given)
+    return controller
+
+
+def apply(module: nn.Module, before: Parameters, answer: float | Parameters) -> None:
+    """Move the parameters from `before` as `adjust` answered, in place; a factor of 1 leaves them bit by bit."""
+    if answer == 1.0:
+        return
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in before:
+                old = before[name]
+                parameter.copy_(old + (answer[name] if isinstance(answer, dict) else float(answer) * (parameter - old)))
