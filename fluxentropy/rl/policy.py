@@ -63,7 +63,7 @@ class Policy:
         """
         # With gradients disabled torch takes fused backward formulas (SiLU's) that cannot be differentiated again.
         with (
-            _evaluating(self.module),
+            evaluating(self.module),
             _eager(self.module, "attn", but="sdpa"),
             _eager(self.module, "experts"),
             sdpa_kernel(SDPBackend.MATH),
@@ -79,7 +79,7 @@ class Policy:
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module | None) -> Iterator[None]:
+def evaluating(module: nn.Module | None) -> Iterator[None]:
     """Every submodule in evaluation mode, each put back as it was."""
     training = [] if module is None else [(part, part.training) for part in module.modules()]
     try:
