@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -235,6 +233,9 @@ def write_attribution(path: str | os.PathLike[str], attribution: Attribution, *,
     `prompt` and `response` number the update's rows; `change` is c_ik in nats a sequence. Errors: `RunError` where
     `path` cannot be written.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     update = attribution.update
     prompt, response, position = update.mask.nonzero(as_tuple=True)
     at = (prompt, response, position)
