@@ -57,9 +57,10 @@ def trainer(folder, cls=GRPOTrainer, **options):
     settings = {
         "per_device_train_batch_size": 12, "num_generations": 4, "max_completion_length": 5, "max_steps": 3,
         "learning_rate": 1e-3, "logging_steps": 1, "loss_type": "dr_grpo", "beta": 0.0, "weight_decay": 0.1,
+        "bf16": False,
     } | options  # fmt: skip
     args = GRPOConfig(
-        output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+        output_dir=str(folder), report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True,
         **settings,
     )  # fmt: skip
     data = Dataset.from_dict({"prompt": ["a b c", "d", "e f", "g a", "h i", "j"]})
@@ -118,8 +119,9 @@ def test_other_logging_steps_keep_their_running_means(tmp_path):
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo", "dapo"])
 def test_the_update_s_gradient_entropy_and_parts_are_those_of_the_step(tmp_path, loss_type):
     """Two micro-batches, clipped gradients, a temperature; against the gradients that TRL left on the parameters."""
+    steps = 2 if loss_type == "dapo" else 1  # TRL's default has all parts, and momentum
     found = trainer(
-        tmp_path, RecordingGRPOTrainer, loss_type=loss_type, max_steps=2, gradient_accumulation_steps=2,
+        tmp_path, RecordingGRPOTrainer, loss_type=loss_type, max_steps=steps, gradient_accumulation_steps=2,
         temperature=0.7, max_grad_norm=0.05, learning_rate=1e-4,
     )  # fmt: skip
     seen = []
@@ -135,13 +137,13 @@ def test_the_update_s_gradient_entropy_and_parts_are_those_of_the_step(tmp_path,
             seen.append((rl.flatten(ours), rl.flatten(theirs), entropy, found.clip, update.shape))
 
     found.add_callback(Compare())
-    parts = ["measured", "second_order", "split", "two_batch"]
-    parts += ["u_statistic", "kernel"] if loss_type == "dapo" else []  # TRL's default
-    probe = EntropyProbeCallback(found, PROMPTS * 4, every=1, parts=parts, sketch=2, attribute=True)
+    parts = ["measured", "first_order", "split", "two_batch"]
+    parts += ["second_order", "u_statistic", "kernel"] if steps == 2 else []
+    probe = EntropyProbeCallback(found, PROMPTS * 2, every=1, parts=parts, sketch=2, attribute=True)
     found.add_callback(probe)
     found.train()
     probed, logged = rows_of(found, "probe_step_norm"), rows_of(found, "entropy")
-    assert len(seen) == len(probed) == 2
+    assert len(seen) == len(probed) == steps
     for ours, theirs, _, clip, shape in seen:
         assert clip < 1 and shape == (6, 4)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
@@ -152,12 +154,25 @@ def test_the_update_s_gradient_entropy_and_parts_are_those_of_the_step(tmp_path,
         parts = sum(row[f"probe_attribution_{name}"] for name in QUADRANTS)
         assert parts == pytest.approx(row["probe_attribution_total"], rel=1e-9)
         error = row["probe_measured_per_sequence_se"]
-        assert abs(row["probe_predicted_per_sequence"] - row["probe_measured_per_sequence"]) < 3 * error + 1e-5
+        assert abs(row["probe_first_per_sequence"] - row["probe_measured_per_sequence"]) < 3 * error + 1e-5
+        if steps == 2:
+            predicted = pytest.approx(row["probe_measured_per_sequence"], rel=0.02)
+            assert row["probe_predicted_per_sequence"] == predicted
         assert abs(row["probe_measured_per_sequence"]) > 0
     for row, (_, _, entropy, _, _) in zip(logged, seen, strict=True):  # TRL: the mean over micro-batches of their means
         assert row["entropy"] == pytest.approx(entropy, rel=0.05)
-    table = pq.read_table(tmp_path / "attribution" / "step_000002.parquet")
-    assert table.column("change").to_numpy().sum() == pytest.approx(probed[1]["probe_attribution_total"])
+    table = pq.read_table(tmp_path / "attribution" / f"step_{steps:06d}.parquet")
+    assert table.column("change").to_numpy().sum() == pytest.approx(probed[-1]["probe_attribution_total"])
+
+
+def test_mixed_precision_does_not_blur_the_change(tmp_path):
+    """With autocast in the probe the two differ by 0.011 nats here, more than the change itself."""
+    found = trainer(tmp_path, max_steps=1, bf16=True)
+    found.add_callback(EntropyProbeCallback(found, PROMPTS * 4, parts=["measured", "second_order"]))
+    found.train()
+    (row,) = rows_of(found, "probe_step_norm")
+    assert row["probe_predicted_per_sequence"] == pytest.approx(row["probe_measured_per_sequence"], abs=2e-3)
+    assert found.model.dtype == torch.float32 and abs(row["probe_measured_per_sequence"]) > 2e-3
 
 
 def test_our_entropy_is_trl_s_where_both_are_defined(tmp_path):

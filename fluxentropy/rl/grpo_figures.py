@@ -21,13 +21,21 @@ from matplotlib.ticker import MaxNLocator
 
 from fluxentropy.errors import SourceError
 from fluxentropy.figures import DOUBLE, GREY, SINGLE, new_figure, paper, save
-from fluxentropy.rl.grpo_tails import attribution_figure, read_attribution, read_responses, tails_figure
+from fluxentropy.rl.grpo_tails import (
+    BLUE,
+    GREEN,
+    NOTE,
+    RUST,
+    VIOLET,
+    attribution_figure,
+    read_attribution,
+    read_responses,
+    tails_figure,
+)
 from fluxentropy.rl.rewardfit import fit_reward
 
-BLUE, RUST, GREEN, VIOLET = "#2f6fa7", "#b4501e", "#2e7d5b", "#7a5195"
 Z = 1.96
-NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}
-NATS, CHANGE = "nats a sequence", "change of entropy (nats a sequence)"
+CHANGE = "change of entropy (nats a sequence)"
 Columns = dict[str, np.ndarray]
 
 

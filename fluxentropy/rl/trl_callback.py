@@ -10,7 +10,8 @@ and into `trainer.state.log_history`. Needs the extra `trl`.
 Training is the same to the bit as without: random states are put back, gradients and optimizer are only read. The step
 is probed after clipping and before `zero_grad`, however many micro-batches it accumulates; steps that the gradient
 scaler skips are not recorded. With several processes the first one probes, on its whole copy of the model; models
-that are sharded over processes (FSDP, DeepSpeed) are refused.
+that are sharded over processes (FSDP, DeepSpeed) are refused. Under mixed precision (TRL's default is bf16) the policy
+is sampled with it and probed without, for rounding to bf16 exceeds what most steps change.
 
 TRL logs an `entropy` of its own, of the update's batch under dropout, a mean over micro-batches of their means, and
 without the responses that `mask_truncated_completions` leaves out. Where none of these matter the two agree.
@@ -33,7 +34,7 @@ from trl import GRPOConfig, GRPOTrainer
 from fluxentropy.errors import UsageError
 from fluxentropy.rl import attribution
 from fluxentropy.rl.passes import ROWS
-from fluxentropy.rl.policy import evaluating
+from fluxentropy.rl.policy import Forward, evaluating
 from fluxentropy.rl.probe import OF_THE_UPDATE, EntropyProbe, Part
 from fluxentropy.rl.responses import Responses, Sampler, responses
 from fluxentropy.rl.trl_trainer import RecordingGRPOTrainer, check_update
@@ -109,7 +110,7 @@ class EntropyProbeCallback(TrainerCallback):
             return
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-        options = dict(self._options)
+        options = {**self._options, "forward": _in_full(model)}
         if self._of_the_update:
             try:
                 options |= {"update": self._trainer.update_batch(), "norm": 1.0}
@@ -189,6 +190,13 @@ def _check_trainer(trainer: GRPOTrainer) -> None:
         raise UsageError("tools or an environment: responses of several turns cannot be probed")
     if trainer._is_vlm:
         raise UsageError("a model with images: only text can be probed")
+
+
+def _in_full(model: Any) -> Forward | None:
+    """The forward pass without accelerate's autocast; None where there is none to leave out."""
+    if not hasattr(model, "_original_forward"):
+        return None
+    return lambda policy, ids, mask: policy._original_forward(ids, use_cache=False)  # noqa: ARG005
 
 
 def _generation_config(trainer: GRPOTrainer) -> GenerationConfig:
