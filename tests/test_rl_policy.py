@@ -54,6 +54,23 @@ def test_directional_derivatives_are_those_of_finite_differences():
     assert torch.equal(once[1].logp, first.logp) and torch.equal(once[0].entropy, value.entropy)
 
 
+def test_a_model_prepared_for_gradient_checkpointing_has_the_same_derivatives():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=16,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    batch = responses([[1, 2]], torch.tensor([[[3, 4, 1]]]))
+    step = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    before = derivatives(Policy(model), batch, step, order=2)
+    model.enable_input_require_grads()  # a hook that calls requires_grad_, which transforms refuse
+    after = derivatives(Policy(model), batch, step, order=2)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one.logp, other.logp) and torch.equal(one.entropy, other.entropy)
+    assert all(tensor.any() for tensor in after[2])
+
+
 def test_gradients_by_reverse_mode_and_by_vmap_are_those_of_enumeration():
     w = world(limit=3)
     policy, batch = Policy(w.policy), w.batch

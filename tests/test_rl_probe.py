@@ -75,6 +75,7 @@ def test_every_part_is_that_of_the_library(scene):
     assert float(togo) == pytest.approx(
         rl.known_step(policy, batch, _batch_part(w, update, optimizer, before), params=before).value
     )
+    assert probe.attribute(clip=0.5).total.value == pytest.approx(float(record.two_batch.value), rel=1e-9)
     scored = rl.known_step(policy, batch, _batch_part(w, update, optimizer, before), form="score", params=before)
     assert record.kernel.change.total == pytest.approx(0.5 * scored.value)
     assert math.copysign(1, batch_part) == math.copysign(1, float(togo))
@@ -231,6 +232,8 @@ def test_what_a_probe_cannot_use_is_refused(scene):
     ):
         two = update.select(slice(0, 2))
         probe(w.policy, batch, parts=["u_statistic"], optimizer=adam, update=two, norm=1.0)
+    with pytest.raises(UsageError, match="the attribution needs update="):
+        probe(w.policy, batch, optimizer=adam, parts=["measured"]).attribute()
     with pytest.raises(UsageError, match="'two_batch' needs advantages"):
         probe(w.policy, batch, optimizer=adam, update=batch, norm=1.0)
     with torch.no_grad():

@@ -8,6 +8,7 @@
     fisher_gradients, kernel_change, ...   which pairs of responses carry the change
     one_prompt_u, multi_prompt_u           the change from one batch
     two_batch, known_step, update_change   the change from two
+    attribute, quadrants                   the parts of an update's tokens in it
     measured_change, linearised_change     the change after the step, by importance weights
     expand, ghost_radius                   second order and the range of validity
     EntropyProbe                           all of it for one real step
@@ -17,6 +18,15 @@ Only torch is imported; any decoder that maps ids to logits will do. Entropies a
 
 from __future__ import annotations
 
+from fluxentropy.rl.attribution import (
+    Attribution,
+    CovarianceAgreement,
+    Quadrant,
+    attribute,
+    covariance_agreement,
+    part_change,
+    quadrants,
+)
 from fluxentropy.rl.estimate import Estimate, jackknife, leave_one_out, mean_estimate
 from fluxentropy.rl.gradient import (
     GradientEstimate,
@@ -72,7 +82,9 @@ __all__ = [
     "PARTS",
     "AdamWRecorder",
     "AdamWSplit",
+    "Attribution",
     "Change",
+    "CovarianceAgreement",
     "EntropyExpansion",
     "EntropyProbe",
     "Estimate",
@@ -86,6 +98,7 @@ __all__ = [
     "Part",
     "Policy",
     "ProbeRecord",
+    "Quadrant",
     "Responses",
     "RunningBaseline",
     "Sampler",
@@ -95,9 +108,11 @@ __all__ = [
     "TwoBatch",
     "UStatistic",
     "Weights",
+    "attribute",
     "can_split",
     "check_sampled_by",
     "clip_factor",
+    "covariance_agreement",
     "covariance_change",
     "derivatives",
     "difference",
@@ -124,7 +139,9 @@ __all__ = [
     "one_prompt_u",
     "others_to_go",
     "pairs",
+    "part_change",
     "prompt_gradients",
+    "quadrants",
     "response_mask",
     "responses",
     "row_gradients",

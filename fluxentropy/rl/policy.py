@@ -63,11 +63,11 @@ class Policy:
         """
         # With gradients disabled torch takes fused backward formulas (SiLU's) that cannot be differentiated again.
         with (
-            _evaluating(self.module),
+            evaluating(self.module),
             _eager(self.module, "attn", but="sdpa"),
             _eager(self.module, "experts"),
             sdpa_kernel(SDPBackend.MATH),
-            _PlainLayerNorm(),
+            _Differentiable(),
             torch.enable_grad(),
         ):
             try:
@@ -79,7 +79,7 @@ class Policy:
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module | None) -> Iterator[None]:
+def evaluating(module: nn.Module | None) -> Iterator[None]:
     """Every submodule in evaluation mode, each put back as it was."""
     training = [] if module is None else [(part, part.training) for part in module.modules()]
     try:
@@ -106,10 +106,11 @@ def _eager(module: nn.Module | None, what: str, but: str = "eager") -> Iterator[
         switch(kernel)
 
 
-class _PlainLayerNorm(TorchFunctionMode):
+class _Differentiable(TorchFunctionMode):
     """Layer norm by its definition: the fused one is silently wrong when forward mode differentiates it twice.
 
-    Its formula (torch 2.13) takes the saved mean and deviation as constants the second time.
+    Its formula (torch 2.13) takes the saved mean and deviation as constants the second time. And no `requires_grad_`
+    within a transform, which refuses it: the hook of `enable_input_require_grads` (gradient checkpointing) calls it.
     """
 
     def __torch_function__(
@@ -117,6 +118,10 @@ class _PlainLayerNorm(TorchFunctionMode):
     ) -> Any:
         if function in (nn.functional.layer_norm, torch.layer_norm):
             return _layer_norm(*args, **(kwargs or {}))
+        if function is Tensor.requires_grad_:
+            with contextlib.suppress(RuntimeError):
+                function(*args, **(kwargs or {}))
+            return args[0]
         return function(*args, **(kwargs or {}))
 
 

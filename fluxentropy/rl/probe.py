@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from fluxentropy.errors import UsageError
+from fluxentropy.rl.attribution import Attribution, attribute
 from fluxentropy.rl.gradient import update_weights
 from fluxentropy.rl.kernel import (
     covariance_change,
@@ -106,7 +107,7 @@ class EntropyProbe:
         self._seconds = {"entropy": time.perf_counter() - start}
         self._recorder: AdamWRecorder | None = None
         self._rates: Parameters = {}
-        if optimizer is not None and {"split", *OF_THE_UPDATE} & set(self.parts):
+        if optimizer is not None and (update is not None or {"split", *OF_THE_UPDATE} & set(self.parts)):
             if can_split(optimizer):
                 self._recorder = AdamWRecorder(policy, optimizer)
             else:
@@ -191,6 +192,21 @@ class EntropyProbe:
             **found,
         )
         return self._with_warnings(record)
+
+    def attribute(self, *, clip: float = 1.0) -> Attribution:
+        """Every token's part in the first-order change by the update, after the step and before zero_grad.
+
+        `clip` as in `measure`. Costs a backward and a forward-mode pass. Errors: `UsageError` without `update` and all
+        that it needs.
+        """
+        if None in (self._update, self._norm, self._optimizer):
+            raise UsageError("the attribution needs update=, norm= and optimizer=")
+        assert self._update is not None and self._norm is not None
+        P = self._recorder.split().preconditioner if self._recorder else self._rates
+        return attribute(
+            self._policy, self._batch, self._update, norm=self._norm, lr=clip, preconditioner=P, params=self._before,
+            rows=self._rows,
+        )  # fmt: skip
 
     def _expand(self, direction: Parameters, order: int) -> EntropyExpansion:
         return expand(self._policy, self._batch, direction, order=order, params=self._before, rows=self._rows)

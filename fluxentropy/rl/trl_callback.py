@@ -1,0 +1,243 @@
+"""What each step of TRL's GRPOTrainer does to the entropy: a callback that probes around `optimizer.step()`.
+
+    trainer = GRPOTrainer(model, reward_funcs, args=GRPOConfig(...), train_dataset=...)
+    trainer.add_callback(EntropyProbeCallback(trainer, held_out_prompts, every=10))
+
+Every `every` steps it samples an entropy batch of its own from the model, as TRL samples (temperature, chat template,
+length), probes the step, and logs `ProbeRecord.row()` with "probe_" before each name, through the trainer's loggers
+and into `trainer.state.log_history`. Needs the extra `trl`.
+
+Training is the same to the bit as without: random states are put back, gradients and optimizer are only read. The step
+is probed after clipping and before `zero_grad`, however many micro-batches it accumulates; steps that the gradient
+scaler skips are not recorded. With several processes the first one probes, on its whole copy of the model; models
+that are sharded over processes (FSDP, DeepSpeed) are refused. Under mixed precision (TRL's default is bf16) the policy
+is sampled with it and probed without, for rounding to bf16 exceeds what most steps change.
+
+TRL logs an `entropy` of its own, of the update's batch under dropout, a mean over micro-batches of their means, and
+without the responses that `mask_truncated_completions` leaves out. Where none of these matter the two agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, Trainer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from fluxentropy.errors import UsageError
+from fluxentropy.rl import attribution
+from fluxentropy.rl.passes import ROWS
+from fluxentropy.rl.policy import Forward, evaluating
+from fluxentropy.rl.probe import OF_THE_UPDATE, EntropyProbe, Part
+from fluxentropy.rl.responses import Responses, Sampler, responses
+from fluxentropy.rl.trl_trainer import RecordingGRPOTrainer, check_update
+
+log = logging.getLogger(__name__)
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # settings of generation that leave softmax(z / temperature) as it is
+    "top_p": (None, 1, 1.0),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0, 0.0),
+    "repetition_penalty": (None, 1, 1.0),
+}
+HARMLESS = ("use_cache", "cache_implementation")
+
+
+class EntropyProbeCallback(TrainerCallback):
+    """Probes every `every`-th optimizer step of a GRPOTrainer, the first one included.
+
+    Args:
+        trainer: the trainer that the callback is then added to.
+        prompts: at least 3, in the form of the dataset's "prompt" column (text, or messages of a chat), best none of
+            the training set's: the entropy batch has to be independent of the update.
+        every: steps from one probe to the next.
+        responses: to each prompt.
+        parts, budget, sketch, rows: see `EntropyProbe`; parts of the update need a `RecordingGRPOTrainer`.
+        attribute: whether to log the quadrants of the update's tokens (`attribution.row`) as well, and to write every
+            token's part to `output_dir/attribution/step_N.parquet`.
+        seed: of the entropy batches; they depend on it and on the step alone.
+
+    Errors: `UsageError` for generation settings under which the entropy's change is not defined (top-p, top-k, min-p,
+    repetition penalty), sharded models, tools, images, and parts that this trainer cannot serve.
+    """
+
+    def __init__(
+        self,
+        trainer: GRPOTrainer,
+        prompts: Sequence[Any],
+        *,
+        every: int = 10,
+        responses: int = 2,
+        parts: Collection[Part] | None = None,
+        budget: float | None = None,
+        sketch: int | None = 32,
+        attribute: bool = False,
+        seed: int = 0,
+        rows: int = ROWS,
+    ) -> None:
+        check_sampling(trainer.args)
+        _check_trainer(trainer)
+        for name, value in (("every", every), ("responses", responses)):
+            if value < 1:
+                raise UsageError(f"{name} {value}: use a whole number of at least 1")
+        if len(prompts) < 3:
+            raise UsageError(f"{len(prompts)} prompts: a probe with standard errors needs at least 3")
+        self._of_the_update = attribute or bool(set(parts or ()) & set(OF_THE_UPDATE))
+        if self._of_the_update:
+            if not isinstance(trainer, RecordingGRPOTrainer):
+                raise UsageError(
+                    f"{type(trainer).__name__} does not keep the update's batch: parts of the update need a "
+                    "fluxentropy.rl.trl_trainer.RecordingGRPOTrainer"
+                )
+            check_update(trainer.args, trainer.accelerator.num_processes)
+        self._trainer, self._prompts, self._every, self._responses = trainer, list(prompts), every, responses
+        self._options: dict[str, Any] = {"parts": parts, "budget": budget, "sketch": sketch, "rows": rows}
+        self._attribute, self._seed, self._rows = attribute, seed, rows
+        self._probe: EntropyProbe | None = None
+        self._row: dict[str, float] | None = None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Gradients are accumulated, averaged and clipped; the step is next."""
+        self._probe = self._row = None
+        if state.global_step % self._every or not state.is_world_process_zero:
+            return
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        options = {**self._options, "forward": _in_full(model)}
+        if self._of_the_update:
+            try:
+                options |= {"update": self._trainer.update_batch(), "norm": 1.0}
+            except UsageError as error:  # the last window of an epoch may be cut short
+                log.warning("step %d is not probed: %s", state.global_step + 1, error)
+                return
+        self._probe = EntropyProbe(model, self.sample(model, state.global_step), optimizer=optimizer, **options)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """The step was taken, or skipped; the gradients are still there."""
+        probe, self._probe = self._probe, None
+        if probe is None:
+            return
+        if self._trainer.accelerator.optimizer_step_was_skipped:
+            log.warning("step %d was skipped by the gradient scaler: not probed", state.global_step + 1)
+            return
+        clip = getattr(self._trainer, "clip", 1.0)
+        record = probe.measure(clip=clip)
+        for warning in record.warnings:
+            log.warning("step %d: %s", state.global_step + 1, warning)
+        row = record.row()
+        if self._attribute:
+            row |= self._attributed(probe, clip, state.global_step + 1)
+        self._row = {f"probe_{name}": value for name, value in row.items() if math.isfinite(value)}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """The step's number is known now: log. GRPOTrainer.log would empty the trainer's own running means."""
+        row, self._row = self._row, None
+        if row is not None:
+            due = control.should_log  # logging resets it, and the trainer's own row of this step would be lost
+            Trainer.log(self._trainer, row)
+            control.should_log = due
+
+    def _attributed(self, probe: EntropyProbe, clip: float, step: int) -> dict[str, float]:
+        found = probe.attribute(clip=clip)
+        folder = Path(self._trainer.args.output_dir) / "attribution"
+        folder.mkdir(parents=True, exist_ok=True)
+        attribution.write_attribution(folder / f"step_{step:06d}.parquet", found, step=step)
+        return attribution.row(found)
+
+    def sample(self, model: Any, step: int) -> Responses:
+        """The entropy batch of a step: B prompts, `responses` each, from the model in evaluation mode."""
+        trainer = self._trainer
+        prompt_ids, _, _ = trainer._tokenize_prompts(self._prompts)
+        config = _generation_config(trainer)
+        each = [ids for ids in prompt_ids for _ in range(self._responses)]
+        parts = []
+        with _aside(model, config, self._seed + 1_000_003 * step):
+            for first in range(0, len(each), self._rows):
+                parts.append(_generate(model, each[first : first + self._rows], config))
+        tokens = torch.cat(parts).view(len(prompt_ids), self._responses, -1)
+        sampler = Sampler(temperature=trainer.temperature)
+        return responses(prompt_ids, tokens, eos=trainer.eos_token_ids, sampler=sampler)
+
+
+def check_sampling(args: GRPOConfig) -> None:
+    """Raise `UsageError` unless responses are drawn from softmax(z / temperature) over the whole vocabulary."""
+    extra = dict(args.generation_kwargs or {})
+    settings = {name: extra.pop(name, getattr(args, name)) for name in NEUTRAL}
+    for name, value in settings.items():
+        if value not in NEUTRAL[name]:
+            raise UsageError(
+                f"{name} {value}: the change of the entropy is defined for responses from the whole vocabulary; set "
+                "top_p=1.0, top_k=0, min_p=None and repetition_penalty=1.0"
+            )
+    if unknown := sorted(set(extra) - set(HARMLESS)):
+        raise UsageError(
+            f"generation_kwargs {unknown[0]!r}: it may change what is sampled, so that probabilities would not be "
+            "softmax(logits / temperature); leave it out"
+        )
+
+
+def _check_trainer(trainer: GRPOTrainer) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UsageError("a model that FSDP or DeepSpeed shards: the probe needs all parameters in one process")
+    if trainer.tools or trainer.environment_factories is not None:
+        raise UsageError("tools or an environment: responses of several turns cannot be probed")
+    if trainer._is_vlm:
+        raise UsageError("a model with images: only text can be probed")
+
+
+def _in_full(model: Any) -> Forward | None:
+    """The forward pass without accelerate's autocast; None where there is none to leave out."""
+    if not hasattr(model, "_original_forward"):
+        return None
+    return lambda policy, ids, mask: policy._original_forward(ids, use_cache=False)  # noqa: ARG005
+
+
+def _generation_config(trainer: GRPOTrainer) -> GenerationConfig:
+    tokenizer = trainer._tokenizer
+    return GenerationConfig(
+        max_new_tokens=trainer.max_completion_length,
+        do_sample=True,
+        temperature=trainer.temperature,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=trainer.eos_token_ids,
+        disable_compile=True,
+    )
+
+
+@contextlib.contextmanager
+def _aside(model: Any, config: GenerationConfig, seed: int) -> Iterator[None]:
+    """Sample in evaluation mode with random numbers of its own; the model's own settings must not fill gaps."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    own = model.generation_config
+    with torch.random.fork_rng(devices=devices), evaluating(model), torch.no_grad():
+        torch.manual_seed(seed)
+        model.generation_config = config
+        try:
+            yield
+        finally:
+            model.generation_config = own
+
+
+def _generate(model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Tensor:
+    """(n, max_new_tokens), padded with the first EOS after the ends."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), config.pad_token_id)
+    present = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        present[row, width - len(prompt) :] = 1
+    found = model.generate(
+        input_ids=ids.to(model.device), attention_mask=present.to(model.device), generation_config=config
+    )[:, width:]
+    end = config.eos_token_id[0]  # a chunk that ended early did so in every row
+    return torch.nn.functional.pad(found, (0, config.max_new_tokens - found.shape[1]), value=end)

@@ -1,0 +1,170 @@
+"""Pictures of a run that was made up: what each of them draws, and what is left out where columns are missing."""
+
+from __future__ import annotations
+
+import csv
+
+import matplotlib.collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fluxentropy.errors import SourceError
+from fluxentropy.figures import paper, settle
+from fluxentropy.rl.grpo_figures import figures, read_metrics, run_figures
+
+STEPS, EVERY = 120, 4
+NAMES = ["entropy_reward", "predicted_measured", "kernel", "split", "reward_fit", "tails", "attribution"]
+
+
+def rows(seed=0):
+    """Entropy falls from 1.5 to 0.3 nats a token over responses of 20 tokens; the reward follows it."""
+    rng = np.random.default_rng(seed)
+    for step in range(1, STEPS + 1):
+        H = 0.3 + 1.2 * np.exp(-step / 40) + 0.02 * rng.normal()
+        row = {
+            "step": step, "reward": 0.9 - 0.15 * np.exp(H) + 0.02 * rng.normal(), "reward_sd": 0.4, "lr": 1e-5,
+            "entropy_per_token": H, "entropy_per_token_se": 0.03,
+            "entropy_per_sequence": 20 * H, "entropy_per_sequence_se": 0.8,
+            "entropy_naive": 20 * H + rng.normal(), "entropy_naive_se": 1.5,
+        }  # fmt: skip
+        if step % 20 == 0:
+            row["eval_reward"] = row["reward"] - 0.05
+        if step % EVERY == 0:
+            change = -0.6 * np.exp(-step / 40) + 0.05 * rng.normal()
+            first = change * 0.8
+            row |= {
+                "probe_measured_per_sequence": change, "probe_measured_per_sequence_se": 0.03,
+                "probe_first_per_sequence": first, "probe_first_per_sequence_se": 0.025,
+                "probe_predicted_per_sequence": change + 0.01 * rng.normal(),
+                "probe_predicted_per_sequence_se": 0.03,
+                "probe_batch_per_sequence": 0.3 * first + 0.05 * rng.normal(), "probe_batch_per_sequence_se": 0.02,
+                "probe_momentum_per_sequence": 0.68 * first, "probe_momentum_per_sequence_se": 0.03,
+                "probe_decay_per_sequence": 0.02 * first, "probe_decay_per_sequence_se": 0.001,
+                "probe_kernel_identical": 0.05 * first, "probe_kernel_same_prompt": 0.1 * first,
+                "probe_kernel_cross_prompt": 0.15 * first + 0.02 * rng.normal(), "probe_kernel_total": 0.3 * first,
+            }  # fmt: skip
+        yield row
+
+
+def write(run, drop=()):
+    run.mkdir(parents=True)
+    every = list(rows())
+    names = [name for name in max(every, key=len) if not name.startswith(tuple(drop))]
+    names += [] if "eval_reward" in drop else ["eval_reward"] * ("eval_reward" not in names)
+    with open(run / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(every)
+    return run
+
+
+def write_tables(run):
+    rng = np.random.default_rng(1)
+    B, G, parts = 64, 4, []
+    for step in range(EVERY, STEPS + 1, 5 * EVERY):
+        entropy = rng.lognormal(2.5, 0.7, size=B * G)
+        parts.append({
+            "step": np.full(B * G, step), "prompt": np.repeat(np.arange(B), G),
+            "length": rng.integers(10, 40, B * G), "entropy": entropy,
+        })  # fmt: skip
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    pq.write_table(pa.table(table), run / "responses.parquet")
+    (run / "attribution").mkdir()
+    for step in range(EVERY, STEPS + 1, 2 * EVERY):
+        n = 3000
+        logp = -rng.gamma(0.6, 1.5, size=n)
+        A = np.repeat(rng.normal(size=n // 20), 20)
+        change = -1e-4 * A * (logp - logp.mean()) + 1e-4 * rng.normal(size=n)
+        columns = {"step": np.full(n, step), "advantage": A, "logp": logp, "change": change}
+        pq.write_table(pa.table(columns), run / "attribution" / f"step_{step:06d}.parquet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("run") / "a")
+    write_tables(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    with paper():
+        found = dict(run_figures(run, read_metrics(run / "metrics.csv")))
+        for figure in found.values():
+            settle(figure)
+    return found
+
+
+def test_every_picture_is_written_as_png_and_svg(tmp_path):
+    run = write(tmp_path / "run", drop=("probe_kernel", "probe_batch", "probe_momentum", "probe_decay"))
+    files = figures(run)
+    expected = ["entropy_reward", "predicted_measured", "reward_fit"]
+    assert [file.relative_to(run / "figures").as_posix() for file in files] == [
+        f"{name}.{suffix}" for name in expected for suffix in ("png", "svg")
+    ]
+    with Image.open(files[0]) as image:
+        assert image.width == pytest.approx(3.4 * 300, abs=2)
+
+
+def test_each_picture_has_axes_with_labels_and_units(drawn):
+    assert list(drawn) == NAMES
+    for name, figure in drawn.items():
+        for axes in figure.axes:
+            assert axes.get_ylabel() or axes.get_xlabel(), name
+        below = [axes for axes in figure.axes if axes.get_xlabel()]
+        assert below, name
+    titles = [axes.get_title(loc="left") for figure in drawn.values() for axes in figure.axes]
+    assert all(len(line) < 95 for title in titles for line in title.split("\n"))
+
+
+def test_the_numbers_drawn_are_those_of_the_table(run, drawn):
+    metrics = read_metrics(run / "metrics.csv")
+    here = np.isfinite(metrics["probe_measured_per_sequence"])
+    assert here.sum() == STEPS // EVERY
+    first, second = drawn["predicted_measured"].axes
+    for axes, name in ((first, "first"), (second, "predicted")):
+        points = axes.lines[-1].get_xydata()
+        np.testing.assert_array_equal(points[:, 0], metrics["probe_measured_per_sequence"][here])
+        np.testing.assert_array_equal(points[:, 1], metrics[f"probe_{name}_per_sequence"][here])
+        ends = axes.lines[0].get_xydata()
+        assert (ends[:, 0] == ends[:, 1]).all()  # the identity
+    band = next(
+        c for c in drawn["entropy_reward"].axes[0].collections if isinstance(c, matplotlib.collections.PolyCollection)
+    )
+    heights = np.ptp(band.get_paths()[0].vertices[:, 1])
+    assert heights >= np.ptp(metrics["entropy_per_token"]) + 2 * 1.96 * 0.03 - 1e-9
+    shares = np.stack([line.get_ydata() for line in drawn["kernel"].axes[1].lines])
+    np.testing.assert_allclose(shares.sum(0), 1)
+    summed = {line.get_label(): line.get_ydata()[-1] for line in drawn["split"].axes[1].lines}
+    assert summed["momentum"] == pytest.approx(np.nansum(metrics["probe_momentum_per_sequence"]))
+    assert summed["measured, whole step"] == pytest.approx(np.nansum(metrics["probe_measured_per_sequence"]))
+    lines = {line.get_label(): line.get_ydata() for line in drawn["attribution"].axes[0].lines}
+    table = pq.read_table(run / "attribution" / f"step_{EVERY:06d}.parquet").to_pandas()
+    assert lines["sum"][0] == pytest.approx(table.change.sum())
+    rare = table.logp < table.logp.median()
+    assert lines["A > 0, rare"][0] == pytest.approx(table.change[rare & (table.advantage > 0)].sum())
+    bars = sum(bar.get_height() for bar in drawn["attribution"].axes[1].patches)
+    steps = len(lines["sum"])
+    assert bars == pytest.approx(lines["sum"].sum() / steps)
+
+
+def test_the_fit_is_that_of_the_made_up_curve(drawn):
+    title = drawn["reward_fit"].axes[0].get_title(loc="left")
+    a = float(title.split("a = ")[1].split(" ")[0])
+    assert a == pytest.approx(0.15, abs=0.02)
+
+
+def test_folders_without_a_run_are_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"metrics.csv: No such file.*give the folder of a run"):
+        figures(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step,reward\n")
+    with pytest.raises(SourceError, match="no row"):
+        figures(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step,reward,note\n1,0.5,word\n2,,\n")
+    assert [file.name for file in figures(tmp_path)] == ["entropy_reward.png", "entropy_reward.svg"]
+    (tmp_path / "responses.parquet").write_text("nonsense")
+    with pytest.raises(SourceError, match=r"responses.parquet"):
+        figures(tmp_path)
