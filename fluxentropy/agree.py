@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNITS = {"entropy": "nats", "varentropy": "nats²", "sqrt_varentropy": "nats", "surprisal": "nats"}
+BY = AgreementOptions.by
 SLOW = 20_000_000  # scores times replicates: above it the bootstrap takes seconds, and shows its progress
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,10 @@ def agree(config: AgreeConfig) -> Outcome:
     return outcome
 
 
-def read_scores(inputs: Sequence[str], by: str = "entropy_mean") -> ScoreMatrix:
+def read_scores(inputs: Sequence[str], by: str = BY) -> ScoreMatrix:
     """The scores in one wide table (.csv, .parquet), or those named `by` in run directories or a folder of them.
+
+    A table does not say what its scores are: `by` does, unless it is the default.
 
     Errors: UsageError, SourceError and RunError name the table, row, column or run that is wrong.
     """
@@ -58,7 +62,8 @@ def read_scores(inputs: Sequence[str], by: str = "entropy_mean") -> ScoreMatrix:
             raise SourceError(f"{path}: no such file or folder; give run directories, a folder of them, or a table")
     tables = [path for path in paths if path.is_file()]
     if len(tables) == len(paths) == 1:
-        return read_wide_table(tables[0])
+        matrix = read_wide_table(tables[0])
+        return matrix if by == BY else dataclasses.replace(matrix, measure=by)
     if tables:
         raise UsageError(f"{tables[0]} is a table: give one table alone, or run directories only")
     return read_runs([run for path in paths for run in run_folders(path)], by)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 MIN_CHARS, MAX_CHARS = 200, 1500
+APART = 200  # the first passages, whose documents are kept out of training
 TARGET_CHARS = (MIN_CHARS, 400, 800, 1200)  # passages of one document aim at these lengths in turn
 SKIPPED = {  # folders of the standard library: tests, vendored or installed packages, other sources' text
     "__pycache__", "dist-packages", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
@@ -67,6 +68,24 @@ def passages(n: int = 200, *, seed: int = 0) -> list[Passage]:
             else:
                 found[fresh[1]] = Passage(id=f"{kind}/{fresh[0]}", source=kind, text=fresh[1])
     return list(found.values())[:n]
+
+
+def other_passages(n: int = 1500, *, apart_from: int = APART, seed: int = 0) -> list[Passage]:
+    """Those of `n` passages that share no document with the first `apart_from` of them: text to train on.
+
+    A document is a module with its docstrings, a topic of `help()`, or a package; so no scored text is trained on.
+    """
+    taken = {document(passage) for passage in passages(apart_from, seed=seed)}
+    return [passage for passage in passages(n, seed=seed) if document(passage) not in taken]
+
+
+def document(passage: Passage) -> str:
+    """What a passage is taken from.
+
+    >>> document(Passage(id="docstring/lzma.py:319", source="docstring", text=""))
+    'lzma.py'
+    """
+    return re.split("[#:]", passage["id"].partition("/")[2])[0]
 
 
 # --- documents --------------------------------------------------------------------------------------------------------

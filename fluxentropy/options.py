@@ -142,7 +142,7 @@ class AgreementOptions:
     """How models are compared: what `zoo` and `agree` share."""
 
     by: Annotated[str, WORK] = "entropy_mean"
-    """Score to compare, of runs."""
+    """Score to compare, of runs; what the numbers of a table are, for its plots."""
     models: Annotated[tuple[str, ...] | None, MODEL] = None
     """Only these models, separated by commas."""
     baseline: Annotated[str | None, MODEL] = None

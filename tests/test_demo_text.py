@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from fluxentropy import demo_text
-from fluxentropy.demo_text import MAX_CHARS, MIN_CHARS, SKIPPED, passages
+from fluxentropy.demo_text import MAX_CHARS, MIN_CHARS, SKIPPED, document, other_passages, passages
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 
@@ -65,6 +65,13 @@ def test_the_same_seed_gives_the_same_text_in_another_process() -> None:
     assert runs[0] == runs[1]
     assert passages(seed=1) != passages(seed=2)
     assert passages(20) == passages(20, seed=0)
+
+
+def test_other_passages_are_of_other_documents() -> None:
+    others, scored = other_passages(400), passages()
+    assert len(others) > 100
+    assert not {document(one) for one in others} & {document(one) for one in scored}
+    assert not any(one["text"] in other["text"] for one in scored for other in others)  # such as a docstring in code
 
 
 def test_no_module_with_side_effects_is_run_or_quoted() -> None:
