@@ -12,7 +12,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -28,6 +28,7 @@ from fluxentropy.config import (
     CountConfig,
     DemoConfig,
     DiagnoseConfig,
+    GRPOConfig,
     HellaswagConfig,
     LedgerConfig,
     ModelsConfig,
@@ -161,6 +162,16 @@ fluxentropy compare --config configs/compare/debug.yaml --bins bins/web --worker
 fluxentropy compare --config configs/compare/small.yaml --bins bins/web --seeds 8 --out comparisons/small""",
     ),
     Command(
+        name="grpo",
+        target="fluxentropy.rl.grpo:grpo",
+        config=GRPOConfig,
+        help="Train a policy on a task with a checker by GRPO, tracking its entropy.",
+        examples="""\
+fluxentropy grpo --config configs/grpo/chain_sum.yaml --out runs/sums
+fluxentropy grpo --config configs/grpo/chain_sum.yaml --kl.beta 0.01 --inner-epochs 2 --out runs/sums-kl
+fluxentropy grpo --task.name gsm8k --task.data data/gsm8k --policy.model gpt2 --policy.lora.rank 8 --out runs/gsm""",
+    ),
+    Command(
         name="ledger",
         target="fluxentropy.seen:ledger",
         config=LedgerConfig,
@@ -272,6 +283,8 @@ Examples:
   fluxentropy ledger runs/small
   # which schedule is better? with controls and honest statistics
   fluxentropy compare --config compare.yaml --bins bins/web --out comparison
+  # reinforcement learning on sums, with the entropy of the policy
+  fluxentropy grpo --config configs/grpo/chain_sum.yaml --out runs/sums
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens
@@ -354,12 +367,20 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
             if command.file:  # such as the file of a training: what it is to write is no matter here
                 known = {option.name for option in fields(command.config)} - {"out"}
                 given = {name: value for name, value in given.items() if name in known}
-            for name, kind in get_type_hints(command.config).items():
-                if kind == dict[str, Any] and name in given:  # a mapping of anything is one value, see options.JSON
-                    given[name] = json.dumps(given[name])
-            Dict({names[-1]: given}, source=str(path))(app, names, arguments)
+            Dict({names[-1]: _mappings_as_text(given, command.config)}, source=str(path))(app, names, arguments)
 
     return fill
+
+
+def _mappings_as_text(given: dict[str, Any], config: type) -> dict[str, Any]:
+    """What YAML says, where a mapping of anything is one value, as JSON: see `options.JSON`."""
+    hints, found = get_type_hints(config), dict(given)
+    for name, value in given.items():
+        if hints[name] == dict[str, Any]:
+            found[name] = json.dumps(value)
+        elif is_dataclass(hints[name]) and isinstance(value, dict):
+            found[name] = _mappings_as_text(value, hints[name])
+    return found
 
 
 def _check_flags(arguments: ArgumentCollection) -> None:

@@ -45,6 +45,7 @@ from fluxentropy.options import (
     suffix_of,
 )
 from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.yamlfile import to_yaml
 
@@ -55,6 +56,7 @@ __all__ = [
     "CountConfig",
     "DemoConfig",
     "DiagnoseConfig",
+    "GRPOConfig",
     "HellaswagConfig",
     "LedgerConfig",
     "ModelsConfig",
@@ -387,7 +389,7 @@ class VerifyConfig:
     """Options of `fluxentropy verify`."""
 
     dir: Annotated[Path, INPUT] = field(kw_only=False)
-    """Run directory of score, bin, pretrain, compare, zoo, agree or hellaswag."""
+    """Run directory of score, bin, pretrain, grpo, compare, zoo, agree or hellaswag."""
     repair: Annotated[bool, SWITCH, WORK] = False
     """Make again what is damaged or missing, and nothing else."""
     workers: Annotated[int, WORK] = 1

@@ -23,7 +23,7 @@ from fluxentropy.runcheck import check_parts
 from fluxentropy.runscores import CONSENSUS
 from fluxentropy.store import part_numbers, part_paths, read_json
 from fluxentropy.tablefiles import reading
-from fluxentropy.traincheck import check_training
+from fluxentropy.traincheck import check_grpo, check_training
 
 ROUNDS = 3  # of repairs: what is wrong with the whole shows once its parts are whole
 
@@ -91,7 +91,7 @@ def _no_run(path: Path) -> str:
 def _kind(path: Path, identity: dict[str, Any]) -> str:
     """The command that wrote a run with this identity."""
     known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", CONSENSUS: CONSENSUS}
-    known |= {name: name for name in ("pretrain", "compare")}
+    known |= {name: name for name in ("pretrain", "compare", "grpo")}
     if identity.get("kind") in known:
         return known[identity["kind"]]
     if "sources" in identity and "model" in identity:
@@ -99,7 +99,8 @@ def _kind(path: Path, identity: dict[str, Any]) -> str:
     if "models" in identity and "inputs" in identity:
         return "agree"
     raise RunError(
-        f"{path} is not a run of score, bin, pretrain, compare, zoo, agree or hellaswag, and no other can be verified"
+        f"{path} is not a run of score, bin, pretrain, grpo, compare, zoo, agree or hellaswag, and no other can be "
+        f"verified"
     )
 
 
@@ -162,6 +163,7 @@ CHECKS: dict[str, Callable[[Findings, dict[str, Any], Engine], None]] = {
     "bin": _check_bins,
     "hellaswag": _check_items,
     "pretrain": check_training,
+    "grpo": check_grpo,
     CONSENSUS: _check_consensus,
 }
 

@@ -1,0 +1,175 @@
+"""`fluxentropy grpo`: a task with a checker in, a policy trained by GRPO out, with its entropy tracked on the way."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from fluxentropy.errors import UsageError
+from fluxentropy.metricsfile import MetricsFile, last_row
+from fluxentropy.outcome import Outcome
+from fluxentropy.rl.experiment import Experiment, open_controller, task_choice
+from fluxentropy.rl.grpocallbacks import Evaluation, Rows, Speed, StateCheckpoints, load_states, save_state
+from fluxentropy.rl.grpometrics import COLUMNS, TIMINGS, GrowingMetrics
+from fluxentropy.rl.grpomodule import GRPOModule
+from fluxentropy.rl.grpooptions import GRPOConfig
+from fluxentropy.rl.grpoprobe import check_parts
+from fluxentropy.rl.policies import export_policy, open_policy
+from fluxentropy.rl.responselog import PIECES, drop_pieces, gather
+from fluxentropy.rl.rollouts import stream_seed
+from fluxentropy.rl.tasks import Task, open_task
+from fluxentropy.rl.warmup import warm_up
+from fluxentropy.store import RunDirectory, read_json, sha256_file
+from fluxentropy.trainer import quiet_lightning
+from fluxentropy.versions import versions
+from fluxentropy.yamlfile import to_plain, to_yaml
+
+OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, "export*")
+# what changes how a run is done, but not its result
+FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator")
+RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "math-verify", "peft")
+
+log = logging.getLogger(__name__)
+
+
+def grpo(config: GRPOConfig, *, task: Task | None = None) -> Outcome:
+    """Train a policy on a task, going on from the last checkpoint of the same command.
+
+    `task`: one of your own in place of the configuration's.
+    """
+    experiment = open_experiment(config, task)
+    with RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run:
+        run.begin(_identity(experiment), to_yaml(config))
+        if not (read_json(run.manifest) or {}).get("complete"):
+            facts = _train(experiment)
+            run.finish({**facts, "files": _written(experiment)})
+        drop_pieces(config.out)  # responses.parquet has all of it
+    return _outcome(experiment)
+
+
+def open_experiment(config: GRPOConfig, task: Task | None = None) -> Experiment:
+    """Task, policy and controller. Errors: UsageError, ModelError, SourceError name what cannot be used."""
+    opened = task or open_task(task_choice(config))
+    policy = open_policy(config.policy, opened, seed=stream_seed(config.seed, "weights"))
+    window = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(policy.encode(problem.prompt)) for problem in opened.held_out)
+    if window is not None and longest + config.rollout.max_tokens > window:
+        raise UsageError(
+            f"prompts of {longest} tokens and --rollout.max-tokens {config.rollout.max_tokens} are more than the "
+            f"{window} tokens that the policy reads: raise --policy.block-size, or lower --rollout.max-tokens"
+        )
+    controller = open_controller(config)
+    check_parts(config, controller)
+    return Experiment(config=config, task=opened, policy=policy, controller=controller)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _train(experiment: Experiment) -> dict[str, Any]:
+    config, policy = experiment.config, experiment.policy
+    folder = config.out / "checkpoints"
+    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    policy.model.to("cuda" if gpu else "cpu")
+    module = GRPOModule(experiment)
+    states = load_states(folder)
+    if states is None:
+        loss = warm_up(policy, experiment.task, config.warmup, seed=config.seed)
+        begin = {"step": 0, "weights": {name: p.detach().cpu().clone() for name, p in policy.trainable().items()}}
+        save_state(begin | {"warmup_loss": loss}, folder)
+        states = load_states(folder)
+        assert states is not None
+    first, latest = states
+    experiment.start_step = latest["step"]
+    policy.load(latest["weights"])
+    if config.kl.beta:
+        experiment.reference = {n: tensor.to(policy.trainable()[n].device) for n, tensor in first["weights"].items()}
+    if experiment.start_step:
+        log.info(f"resuming after step {experiment.start_step:,} of {config.steps:,}")
+    if experiment.start_step < config.steps:
+        _fit(module, latest)
+    shutil.rmtree(config.out / "export", ignore_errors=True)  # of a run that was killed before it was complete
+    gather(config.out)
+    export_policy(policy, config.out / "export")
+    return {
+        "steps": config.steps,
+        "warmup_loss": first["warmup_loss"],
+        "parameters": policy.model.num_parameters(),
+        "trained_parameters": sum(p.numel() for p in policy.trainable().values()),
+        "versions": versions(RECORDED),
+    }
+
+
+def _fit(module: GRPOModule, state: dict[str, Any]) -> None:
+    experiment, config = module.experiment, module.experiment.config
+    callbacks = [
+        Restoring(state),
+        Evaluation(experiment),
+        Rows(experiment, GrowingMetrics(config.out / "metrics.csv", COLUMNS)),
+        Speed(experiment, MetricsFile(config.out / "timings.csv", TIMINGS)),
+        StateCheckpoints(experiment, config.out / "checkpoints"),
+    ]
+    steps: Any = range(experiment.start_step, config.steps)
+    with quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            max_epochs=1,
+            logger=False,
+            callbacks=callbacks,
+            default_root_dir=config.out,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module, DataLoader(steps, batch_size=None))
+        except SystemExit as error:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
+
+
+class Restoring(lightning.Callback):
+    """Puts the optimizer, beta and the controller back to a checkpoint's, before anything else."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        if self.state["step"]:
+            pl_module.load_state(self.state)
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """Everything that decides the result."""
+    plain = {name: value for name, value in to_plain(experiment.config).items() if name not in FREE}
+    fingerprints = {"problems": experiment.task.fingerprint, "initial_policy": experiment.policy.fingerprint}
+    return {"kind": "grpo", **plain, **fingerprints}
+
+
+def _written(experiment: Experiment) -> dict[str, str]:
+    """The SHA-256 of each file that a finished run holds for good."""
+    out = experiment.config.out
+    files = [out / "metrics.csv", out / "responses.parquet", *sorted(out.glob("export*/*"))]
+    return {str(path.relative_to(out)): sha256_file(path) for path in files}
+
+
+def _outcome(experiment: Experiment) -> Outcome:
+    config = experiment.config
+    row = last_row(config.out / "metrics.csv")
+    lines = [
+        f"{config.steps:,} steps on {experiment.task.name}: reward {row['reward']:.3f}; on "
+        f"{config.eval_problems:,} held-out problems {row['eval_reward']:.3f}, {row['eval_solved']:.1%} solved",
+        f"entropy {row['entropy_per_token']:.4f} nats per token",
+        f"metrics in {config.out / 'metrics.csv'}, the policy in {config.out / 'export'}",
+    ]
+    return Outcome(lines=lines, data={"out": str(config.out), **row})

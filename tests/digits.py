@@ -1,0 +1,129 @@
+"""A task without any library, a policy for it, and a controller: what the tests of GRPO train on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fluxentropy.rl.grpooptions import (
+    GRPOConfig,
+    PolicyOptions,
+    ProbeOptions,
+    RolloutOptions,
+    WarmUpOptions,
+)
+from fluxentropy.rl.passes import sequence_stats
+from fluxentropy.rl.policy import Policy
+from fluxentropy.rl.secondorder import expand
+from fluxentropy.rl.step import difference
+from fluxentropy.rl.tasks import Problem
+from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
+
+
+class Digits:
+    """Say the digit again: prompts of different lengths, `xx3=` is answered by `3`."""
+
+    name = "digits"
+    fingerprint = "digits"
+    held_out = tuple(Problem(prompt=f"y{digit}=", answer=str(digit)) for digit in range(6))
+
+    def train(self, number: int) -> Problem:
+        digit = number * 7 % 10
+        return Problem(prompt=f"{'x' * (number % 3)}{digit}=", answer=str(digit))
+
+    def score(self, problem: Problem, response: str) -> float:
+        return (
+            float(response == problem.answer) + 0.1 * float(response.startswith(problem.answer)) + 0.01 * len(response)
+        )
+
+
+def config(out: Path, **options: Any) -> GRPOConfig:
+    """Some steps of a policy of some thousand parameters."""
+    sections: dict[str, Any] = {
+        "policy": PolicyOptions(n_layer=1, n_head=2, n_embd=16, block_size=16),
+        "warmup": WarmUpOptions(steps=5, batch_size=16, problems=20, lr=0.01),
+        "rollout": RolloutOptions(prompts=4, responses=3, max_tokens=3),
+        "probe": ProbeOptions(),
+        "steps": 4,
+        "eval_every": 2,
+        "eval_problems": 6,
+        "accelerator": "cpu",
+        "checkpoint_every": 1,
+    }
+    return GRPOConfig(out=out, **{**sections, **options})
+
+
+@dataclass
+class Steering:
+    """A controller with a state: it scales step n by scales[n], and counts what it saw."""
+
+    name: str = "steering"
+    statistics: frozenset[str] = frozenset()
+    scales: tuple[float, ...] = (1.0,)
+    count: int = 0
+    views: list[Any] = field(default_factory=list)
+    asks: Callable[[Any], None] | None = None
+
+    def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:
+        weight = 1.0 + 0.1 * torch.rand(batch.mask.shape, generator=generator)
+        return TokenPlan(weight=weight, bonus=0.01, facts={"count": float(self.count)})
+
+    def adjust(self, step: Any) -> float:
+        if self.asks is not None:
+            self.asks(step)
+        self.count += 1
+        return self.scales[(self.count - 1) % len(self.scales)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a controller is told of a step."""
+
+    entropy_now: float
+    first_order: Any
+    preconditioner: Any
+    step: int
+
+
+def steer(patch: pytest.MonkeyPatch, controller: Steering) -> None:
+    """Let `controller: {name: steering}` mean this one, told by a view of plain formulas."""
+    control: Any = ModuleType("fluxentropy.rl.control")
+    stepview: Any = ModuleType("fluxentropy.rl.stepview")
+
+    def open_controller(mapping: dict[str, Any]) -> Steering:
+        assert mapping["name"] == "steering"
+        controller.count = 0
+        return controller
+
+    def view_step(module: Any, batch: Any, before: Any, *, step: int, preconditioner: Any) -> View:
+        stats = sequence_stats(Policy(module), batch, before)
+        change = expand(Policy(module), batch, difference(module, before), order=1, params=before)
+        entropy = float(stats.entropy.sum() / batch.mask.sum())
+        return View(
+            entropy_now=entropy,
+            first_order=lambda: change.per_token.first,
+            preconditioner=preconditioner,
+            step=step,
+        )
+
+    def apply(module: Any, before: Any, scale: float) -> None:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(before[name] + scale * (parameter - before[name]))
+
+    control.open_controller, control.apply, stepview.view_step = open_controller, apply, view_step
+    patch.setitem(sys.modules, "fluxentropy.rl.control", control)
+    patch.setitem(sys.modules, "fluxentropy.rl.stepview", stepview)

@@ -1,0 +1,130 @@
+"""Tasks: problems by number, none of those held out, and checkers that know right answers from wrong ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxentropy.errors import FluxentropyError, SourceError, UsageError
+from fluxentropy.rl.tasks import Task, TaskChoice, open_task
+
+SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
+DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+
+
+def sums(**options: Any) -> Task:
+    pytest.importorskip("reasoning_gym")
+    arguments = {"template": "{expression} =", "options": DIGITS, "held_out": 30, **options}
+    return open_task(TaskChoice(name="chain_sum", **arguments))
+
+
+def test_chain_sum_asks_sums_and_knows_the_answer() -> None:
+    task = sums()
+    for number in range(40):
+        problem = task.train(number)
+        one, sign, two, equals = problem.prompt.split()
+        assert equals == "=" and int(problem.answer) == int(one) + (int(two) if sign == "+" else -int(two))
+        assert task.score(problem, f" {problem.answer}") == 1
+        assert task.score(problem, str(int(problem.answer) + 1)) < 1 and task.score(problem, "") == 0
+    assert sums().train(7) == task.train(7)
+    assert sums(template="{question}").train(0).prompt.startswith("State the final answer")
+    assert [sums(seed=1).train(n).prompt for n in range(9)] != [task.train(n).prompt for n in range(9)]
+
+
+def test_problems_held_out_are_different_and_never_trained_on() -> None:
+    """There are only 200 sums of two digits: without care they would come again and again."""
+    task = sums(held_out=150)
+    held = {problem.prompt for problem in task.held_out}
+    assert len(held) == len(task.held_out) == 150
+    assert not held & {task.train(number).prompt for number in range(2000)}
+    assert task.fingerprint == sums(held_out=150).fingerprint != sums().fingerprint
+
+
+def test_other_data_sets_of_reasoning_gym() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = open_task(TaskChoice(name="spell_backward", held_out=3))
+    problem = task.train(0)
+    assert task.score(problem, problem.answer) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"name": "chain_sums"}, "'chain_sums' is unknown: did you mean chain_sum"),
+        ({"options": {"max_digit": 1}}, "--task.options .* of chain_sum: .*max_digit"),
+        ({"options": {"min_terms": 0}}, "--task.options .* of chain_sum: min_terms must be positive"),
+        ({"template": "{expresion}"}, "--task.template .*'expresion' is no field of chain_sum: use {question}"),
+        ({"options": DIGITS, "held_out": 900}, "has only 200 different problems"),
+        ({"data": "x"}, "--task.data x with the task chain_sum"),
+    ],
+)
+def test_what_is_refused(choice: dict[str, Any], said: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(UsageError, match=said):
+        open_task(TaskChoice(**{"name": "chain_sum", **choice}))
+
+
+# --- GSM8K ------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, answers: list[str]) -> None:
+    records = [{"question": f"{path.name} {n}?", "answer": f"So <<1+1=2>>.\n#### {a}"} for n, a in enumerate(answers)]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def gsm8k(data: Path | None, **options: Any) -> Task:
+    pytest.importorskip("math_verify")
+    return open_task(TaskChoice(name="gsm8k", data=None if data is None else str(data), **{"held_out": 2, **options}))
+
+
+def test_gsm8k_reads_its_own_format(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ["72", "1,000", "5", "-3"])
+    write(tmp_path / "test.jsonl.gz", ["1", "2", "3"])
+    task = gsm8k(tmp_path, template="Q: {question} A:")
+    assert [problem.prompt for problem in task.held_out] == ["Q: test.jsonl.gz 0? A:", "Q: test.jsonl.gz 1? A:"]
+    rounds = [[task.train(4 * r + n).prompt for n in range(4)] for r in range(6)]
+    assert all(sorted(prompts) == sorted(rounds[0]) for prompts in rounds) and len(set(map(tuple, rounds))) > 1
+    problem = next(task.train(n) for n in range(4) if task.train(n).answer == "1000")
+    right = ["1000", "They have $1,000.", "3 + 4\n#### 1,000", r"\boxed{1000}", "It is 1000.0"]
+    assert [task.score(problem, text) for text in right] == [1.0] * 5
+    assert [task.score(problem, text) for text in ["100", "", "none", "1000 and so 7", "#### 10000"]] == [0.0] * 5
+    one = gsm8k(tmp_path / "train.jsonl", held_out=1)
+    assert [problem.answer for problem in one.held_out] == ["-3"]
+    assert {one.train(n).answer for n in range(9)} == {"72", "1000", "5"}
+
+
+def test_gsm8k_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"give --task.data"):
+        gsm8k(None)
+    with pytest.raises(UsageError, match=r"holds no train.jsonl and test.jsonl"):
+        gsm8k(tmp_path)
+    path = tmp_path / "train.jsonl"
+    write(path, ["1"] * 3)
+    with pytest.raises(UsageError, match="too few problems"):
+        gsm8k(path, held_out=3)
+    path.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "1"}\n')
+    with pytest.raises(SourceError, match=r"train.jsonl, line 2: the answer has no ####"):
+        gsm8k(path)
+    path.write_text("[]\n")
+    with pytest.raises(SourceError, match="line 1: no JSON object"):
+        gsm8k(path)
+    (tmp_path / "train.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(FluxentropyError, match="cannot be read"):
+        gsm8k(tmp_path / "train.jsonl.gz")
+
+
+@pytest.mark.shared_data
+def test_the_files_of_gsm8k() -> None:
+    if not (SHARED / "data" / "gsm8k").is_dir():
+        pytest.skip(f"no {SHARED}")
+    task = gsm8k(SHARED / "data" / "gsm8k", held_out=100)
+    problems = [*task.held_out[:20], *(task.train(number) for number in range(20))]
+    for problem in problems:
+        assert task.score(problem, problem.data["solution"]) == 1
+        assert task.score(problem, problem.answer + "1") == 0
