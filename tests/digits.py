@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from fluxentropy.rl import control
 from fluxentropy.rl.grpooptions import (
     GRPOConfig,
     PolicyOptions,
@@ -19,10 +18,6 @@ from fluxentropy.rl.grpooptions import (
     RolloutOptions,
     WarmUpOptions,
 )
-from fluxentropy.rl.passes import sequence_stats
-from fluxentropy.rl.policy import Policy
-from fluxentropy.rl.secondorder import expand
-from fluxentropy.rl.step import difference
 from fluxentropy.rl.tasks import Problem
 from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
 
@@ -56,6 +51,7 @@ def config(out: Path, **options: Any) -> GRPOConfig:
         "eval_problems": 6,
         "accelerator": "cpu",
         "checkpoint_every": 1,
+        "plots": False,
     }
     return GRPOConfig(out=out, **{**sections, **options})
 
@@ -66,6 +62,7 @@ class Steering:
 
     name: str = "steering"
     statistics: frozenset[str] = frozenset()
+    adjusts: bool = True
     scales: tuple[float, ...] = (1.0,)
     count: int = 0
     views: list[Any] = field(default_factory=list)
@@ -88,42 +85,12 @@ class Steering:
         self.count = state["count"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What a controller is told of a step."""
-
-    entropy_now: float
-    first_order: Any
-    preconditioner: Any
-    step: int
-
-
 def steer(patch: pytest.MonkeyPatch, controller: Steering) -> None:
-    """Let `controller: {name: steering}` mean this one, told by a view of plain formulas."""
-    control: Any = ModuleType("fluxentropy.rl.control")
-    stepview: Any = ModuleType("fluxentropy.rl.stepview")
+    """Let `controller: {name: steering}` mean this one."""
 
     def open_controller(mapping: dict[str, Any]) -> Steering:
         assert mapping["name"] == "steering"
         controller.count = 0
         return controller
 
-    def view_step(module: Any, batch: Any, before: Any, *, step: int, preconditioner: Any) -> View:
-        stats = sequence_stats(Policy(module), batch, before)
-        change = expand(Policy(module), batch, difference(module, before), order=1, params=before)
-        entropy = float(stats.entropy.sum() / batch.mask.sum())
-        return View(
-            entropy_now=entropy,
-            first_order=lambda: change.per_token.first,
-            preconditioner=preconditioner,
-            step=step,
-        )
-
-    def apply(module: Any, before: Any, scale: float) -> None:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(before[name] + scale * (parameter - before[name]))
-
-    control.open_controller, control.apply, stepview.view_step = open_controller, apply, view_step
-    patch.setitem(sys.modules, "fluxentropy.rl.control", control)
-    patch.setitem(sys.modules, "fluxentropy.rl.stepview", stepview)
+    patch.setattr(control, "open_controller", open_controller)

@@ -59,7 +59,11 @@ def result(out: Path) -> dict[str, bytes]:
     """All files that must not depend on how often a run was stopped."""
     leave = ("timings.csv", ".lock", "config.resolved.yaml", ".records.json")
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in leave)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files if path.suffix != ".ckpt"}
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in files
+        if path.suffix != ".ckpt" and path.parent.name != "figures"
+    }
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -70,7 +74,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a probe that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    grpo(config(out, probe=PROBE), task=Digits())
+    grpo(config(out, probe=PROBE, plots=True), task=Digits())
     return out
 
 
@@ -91,6 +95,7 @@ def test_what_a_run_writes(whole: Path) -> None:
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["complete"] and manifest["identity"]["kind"] == "grpo" and manifest["warmup_loss"] > 0
     assert {"metrics.csv", "responses.parquet", "export/model.safetensors"} <= manifest["files"].keys()
+    assert {"entropy_reward.png", "predicted_measured.png"} <= {path.name for path in whole.glob("figures/*")}
     assert sorted(path.name for path in whole.glob("checkpoints/*.ckpt")) == [f"step-{n:08d}.ckpt" for n in (0, 3, 4)]
 
 

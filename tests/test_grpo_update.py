@@ -104,7 +104,9 @@ class Everything:
     """A controller that uses every field of a plan."""
 
     name: str = "everything"
-    statistics: frozenset[str] = frozenset()
+    statistics: frozenset[str] = frozenset({"nucleus_entropy"})
+    adjusts: bool = False
+    nucleus: bool = False
     seen: list[TokenBatch] = field(default_factory=list)
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:
@@ -112,7 +114,15 @@ class Everything:
         weight = torch.rand(batch.mask.shape, generator=generator)
         target = (batch.mask & (batch.entropy > batch.entropy[batch.mask].median()), 0.3, 2.0)
         kl = 0.5 * (weight > 0.8)
-        return TokenPlan(weight=weight, kl=kl, bonus=0.05, target=target, clip=(0.1, 0.3), facts={"left_out": 0.5})
+        return TokenPlan(
+            weight=weight,
+            kl=kl,
+            bonus=0.05,
+            target=target,
+            nucleus=self.nucleus,
+            clip=(0.1, 0.3),
+            facts={"left_out": 0.5},
+        )
 
 
 LOSSES: list[dict[str, Any]] = [
@@ -143,8 +153,8 @@ def test_accumulation_does_not_change_the_gradient(loss: dict[str, Any], control
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("controlled", [False, True])
-def test_the_gradient_is_that_of_the_loss_it_reports(loss: dict[str, Any], controlled: bool) -> None:
+@pytest.mark.parametrize("controlled", [False, True, "nucleus"])
+def test_the_gradient_is_that_of_the_loss_it_reports(loss: dict[str, Any], controlled: bool | str) -> None:
     """Central differences of the reported loss, with the bonus, the reference and a controller's target in it."""
     small = world(limit=LIMIT, prompts=2)
     ref = {name: p.detach() + 0.1 for name, p in small.policy.named_parameters()}
@@ -159,7 +169,7 @@ def test_the_gradient_is_that_of_the_loss_it_reports(loss: dict[str, Any], contr
             self.made = self.made or super().plan(batch, generator)
             return self.made
 
-    controller = Fixed() if controlled else None
+    controller = Fixed(nucleus=controlled == "nucleus") if controlled else None
     update = update_of(small, CHOSEN, PROMPTS, settings, old=old, ref=ref, controller=controller)
     gradient, _ = gradient_of(update, 1)
     torch.manual_seed(3)

@@ -6,12 +6,11 @@ the probe take theirs from far behind. Every random number follows from the seed
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from fluxentropy.rl import control
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.policies import TrainedPolicy
 from fluxentropy.rl.policy import Parameters
@@ -31,7 +30,7 @@ class Experiment:
     config: GRPOConfig
     task: Task
     policy: TrainedPolicy
-    controller: Any = None
+    controller: control.Controller | None = None
     start_step: int = 0
     reference: Parameters | None = None
 
@@ -114,8 +113,8 @@ def task_choice(config: GRPOConfig) -> TaskChoice:
     )
 
 
-def open_controller(config: GRPOConfig) -> Any:
+def open_controller(config: GRPOConfig) -> control.Controller | None:
     """The controller of a configuration, None where it names none."""
     if config.controller.get("name", "none") == "none":
         return None
-    return importlib.import_module("fluxentropy.rl.control").open_controller(config.controller)
+    return control.open_controller(config.controller)

@@ -14,6 +14,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
 from fluxentropy.rl.experiment import Experiment, open_controller, task_choice
+from fluxentropy.rl.grpo_figures import figures
 from fluxentropy.rl.grpocallbacks import Evaluation, Rows, Speed, StateCheckpoints, load_states, save_state
 from fluxentropy.rl.grpometrics import COLUMNS, TIMINGS, GrowingMetrics
 from fluxentropy.rl.grpomodule import GRPOModule
@@ -29,9 +30,9 @@ from fluxentropy.trainer import quiet_lightning
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain, to_yaml
 
-OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, "export*")
+OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, "export*", "figures")
 # what changes how a run is done, but not its result
-FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator")
+FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator", "plots")
 RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "math-verify", "peft")
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def grpo(config: GRPOConfig, *, task: Task | None = None) -> Outcome:
         if not (read_json(run.manifest) or {}).get("complete"):
             facts = _train(experiment)
             run.finish({**facts, "files": _written(experiment)})
+            if config.plots:
+                figures(config.out)
         drop_pieces(config.out)  # responses.parquet has all of it
     return _outcome(experiment)
 

@@ -270,6 +270,8 @@ class GRPOConfig:
     """Steps from one checkpoint to the next, which is what a killed run loses. Default: a twentieth of the steps."""
     keep: Annotated[int, OUTPUT] = 2
     """Checkpoints to keep, beside that of after the warm-up."""
+    plots: Annotated[bool, OUTPUT] = True
+    """Draw the run's entropy, its reward and what the probe found, into figures/."""
     out: Annotated[Path, OUTPUT]
     """Run directory. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False

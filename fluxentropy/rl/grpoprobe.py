@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import math
-from typing import Any
 
 import torch
 
 from fluxentropy.errors import RunError, UsageError
+from fluxentropy.rl.control import Controller, apply
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoupdate import BatchUpdate
@@ -22,6 +21,7 @@ from fluxentropy.rl.policy import flatten
 from fluxentropy.rl.probe import OF_THE_UPDATE, EntropyProbe
 from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.step import AdamWRecorder, can_split, difference, snapshot
+from fluxentropy.rl.stepview import view_step
 
 OF_THE_OPTIMIZER = ("split", *OF_THE_UPDATE)  # parts that explain the step by the optimizer's own
 
@@ -62,26 +62,27 @@ class StepWatch:
 
     def adjust(self) -> float:
         """Ask the controller what the step shall be, and take that; its length in units of the optimizer's step."""
-        if not self.controls:
+        controller = self.experiment.controller
+        if not self.controls or controller is None:
             return 1.0
-        experiment, module, recorder = self.experiment, self.experiment.policy.model, self._recorder
-        number = self.step * experiment.config.inner_epochs + self.epoch + 1
+        module, recorder = self.experiment.policy.model, self._recorder
+        number = self.step * self.experiment.config.inner_epochs + self.epoch + 1
         with _in_full(self._batch):
-            view = importlib.import_module("fluxentropy.rl.stepview").view_step(
+            view = view_step(
                 module,
                 self._batch,
                 self._before,
                 step=number,
                 preconditioner=None if recorder is None else lambda: recorder.split().preconditioner,
             )
-            answer = experiment.controller.adjust(view)
+            answer = controller.adjust(view)
         if answer == 1.0:
             return 1.0
         whole = float(flatten(difference(module, self._before)).norm())
-        importlib.import_module("fluxentropy.rl.control").apply(module, self._before, answer)
+        apply(module, self._before, answer)
         length = float(flatten(difference(module, self._before)).norm())
         if not math.isfinite(length):
-            raise RunError(f"step {self.step}: the controller {experiment.controller.name} makes a step of {length}")
+            raise RunError(f"step {self.step}: the controller {controller.name} makes a step of {length}")
         return length / whole if whole else 1.0
 
     def measure(self, *, clip: float) -> dict[str, float]:
@@ -94,12 +95,12 @@ class StepWatch:
         return {f"probe_{name}": value for name, value in record.row().items()}
 
 
-def adjusts(controller: Any) -> bool:
+def adjusts(controller: Controller | None) -> bool:
     """Whether a controller looks at the steps that were taken."""
-    return controller is not None and bool(getattr(controller, "adjusts", True))
+    return controller is not None and controller.adjusts
 
 
-def check_parts(config: GRPOConfig, controller: Any) -> None:
+def check_parts(config: GRPOConfig, controller: Controller | None) -> None:
     """Raise `UsageError` for parts of the probe that cannot be run."""
     asked = config.probe.parts or ()
     for part in asked:

@@ -17,6 +17,12 @@ from torch.func import functional_call
 from fluxentropy.estimators import token_stats
 from fluxentropy.rl.policy import Parameters
 from fluxentropy.rl.responses import Responses
+from fluxentropy.rl.tokenstats import expected_sensitivity, nucleus_entropy
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "expected_sensitivity": expected_sensitivity,
+    "nucleus_entropy": nucleus_entropy,
+}
 
 
 class TokenValues(NamedTuple):
@@ -33,7 +39,7 @@ def token_values(
 ) -> TokenValues:
     """Values of some rows of a batch, differentiable in the model's parameters, or at other `params`.
 
-    `extra`: of "expected_sensitivity" and "nucleus_entropy".
+    `extra`: of `STATISTICS`.
     """
     G = batch.shape[1]
     tokens, mask = batch.tokens.flatten(0, 1)[rows], batch.mask.flatten(0, 1)[rows]  # (n, L)
@@ -46,11 +52,10 @@ def token_values(
     z = batch.sampler.restrict(chosen if chosen.dtype == torch.float64 else chosen.float())
     stats = token_stats(z, tokens, temperature=batch.sampler.temperature)
     assert stats.surprisal is not None
-    functions = _statistics() if extra else {}
     return TokenValues(
         logp=torch.where(mask, -stats.surprisal, 0.0),
         entropy=torch.where(mask, stats.entropy, 0.0),
-        extra={name: torch.where(mask, functions[name](z / batch.sampler.temperature), 0.0) for name in extra},
+        extra={name: torch.where(mask, STATISTICS[name](z / batch.sampler.temperature), 0.0) for name in extra},
     )
 
 
@@ -77,11 +82,3 @@ def all_values(
         entropy=torch.cat([part.entropy for part in parts]),
         extra={name: torch.cat([part.extra[name] for part in parts]) for name in extra},
     )
-
-
-def _statistics() -> dict[str, Callable[[Tensor], Tensor]]:
-    """By name, functions of logits that are divided by the temperature, (..., V) -> (...)."""
-    import importlib
-
-    module = importlib.import_module("fluxentropy.rl.tokenstats")
-    return {name: getattr(module, name) for name in ("expected_sensitivity", "nucleus_entropy")}
