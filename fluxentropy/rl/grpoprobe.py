@@ -34,10 +34,12 @@ class StepWatch:
     ) -> None:
         self.experiment, self.step, self.epoch = experiment, update.step, epoch
         self.controls = adjusts(experiment.controller)
+        self._probe: EntropyProbe | None = None
         if not (probed or self.controls):
             return
         self._batch = experiment.entropy_batch(self.step, epoch)
-        self._probe = self._make_probe(optimizer, update) if probed else None
+        if probed:
+            self._probe = self._make_probe(optimizer, update)
         if self.controls:
             model = experiment.policy.model
             self._recorder = AdamWRecorder(model, optimizer) if can_split(optimizer) else None
@@ -87,9 +89,8 @@ class StepWatch:
 
     def measure(self, *, clip: float) -> dict[str, float]:
         """The probe's numbers, for the row of metrics; none where the step is not probed."""
-        if getattr(self, "_probe", None) is None:
+        if self._probe is None:
             return {}
-        assert self._probe is not None
         with _in_full(self._batch):
             record = self._probe.measure(clip=clip)
         return {f"probe_{name}": value for name, value in record.row().items()}
