@@ -8,13 +8,9 @@ The second is made from the first, which it names by a fingerprint; a cell with 
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import math
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from fluxentropy.engine import WORKER
+from fluxentropy.cellwork import Cell, alone
 from fluxentropy.errors import FluxentropyError, RunError, UsageError
 from fluxentropy.gpt_export import from_export
 from fluxentropy.jsonvalues import plain
@@ -35,30 +31,6 @@ from fluxentropy.tokenbytes import token_bytes
 from fluxentropy.yamlfile import to_plain
 
 PIECES = 60  # of the budget, at most, in which the realised mixture is kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One arm with one seed."""
-
-    arm: str
-    seed: int
-    config: PretrainConfig
-    fingerprint: str  # of all that decides the record
-
-    def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
-
-    @property
-    def path(self) -> Path:
-        """Of the record."""
-        return self.config.out.with_name(f"{self.config.out.name}.json")
-
-    def record(self) -> dict[str, Any] | None:
-        """What the cell is judged by; None where it is not finished."""
-        run = read_json(self.config.out / "manifest.json") or {}
-        found = read_json(self.path) if run.get("complete") is True else None
-        return found if found is not None and found.get("fingerprint") == self.fingerprint else None
 
 
 def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:
@@ -78,7 +50,7 @@ class RunCell:
     keep_checkpoints: bool
 
     def __call__(self, cell: Cell) -> str | None:
-        with _threads(self.threads), _quiet():
+        with alone(self.threads):
             try:
                 pretrain(cell.config)
                 write_json(cell.path, plain(judged(cell, self.sources)))
@@ -89,28 +61,6 @@ class RunCell:
         if not self.keep_checkpoints:
             shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
         return None
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """So many threads of torch, unless the user has said how many."""
-    before = torch.get_num_threads()
-    if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Of several workers none speaks for itself."""
-    if WORKER not in os.environ:
-        yield
-        return
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 # --- what a cell is judged by -----------------------------------------------------------------------------------------

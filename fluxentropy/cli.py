@@ -28,6 +28,7 @@ from fluxentropy.config import (
     CountConfig,
     DemoConfig,
     DiagnoseConfig,
+    GRPOCompareConfig,
     GRPOConfig,
     HellaswagConfig,
     LedgerConfig,
@@ -170,6 +171,15 @@ fluxentropy compare --config configs/compare/small.yaml --bins bins/web --seeds 
 fluxentropy grpo --config configs/grpo/chain_sum.yaml --out runs/sums
 fluxentropy grpo --config configs/grpo/chain_sum.yaml --kl.beta 0.01 --inner-epochs 2 --out runs/sums-kl
 fluxentropy grpo --task.name gsm8k --task.data data/gsm8k --policy.model gpt2 --policy.lora.rank 8 --out runs/gsm""",
+    ),
+    Command(
+        name="grpo-compare",
+        target="fluxentropy.rl.grpocompare:grpo_compare",
+        config=GRPOCompareConfig,
+        help="Compare controllers of the entropy: several runs of grpo of each, and what their differences say.",
+        examples="""\
+fluxentropy grpo-compare --config configs/grpo/controllers.yaml --workers 2 --out comparisons/controllers
+fluxentropy grpo-compare --config configs/grpo/controllers.yaml --seeds 5 --out comparisons/controllers""",
     ),
     Command(
         name="ledger",

@@ -5,13 +5,12 @@ arms.py -> cells.py -> judging.py, which knows verdict.py -> comparison_text.py,
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from fluxentropy.arms import RANDOM, Arm, all_arms
-from fluxentropy.cells import Cell, RunCell, make_cell
+from fluxentropy.cells import RunCell, make_cell
+from fluxentropy.cellwork import ARMS, Cell, finish, remember_arms, threads_each
 from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.config import to_yaml
 from fluxentropy.engine import make_engine
@@ -19,16 +18,12 @@ from fluxentropy.errors import RunError
 from fluxentropy.judging import judge
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrain import FREE, open_blocks
-from fluxentropy.progress import Progress
 from fluxentropy.sourceloss import read_sources
-from fluxentropy.store import RunDirectory, difference, read_json, write_json, write_text
+from fluxentropy.store import RunDirectory, write_json, write_text
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain
 
-ARMS = "arms.json"
 OWNED = ("comparison.*", ARMS, "curves.*", "differences.*", "mixture.*", "effects.*")
-
-log = logging.getLogger(__name__)
 
 
 def compare(config: CompareConfig) -> Outcome:
@@ -47,43 +42,17 @@ def compare(config: CompareConfig) -> Outcome:
         base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
         data = {"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint}
         run.begin({"kind": "compare", "base": base, **data}, to_yaml(config), last=True)
-        _remember(config, arms)
+        remember_arms(config.out, {arm.name: to_plain(dict(arm.own)) for arm in arms})
         failed = _train(config, [cell for cell in cells if not cell.record()]) if config.train else {}
         outcome = _judge(config, arms, cells, failed, data)
         run.finish({"arms": [arm.name for arm in arms], "failed": failed, "versions": versions()})
     return outcome
 
 
-def _remember(config: CompareConfig, arms: Sequence[Arm]) -> None:
-    """Keep what each arm has of its own. RunError where one that has cells was another before."""
-    known = read_json(config.out / ARMS) or {}
-    here = {arm.name: to_plain(dict(arm.own)) for arm in arms}
-    for name, own in here.items():
-        changed = difference(known.get(name, own), own)
-        if changed and (config.out / "cells" / name).exists():
-            raise RunError(
-                f"{config.out} has runs of another arm {name}: {changed}. Choose another name, or remove "
-                f"{config.out / 'cells' / name}"
-            )
-    if known | here != known:
-        write_json(config.out / ARMS, known | here)
-
-
 def _train(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, str]:
     """Finish the cells. -> those that failed, and why"""
-    cores = os.cpu_count() or 1
-    alone = config.engine == "ray" and config.workers == 1  # an actor a core
-    job = RunCell(config.sources, 1 if alone else max(cores // config.workers, 1), config.keep_checkpoints)
-    engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
-    failed: dict[str, str] = {}
-    log.info(f"{len(cells):,} runs to finish")
-    with Progress(len(cells), unit="runs", interval=0) as progress:
-        for cell, problem in zip(cells, engine.run(job, cells), strict=True):
-            if problem is not None:
-                failed[str(cell)] = problem
-                log.warning(f"{cell}: {problem}")
-            progress.update(1, last=f"({cell})")
-    return failed
+    job = RunCell(config.sources, threads_each(config), config.keep_checkpoints)
+    return finish(make_engine(config.engine, config.workers, config.address, config.gpus_per_worker), job, cells)
 
 
 def _judge(

@@ -4,6 +4,7 @@ Annotations are evaluated here, not kept as text, as in `options.py`.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,7 +61,7 @@ of pretrain under base: in the file, or as flags such as --base.tokens."""
                 f"base.devices {self.base.devices}: each run has one device; train several at once with --workers"
             )
         for name, own in self.arms.items():
-            _check_arm(name, own)
+            check_arm(name, own, PretrainConfig, OWN, example="{schedule: {name: increasing}}")
         foreign = [name for name, own in self.arms.items() if Path((own or {}).get("bins", self.bins)) != self.bins]
         if foreign and self.base.validation is None:
             raise UsageError(
@@ -69,13 +70,13 @@ of pretrain under base: in the file, or as flags such as --base.tokens."""
             )
 
 
-def _check_arm(name: Any, own: Any) -> None:
-    """UsageError where an arm has a name that makes no folder, or options that it cannot have of its own."""
+def check_arm(name: Any, own: Any, run: type, keys: Sequence[str], *, example: str) -> None:
+    """UsageError where an arm has a name that makes no folder, or options of `run` that it cannot have of its own."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UsageError(f"arms.{name}: begin a name with a letter or digit, and use letters, digits, ., _, + and -")
     if own is not None and not isinstance(own, dict):
-        raise UsageError(f"arms.{name}: write a mapping, such as {{schedule: {{name: increasing}}}}, not {own!r}")
-    check_mapping(own or {}, PretrainConfig, Path("--arms"), f"{name}.")
+        raise UsageError(f"arms.{name}: write a mapping, such as {example}, not {own!r}")
+    check_mapping(own or {}, run, Path("--arms"), f"{name}.")
     for key in own or {}:
-        if key not in OWN:
-            raise UsageError(f"arms.{name}.{key}: all arms share it, so it goes under base; own are {', '.join(OWN)}")
+        if key not in keys:
+            raise UsageError(f"arms.{name}.{key}: all arms share it, so it goes under base; own are {', '.join(keys)}")

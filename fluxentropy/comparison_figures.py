@@ -33,6 +33,7 @@ GREYS = (GREY, "#9a9a9a", "#c4c4c4")
 LINES = {"random": "-", "arm": "-", "reversed": (0, (5, 2)), "shuffled": (0, (1, 1.2)), "static": (0, (4, 1, 1, 1))}
 VERDICTS = {"better": "#009e73", "worse": "#d55e00"}  # else grey
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title that says what the marks are
+FOREST = f"lines: {LEVEL:.0%} t intervals; |: bootstrap; grey: what would not be detected; p after Holm"
 SHOWN_FROM = 0.1  # of the budget: losses before it would leave no room for differences
 
 Record = Mapping[str, Any]
@@ -77,13 +78,13 @@ def curves(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
         tokens, values = _stacked(runs[name], sorted(runs[name]))
         kept = tokens >= SHOWN_FROM * tokens[-1]
         if arm["kind"] in ("random", "arm"):
-            _band(left, tokens[kept], values[:, kept], look)
+            band(left, tokens[kept], values[:, kept], look)
         shared = sorted(runs[name].keys() & runs.get(arm["baseline"], {}).keys())
         if name != arm["baseline"] and shared:
             (_, ours), (at, theirs) = (_stacked(runs[one], shared) for one in (name, arm["baseline"]))
             both, mine, other = np.intersect1d(tokens[kept], at, return_indices=True)  # adaptive ones have more
             look |= {} if arm["kind"] == "arm" else {"linewidth": 0.9}
-            _band(right, both, 100 * (ours[:, kept][:, mine] / theirs[:, other] - 1), look, band=arm["kind"] == "arm")
+            band(right, both, 100 * (ours[:, kept][:, mine] / theirs[:, other] - 1), look, shade=arm["kind"] == "arm")
     right.axhline(0, color=GREY, linewidth=0.6)
     left.set(xlabel="tokens", ylabel="validation, bits per byte")
     right.set(xlabel="tokens", ylabel="difference to random (%)")
@@ -93,7 +94,7 @@ def curves(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y")
         axes.set_title(note, **NOTE)
-    lines, labels = _unique(left, right)
+    lines, labels = unique(left, right)
     figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3.2)
     return figure
 
@@ -103,16 +104,17 @@ def _stacked(runs: Mapping[int, Record], seeds: Sequence[int]) -> tuple[np.ndarr
     return np.array(runs[seeds[0]]["tokens"]), np.array([runs[seed]["bpb"] for seed in seeds])
 
 
-def _band(axes: Axes, at: np.ndarray, values: np.ndarray, look: dict[str, Any], *, band: bool = True) -> None:
+def band(axes: Axes, at: np.ndarray, values: np.ndarray, look: dict[str, Any], *, shade: bool = True) -> None:
     """The mean of `values` (S, E) as a line, its t interval as a band where there are two or more."""
     mean = values.mean(axis=0)
     axes.plot(at, mean, **look)
-    if band and len(values) > 1:
+    if shade and len(values) > 1:
         half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values, axis=0)
         axes.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def _unique(*panels: Axes) -> tuple[list[Any], list[str]]:
+def unique(*panels: Axes) -> tuple[list[Any], list[str]]:
+    """The lines of some panels with their labels, each label once."""
     found: dict[str, Any] = {}
     for axes in panels:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -221,12 +223,19 @@ def effects(record: Record) -> Figure | None:
     rows = [row for family in families for row in (family, *(one for one in shown if one["family"] == family))]
     figure = new_figure(DOUBLE, 0.19 * len(rows) + 0.9)
     axes = figure.add_subplot()
+    forest(axes, rows, "percent", "difference in final bits per byte (%), below 0 is better", digits=2)
+    axes.set_title(FOREST, **NOTE)
+    return figure
+
+
+def forest(axes: Axes, rows: Sequence[str | Record], measure: str, label: str, *, digits: int) -> None:
+    """A row a comparison with the paired difference `measure`, and names of families as headings between them."""
     for place, row in enumerate(rows):
         if isinstance(row, str):
             head: dict[str, Any] = {"fontsize": 7, "fontweight": "bold", "ha": "right", "va": "center"}
             axes.text(-0.014, place, row, transform=axes.get_yaxis_transform(), **head)
             continue
-        found = row["percent"]
+        found = row[measure]
         colour = VERDICTS.get(row["verdict"], GREY)
         if found["detectable"] is not None:
             axes.barh(place, 2 * found["detectable"], left=-found["detectable"], height=0.62, color="#eeeeee", zorder=0)
@@ -237,16 +246,11 @@ def effects(record: Record) -> Figure | None:
         axes.plot([found["mean"]], [place], marker="D", markersize=3.5, color=colour, markeredgewidth=0)
         p = f", p = {row['p_holm']:.2g}" if row["p_holm"] is not None else ""
         note: dict[str, Any] = {"fontsize": 6.5, "color": colour, "va": "center"}
-        axes.text(
-            1.01, place, f"{found['mean']:+.2f}  {row['verdict']}{p}", transform=axes.get_yaxis_transform(), **note
-        )
+        said = f"{found['mean']:+.{digits}f}  {row['verdict']}{p}"
+        axes.text(1.01, place, said, transform=axes.get_yaxis_transform(), **note)
     axes.axvline(0, color="black", linewidth=0.6)
     named = [(place, row) for place, row in enumerate(rows) if not isinstance(row, str)]
     axes.set_yticks([place for place, _ in named], [f"{row['arm']}  vs  {row['against']}" for _, row in named])
     axes.tick_params(axis="y", length=0)
-    axes.set(xlabel="difference in final bits per byte (%), below 0 is better", ylim=(len(rows) - 0.4, -0.6))
+    axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6))
     axes.spines["left"].set_visible(False)
-    axes.set_title(
-        f"lines: {LEVEL:.0%} t intervals; |: bootstrap; grey: what would not be detected; p after Holm", **NOTE
-    )
-    return figure

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fluxentropy.markdown import by_holm, count, interval, number, table
 from fluxentropy.verdict import LEVEL, POWER, SIGNIFICANT
 
 
@@ -15,7 +16,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     for family in record["families"]:
         members = [one for one in record["comparisons"] if one["family"] == family]
         if members:
-            lines += [f"{family}:", *(f"  {one['words']}{_p(one)}" for one in members)]
+            lines += [f"{family}:", *(f"  {one['words']}{by_holm(one)}" for one in members)]
     return lines
 
 
@@ -50,7 +51,7 @@ def _setting(record: Mapping[str, Any]) -> str:
     missing = f" of {wanted}" if runs < wanted else ""
     return (
         f"{len(record['arms'])} arms, {record['seeds']} seeds, {runs}{missing} runs: a GPT of "
-        f"{_count(one['parameters'])} parameters on {one['tokens']:,} tokens. Runs of one seed share their initial "
+        f"{count(one['parameters'])} parameters on {one['tokens']:,} tokens. Runs of one seed share their initial "
         f"weights and the order of blocks in each bin; all are judged on the same held-out blocks. Differences are "
         f"paired by seed, in per cent of the other arm's loss: below 0 is better. In brackets: {LEVEL:.0%} t intervals."
     )
@@ -67,18 +68,18 @@ def _verdicts(record: Mapping[str, Any]) -> Iterable[str]:
             f"smallest true difference that one test alone finds with probability {POWER:g}; corrected: at the level "
             f"that the correction leaves to the first of them."
         )
-        yield "\n".join(f"- {one['words']}{_p(one)}." for one in members)
+        yield "\n".join(f"- {one['words']}{by_holm(one)}." for one in members)
         head = ["arm", "against", "difference (%)", "t interval", "bootstrap interval", "p", "p (Holm)"]
         head += ["detectable (%)", "corrected (%)", "verdict"]
-        yield _table(head, [_comparison(one) for one in members])
+        yield table(head, [_comparison(one) for one in members])
 
 
 def _comparison(one: Mapping[str, Any]) -> list[str]:
     found = one["percent"]
-    limits = [_interval(found["low"], found["high"]), _interval(found["bootstrap_low"], found["bootstrap_high"])]
-    numbers = [_number(found["p"], ".2g"), _number(one["p_holm"], ".2g"), _number(found["detectable"], ".2f")]
-    numbers.append(_number(one["detectable_corrected"], ".2f"))
-    return [one["arm"], one["against"], _number(found["mean"], "+.2f"), *limits, *numbers, one["verdict"]]
+    limits = [interval(found["low"], found["high"]), interval(found["bootstrap_low"], found["bootstrap_high"])]
+    numbers = [number(found["p"], ".2g"), number(one["p_holm"], ".2g"), number(found["detectable"], ".2f")]
+    numbers.append(number(one["detectable_corrected"], ".2f"))
+    return [one["arm"], one["against"], number(found["mean"], "+.2f"), *limits, *numbers, one["verdict"]]
 
 
 def _losses(record: Mapping[str, Any]) -> str:
@@ -86,15 +87,15 @@ def _losses(record: Mapping[str, Any]) -> str:
     asked = any(arm.get("questions") for arm in record["arms"].values())
     for name, arm in _trained(record):
         bpb = arm["bpb"]
-        row = [name, arm["kind"], _number(bpb["mean"], ".4f"), _interval(bpb["low"], bpb["high"], ".4f")]
-        row += [_number(bpb["sd"], ".4f"), _number(arm["area"]["mean"], ".4f")]
+        row = [name, arm["kind"], number(bpb["mean"], ".4f"), interval(bpb["low"], bpb["high"], ".4f")]
+        row += [number(bpb["sd"], ".4f"), number(arm["area"]["mean"], ".4f")]
         row += [str(len(arm["seeds"])), arm["weights"]]
         if asked:
-            row.append(_number(arm["questions"].get("answer_loglikelihood", {}).get("mean"), ".4f"))
+            row.append(number(arm["questions"].get("answer_loglikelihood", {}).get("mean"), ".4f"))
         rows.append(row)
     head = ["arm", "kind", "bits per byte", "t interval", "SD of seeds", "mean over the tokens"]
     head += ["seeds", "weights"]
-    return _table([*head, *["answers (nats per byte)"] * asked], rows)
+    return table([*head, *["answers (nats per byte)"] * asked], rows)
 
 
 def _answers(record: Mapping[str, Any]) -> Iterable[str]:
@@ -103,19 +104,19 @@ def _answers(record: Mapping[str, Any]) -> Iterable[str]:
         yield "Log-likelihood of the right answers, in nats per byte, against the other arm: above 0 is better."
         found = [(one["arm"], one["against"], one["answer_loglikelihood"]) for one in asked]
         style = "+.4f"
-        rows = [[a, b, _number(c["mean"], style), _interval(c["low"], c["high"], style)] for a, b, c in found]
-        yield _table(["arm", "against", "difference", "t interval"], rows)
+        rows = [[a, b, number(c["mean"], style), interval(c["low"], c["high"], style)] for a, b, c in found]
+        yield table(["arm", "against", "difference", "t interval"], rows)
 
 
 def _by_part(record: Mapping[str, Any]) -> Iterable[str]:
     yield "Bits per byte, the mean over the seeds; in the pictures: differences to random."
     arms = _trained(record)
     bins = len(arms[0][1]["bins"])
-    rows = [[name, *(_number(cell["mean"], ".3f") for cell in arm["bins"])] for name, arm in arms]
-    yield _table(["arm", *(f"bin {number}" for number in range(bins))], rows)
+    rows = [[name, *(number(cell["mean"], ".3f") for cell in arm["bins"])] for name, arm in arms]
+    yield table(["arm", *(f"bin {number}" for number in range(bins))], rows)
     if sources := _sources(record):
-        rows = [[name, *(_number(arm["sources"][source]["mean"], ".3f") for source in sources)] for name, arm in arms]
-        yield _table(["arm", *sources], rows)
+        rows = [[name, *(number(arm["sources"][source]["mean"], ".3f") for source in sources)] for name, arm in arms]
+        yield table(["arm", *sources], rows)
 
 
 def _way(record: Mapping[str, Any]) -> str:
@@ -123,9 +124,9 @@ def _way(record: Mapping[str, Any]) -> str:
     rows = []
     for name, arm in _trained(record):
         area, reach, lost = areas.get((name, arm["baseline"]), {}), arm["reach"], arm["forgetting"]
-        row = [name, _number(area.get("mean"), "+.2f"), _interval(area.get("low"), area.get("high"))]
-        row += [_number(reach["share_of_budget"], ".0%"), f"{reach['runs']} of {len(arm['seeds'])}"]
-        rows.append([*row, _number(lost["mean"], "+.4f"), _number(lost["early"], "+.4f")])
+        row = [name, number(area.get("mean"), "+.2f"), interval(area.get("low"), area.get("high"))]
+        row += [number(reach["share_of_budget"], ".0%"), f"{reach['runs']} of {len(arm['seeds'])}"]
+        rows.append([*row, number(lost["mean"], "+.4f"), number(lost["early"], "+.4f")])
     note = (
         "Area: the mean over the tokens of the validation curve, against random. Tokens: the share of the budget after "
         "which a run has the final loss of its random run, where all runs reach it. Forgetting: a bin's final bits per "
@@ -133,7 +134,7 @@ def _way(record: Mapping[str, Any]) -> str:
         "tenth of the training draws, in its proportions."
     )
     head = ["arm", "area (%)", "t interval", "tokens to random's loss", "runs that reach it"]
-    return note + "\n\n" + _table([*head, "forgetting, mean of the bins", "forgetting of early bins"], rows)
+    return note + "\n\n" + table([*head, "forgetting, mean of the bins", "forgetting of early bins"], rows)
 
 
 def _repeat(record: Mapping[str, Any]) -> str:
@@ -169,24 +170,3 @@ def _trained(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _sources(record: Mapping[str, Any]) -> list[str]:
     return list(_trained(record)[0][1]["sources"])
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _p(one: Mapping[str, Any]) -> str:
-    return f" (p = {one['p_holm']:.2g} by Holm, {len(one['seeds'])} seeds)" if one["p_holm"] is not None else ""
-
-
-def _number(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)
-
-
-def _interval(low: float | None, high: float | None, style: str = "+.2f") -> str:
-    return "-" if low is None or high is None else f"[{low:{style}}, {high:{style}}]"
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e6:.2g} M" if number >= 1e6 else f"{number:,}"

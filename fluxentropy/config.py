@@ -45,6 +45,7 @@ from fluxentropy.options import (
     suffix_of,
 )
 from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.rl.grpocompareoptions import GRPOCompareConfig
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.yamlfile import to_yaml
@@ -56,6 +57,7 @@ __all__ = [
     "CountConfig",
     "DemoConfig",
     "DiagnoseConfig",
+    "GRPOCompareConfig",
     "GRPOConfig",
     "HellaswagConfig",
     "LedgerConfig",

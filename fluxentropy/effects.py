@@ -144,3 +144,15 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
     return adjusted
+
+
+def holm_known(pvalues: Sequence[float]) -> np.ndarray:
+    """The same where some p-values are NaN, for what was not tested: these stay NaN, and count for nothing.
+
+    >>> holm_known([0.01, float("nan"), 0.04]).round(2).tolist()
+    [0.02, nan, 0.04]
+    """
+    p = np.asarray(pvalues, np.float64)
+    known = np.isfinite(p)
+    p[known] = holm(p[known].tolist())
+    return p

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fluxentropy.arms import RANDOM, Arm
-from fluxentropy.effects import holm
+from fluxentropy.effects import holm_known
 from fluxentropy.jsonvalues import plain
 from fluxentropy.verdict import (
     SIGNIFICANT,
@@ -30,6 +30,7 @@ from fluxentropy.verdict import (
     paired,
     percent,
     reached,
+    spread,
     word,
 )
 
@@ -135,12 +136,10 @@ def _correct(comparisons: Sequence[dict[str, Any]]) -> None:
     """Put Holm's adjusted p-value and the verdict into each comparison, and its numbers as plain mappings."""
     for family in FAMILIES:
         members = [one for one in comparisons if one["family"] == family]
-        tested = [one for one in members if np.isfinite(one["percent"].p)]
-        adjusted = dict(zip(map(id, tested), holm([one["percent"].p for one in tested]), strict=True)) if tested else {}
-        for one in members:
-            p = float(adjusted.get(id(one), np.nan))
+        tested = sum(np.isfinite(one["percent"].p) for one in members)
+        for one, p in zip(members, holm_known([one["percent"].p for one in members]).tolist(), strict=True):
             verdict = word(one["percent"], p)
-            level = SIGNIFICANT / max(len(tested), 1)  # of the first step of Holm's: what can surely be found
+            level = SIGNIFICANT / max(tested, 1)  # of the first step of Holm's: what can surely be found
             least = detectable(one["percent"].sd, one["percent"].n, level=level)
             words = in_words(one["percent"], verdict, one["arm"], one["against"], corrected=least)
             one |= {"p_holm": p, "detectable_corrected": least, "verdict": verdict, "words": words}
@@ -174,23 +173,17 @@ def _arm(arm: Arm, runs: Runs) -> dict[str, Any]:
         "weights": records[0]["weights"],
         "parameters": records[0]["parameters"],
         "tokens": records[0]["tokens"][-1],
-        "bpb": _spread([record["bpb"][-1] for record in records]),
-        "area": _spread([_area(record) for record in records]),
-        "bins": [_spread([_bin(record, k) for record in records]) for k in range(len(_bins(records[0])))],
-        "sources": {name: _spread([record["sources"][name]["bpb"] for record in records]) for name in names},
+        "bpb": spread([record["bpb"][-1] for record in records]),
+        "area": spread([_area(record) for record in records]),
+        "bins": [spread([_bin(record, k) for record in records]) for k in range(len(_bins(records[0])))],
+        "sources": {name: spread([record["sources"][name]["bpb"] for record in records]) for name in names},
         "reach": _reach(arm, runs),
         "forgetting": _forgetting(arm, records),
         "questions": {
-            name: _spread([record["questions"][name] for record in records]) for name in records[0]["questions"]
+            name: spread([record["questions"][name] for record in records]) for name in records[0]["questions"]
         },
         "marginal": np.mean([np.mean(record["mixture"], axis=0) for record in records], axis=0),
     }
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, SD and t interval over the seeds, and the values themselves."""
-    found = paired(values)
-    return {"mean": found.mean, "sd": found.sd, "low": found.low, "high": found.high, "by_seed": list(values)}
 
 
 def _reach(arm: Arm, runs: Runs) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize, stats
@@ -118,6 +118,12 @@ def paired(differences: Sequence[float] | np.ndarray, *, seed: int = 0) -> Paire
         p=float(2 * stats.t.sf(abs(t), n - 1)),
         detectable=detectable(sd, n),
     )
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, SD and t interval over the seeds, and the values themselves."""
+    found = paired(values)
+    return {"mean": found.mean, "sd": found.sd, "low": found.low, "high": found.high, "by_seed": list(values)}
 
 
 def bootstrap_interval(d: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:

@@ -104,14 +104,14 @@ def open_controller(options: Mapping[str, Any]) -> Controller:
     given = dict(options)
     name = str(given.pop("name", "none"))
     if name not in CONTROLLERS:
-        raise UsageError(f"control.name {name}{did_you_mean(name, CONTROLLERS)}")
+        raise UsageError(f"controller.name {name}{did_you_mean(name, CONTROLLERS)}")
     cls = CONTROLLERS[name]
     takes = [f.name for f in fields(cls) if f.init]
     for option in given:
         if option not in takes:
             said = did_you_mean(str(option), takes) if takes else ", which takes no options"
-            raise UsageError(f"control.{option}: no such option of {name}{said}")
-    check_mapping(given, cls, Path("control"), "")
+            raise UsageError(f"controller.{option}: no such option of {name}{said}")
+    check_mapping(given, cls, Path("controller"), "")
     controller: Controller = from_plain(cls, given)
     return controller
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -15,7 +16,7 @@ from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
 from fluxentropy.rl.experiment import Experiment, open_controller, task_choice
 from fluxentropy.rl.grpo_figures import figures
-from fluxentropy.rl.grpocallbacks import Evaluation, Rows, Speed, StateCheckpoints, load_states, save_state
+from fluxentropy.rl.grpocallbacks import Evaluation, Rows, Speed, StateCheckpoints, load_state, load_states, save_state
 from fluxentropy.rl.grpometrics import COLUMNS, TIMINGS, GrowingMetrics
 from fluxentropy.rl.grpomodule import GRPOModule
 from fluxentropy.rl.grpooptions import GRPOConfig
@@ -25,7 +26,7 @@ from fluxentropy.rl.responselog import PIECES, drop_pieces, gather
 from fluxentropy.rl.rollouts import stream_seed
 from fluxentropy.rl.tasks import Task, open_task
 from fluxentropy.rl.warmup import warm_up
-from fluxentropy.store import RunDirectory, read_json, sha256_file
+from fluxentropy.store import RunDirectory, atomic_path, read_json, sha256_file
 from fluxentropy.trainer import quiet_lightning
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain, to_yaml
@@ -38,16 +39,17 @@ RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "
 log = logging.getLogger(__name__)
 
 
-def grpo(config: GRPOConfig, *, task: Task | None = None) -> Outcome:
+def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = None) -> Outcome:
     """Train a policy on a task, going on from the last checkpoint of the same command.
 
-    `task`: one of your own in place of the configuration's.
+    `task`: one of your own in place of the configuration's. `warm`: a file for the policy after the warm-up, which runs
+    share that differ in what comes after it alone; the first of them makes it.
     """
     experiment = open_experiment(config, task)
     with RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run:
         run.begin(_identity(experiment), to_yaml(config))
         if not (read_json(run.manifest) or {}).get("complete"):
-            facts = _train(experiment)
+            facts = _train(experiment, warm)
             run.finish({**facts, "files": _written(experiment)})
             if config.plots:
                 figures(config.out)
@@ -74,7 +76,7 @@ def open_experiment(config: GRPOConfig, task: Task | None = None) -> Experiment:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def _train(experiment: Experiment) -> dict[str, Any]:
+def _train(experiment: Experiment, warm: Path | None) -> dict[str, Any]:
     config, policy = experiment.config, experiment.policy
     folder = config.out / "checkpoints"
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
@@ -82,9 +84,7 @@ def _train(experiment: Experiment) -> dict[str, Any]:
     module = GRPOModule(experiment)
     states = load_states(folder)
     if states is None:
-        loss = warm_up(policy, experiment.task, config.warmup, seed=config.seed)
-        begin = {"step": 0, "weights": {name: p.detach().cpu().clone() for name, p in policy.trainable().items()}}
-        save_state(begin | {"warmup_loss": loss}, folder)
+        save_state(_warmed(experiment, warm), folder)
         states = load_states(folder)
         assert states is not None
     first, latest = states
@@ -106,6 +106,20 @@ def _train(experiment: Experiment) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in policy.trainable().values()),
         "versions": versions(RECORDED),
     }
+
+
+def _warmed(experiment: Experiment, warm: Path | None) -> dict[str, Any]:
+    """The state of after the warm-up."""
+    if warm is not None and warm.is_file():
+        return load_state(warm)
+    config, policy = experiment.config, experiment.policy
+    loss = warm_up(policy, experiment.task, config.warmup, seed=config.seed)
+    weights = {name: p.detach().cpu().clone() for name, p in policy.trainable().items()}
+    begin = {"step": 0, "weights": weights, "warmup_loss": loss}
+    if warm is not None:
+        with atomic_path(warm) as aside:
+            torch.save(begin, aside)
+    return begin
 
 
 def _fit(module: GRPOModule, state: dict[str, Any]) -> None:

@@ -121,9 +121,10 @@ def load_states(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     if latest is None:
         return None
     first = min(folder.glob("step-*.ckpt"))
-    return _load(first), _load(latest)
+    return load_state(first), load_state(latest)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> dict[str, Any]:
+    """A state that was saved, on the CPU."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     return state

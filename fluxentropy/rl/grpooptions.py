@@ -230,8 +230,8 @@ that can be run but kernel and u_statistic."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig:
-    """Options of `fluxentropy grpo`."""
+class GRPOOptions:
+    """Everything about a training but where it is written."""
 
     task: TaskOptions = field(default_factory=TaskOptions)
     policy: PolicyOptions = field(default_factory=PolicyOptions)
@@ -272,10 +272,6 @@ class GRPOConfig:
     """Checkpoints to keep, beside that of after the warm-up."""
     plots: Annotated[bool, OUTPUT] = True
     """Draw the run's entropy, its reward and what the probe found, into figures/."""
-    out: Annotated[Path, OUTPUT]
-    """Run directory. The same command again resumes it."""
-    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
-    """Start afresh, even where --out holds a run."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "inner_epochs", "micro_batch", "eval_every", "eval_problems", "checkpoint_every", "keep"):
@@ -288,3 +284,13 @@ class GRPOConfig:
             raise UsageError(
                 "--probe.every with --rollout.top-k or --rollout.top-p: the probe needs the whole vocabulary"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(GRPOOptions):
+    """Options of `fluxentropy grpo`."""
+
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""

@@ -157,6 +157,8 @@ class _Recorder(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         if self._before is not None:
             self.note(input_ids[:, -1])
+        if scores.isnan().any():
+            raise RunError("the policy's logits are not numbers any more: lower --optim.lr, and start afresh")
         self._before = (self.sampler.restrict(scores.float()) / self.sampler.temperature).log_softmax(-1)
         return self._before
 

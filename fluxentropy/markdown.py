@@ -1,0 +1,46 @@
+"""Numbers and tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with a head; bars in cells are escaped.
+
+    >>> print(table(["a"], [["1"]]))
+    | a |
+    | --- |
+    | 1 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def by_holm(one: Mapping[str, Any]) -> str:
+    """The p-value of a comparison in brackets, with its seeds; nothing where there is none."""
+    return f" (p = {one['p_holm']:.2g} by Holm, {len(one['seeds'])} seeds)" if one["p_holm"] is not None else ""
+
+
+def number(value: float | None, style: str) -> str:
+    """A number, or a dash.
+
+    >>> number(0.1234, ".2f"), number(None, ".2f")
+    ('0.12', '-')
+    """
+    return "-" if value is None else format(value, style)
+
+
+def interval(low: float | None, high: float | None, style: str = "+.2f") -> str:
+    """Two limits, or a dash where one is unknown."""
+    return "-" if low is None or high is None else f"[{low:{style}}, {high:{style}}]"
+
+
+def count(number: int) -> str:
+    """A large number in millions.
+
+    >>> count(1_250_000), count(4000)
+    ('1.2 M', '4,000')
+    """
+    return f"{number / 1e6:.2g} M" if number >= 1e6 else f"{number:,}"

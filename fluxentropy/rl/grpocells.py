@@ -1,0 +1,125 @@
+"""The cells of a comparison of controllers: one arm with one seed, a run of `grpo`, and what it is judged by.
+
+    OUT/warmups/seed-0.ckpt     the policy after the warm-up, which all arms share
+    OUT/cells/ARM/seed-0/       the run
+    OUT/cells/ARM/seed-0.json   its rewards and entropies by step, and what the trained policy does on held-out problems
+
+The last is made from the run, and names by a fingerprint what it follows from; a cell with both is finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxentropy.cellwork import Cell, alone
+from fluxentropy.errors import FluxentropyError, UsageError
+from fluxentropy.jsonvalues import plain
+from fluxentropy.rl.experiment import EVAL_ROWS, Experiment, task_choice
+from fluxentropy.rl.grpo import FREE, grpo
+from fluxentropy.rl.grpooptions import GRPOConfig, LoRAOptions
+from fluxentropy.rl.passatk import mean_pass_at_k
+from fluxentropy.rl.policies import open_policy
+from fluxentropy.rl.rollouts import roll_out, stream_seed
+from fluxentropy.rl.tasks import open_task
+from fluxentropy.store import fingerprint_json, write_json
+from fluxentropy.yamlfile import to_plain
+
+
+def make_cell(arm: str, config: GRPOConfig, samples: int) -> Cell:
+    """The cell of `config`, judged by `samples` responses to each held-out problem."""
+    options = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    facts = [options, open_task(task_choice(config)).fingerprint, samples]
+    return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
+
+
+@dataclass(frozen=True)
+class RunGRPOCell:
+    """The job of an engine: train one cell, or go on with it, and write its record. -> what went wrong, or nothing"""
+
+    samples: int
+    threads: int
+    keep_checkpoints: bool
+    warmups: Path
+
+    def __call__(self, cell: Cell) -> str | None:
+        with alone(self.threads):
+            try:
+                grpo(cell.config, warm=self.warmups / f"seed-{cell.seed}.ckpt")
+                write_json(cell.path, plain(judged(cell, self.samples)))
+            except UsageError:  # that of the configuration: all others would fail like this
+                raise
+            except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
+                return str(error)
+        if not self.keep_checkpoints:
+            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
+        return None
+
+
+# --- what a cell is judged by -----------------------------------------------------------------------------------------
+
+
+def judged(cell: Cell, samples: int) -> dict[str, Any]:
+    """The record of a run that is complete: values of each step, and of the held-out problems after the last."""
+    config = cell.config
+    curves = read_curves(config.out / "metrics.csv")
+    return {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+        **curves,
+        **held_out(config, samples),
+    }
+
+
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """From metrics.csv, by step: mean reward of the rollout, and entropy before the step, nats a token."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["reward"]]
+    names = {"steps": "step", "reward": "reward", "entropy": "entropy_per_token"}
+    return {key: [float(row[name] or math.nan) for row in rows] for key, name in names.items()}
+
+
+def held_out(config: GRPOConfig, samples: int) -> dict[str, Any]:
+    """What the exported policy does on the problems held out, greedily and sampled as in training."""
+    task = open_task(task_choice(config))
+    given = dataclasses.replace(config.policy, model=str(config.out / "export"), lora=LoRAOptions(), offline=True)
+    policy = open_policy(given, task, seed=config.seed)
+    policy.model.to("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    experiment = Experiment(config=dataclasses.replace(config, eval_sampled=False), task=task, policy=policy)
+    greedy = experiment.evaluate()
+    found = roll_out(
+        policy,
+        task,
+        task.held_out,
+        responses_each=samples,
+        sampler=experiment.sampler,
+        max_tokens=config.rollout.max_tokens,
+        seed=stream_seed(config.seed, "evaluation", 1),
+        rows=config.rollout.rows or EVAL_ROWS,
+    )
+    right = found.rewards >= 1
+    return {
+        "held_out": len(task.held_out),
+        "greedy": greedy["eval_solved"],
+        "greedy_reward": greedy["eval_reward"],
+        "sampled_reward": float(found.rewards.mean()),
+        "pass_at_k": {str(k): value._asdict() for k, value in mean_pass_at_k(right, numbers(samples)).items()},
+        "parameters": policy.model.num_parameters(),
+    }
+
+
+def numbers(samples: int) -> list[int]:
+    """The k of pass@k: powers of two up to the samples, and these.
+
+    >>> numbers(12)
+    [1, 2, 4, 8, 12]
+    """
+    return [*(2**n for n in range(samples.bit_length()) if 2**n < samples), samples]
