@@ -90,7 +90,7 @@ def command(kind: str, yaml: str) -> str:
         options = None if aliases else parser.safe_load(yaml)  # none of ours has aliases, and they could be many
     except (parser.YAMLError, RecursionError, ValueError):
         options = None
-    if config is None or not isinstance(options, dict) or kind == "compare":  # its arms are no flags
+    if config is None or not isinstance(options, dict) or kind in ("compare", "grpo-compare"):  # its arms are no flags
         return f"fluxentropy {kind} --config {CONFIG}"
     places: list[str] = []
     flags: list[str] = []

@@ -44,6 +44,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Any], Section]] = {
     "hellaswag": ("Answers", models.read_answers, models.answer_section),
     "diagnose": ("Diagnosis", trainings.read_words, trainings.words_section),
     "grpo": ("Reinforcement learning", trainings.read_rewards, trainings.reward_section),
+    "grpo-compare": ("Comparison of controllers", trainings.read_words, trainings.words_section),
 }
 SHAPES = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as it was written
 
@@ -170,7 +171,7 @@ def _gist(one: Loaded) -> str:
         return f"{one.data['config']['name']}, {one.data['tokens']:,} tokens"
     if isinstance(schedule, dict):
         return f"{schedule.get('name')}, {one.run.manifest.get('tokens', 0):,} tokens"
-    if one.run.kind == "compare":
+    if one.run.kind in ("compare", "grpo-compare"):
         return f"{len(one.run.manifest.get('arms', []))} arms"
     if one.run.kind == "grpo":
         return f"{one.run.manifest.get('steps', 0):,} steps"

@@ -24,9 +24,12 @@ INNER = (
     "items",
     "scores",
 )  # parts of runs, never runs
-KINDS = ("score", "zoo", "agree", "tokens", "bin", "schedule", "pretrain", "compare", "hellaswag", "diagnose", "grpo")
+KINDS = (
+    *("score", "zoo", "agree", "tokens", "bin", "schedule", "pretrain", "compare", "hellaswag", "diagnose", "grpo"),
+    "grpo-compare",
+)
 BY_IDENTITY = {"bins": "bin", "questions": "hellaswag"} | {
-    name: name for name in ("zoo", "pretrain", "compare", "grpo", CONSENSUS)
+    name: name for name in ("zoo", "pretrain", "compare", "grpo", "grpo-compare", CONSENSUS)
 }
 
 

@@ -157,8 +157,8 @@ def _from(line: Line, share: float) -> Line:
 
 
 def read_words(run: Run) -> str:
-    """`comparison.md` of a comparison, `summary.md` of a diagnosis."""
-    path = run.path / ("comparison.md" if run.kind == "compare" else "summary.md")
+    """`comparison.md` or `grpo_comparison.md` of a comparison, `summary.md` of a diagnosis."""
+    path = run.path / {"compare": "comparison.md", "grpo-compare": "grpo_comparison.md"}.get(run.kind, "summary.md")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -73,7 +73,7 @@ def check(path: Path, engine: Engine) -> list[Findings]:
     kind = _kind(path, identity)
     if kind in ("zoo", "agree"):
         return _check_comparison(path, kind, manifest, engine)
-    if kind == "compare":
+    if kind in ("compare", "grpo-compare"):
         runs = [found.parent for found in sorted(path.glob("cells/*/seed-*/manifest.json"))]
         finished = [run for run in runs if (read_json(run / "manifest.json") or {}).get("complete") is True]
         return [found for run in finished for found in check(run, engine)]
@@ -91,7 +91,7 @@ def _no_run(path: Path) -> str:
 def _kind(path: Path, identity: dict[str, Any]) -> str:
     """The command that wrote a run with this identity."""
     known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", CONSENSUS: CONSENSUS}
-    known |= {name: name for name in ("pretrain", "compare", "grpo")}
+    known |= {name: name for name in ("pretrain", "compare", "grpo", "grpo-compare")}
     if identity.get("kind") in known:
         return known[identity["kind"]]
     if "sources" in identity and "model" in identity:
@@ -99,8 +99,8 @@ def _kind(path: Path, identity: dict[str, Any]) -> str:
     if "models" in identity and "inputs" in identity:
         return "agree"
     raise RunError(
-        f"{path} is not a run of score, bin, pretrain, grpo, compare, zoo, agree or hellaswag, and no other can be "
-        f"verified"
+        f"{path} is not a run of score, bin, pretrain, compare, grpo, grpo-compare, zoo, agree or hellaswag, and no "
+        f"other can be verified"
     )
 
 

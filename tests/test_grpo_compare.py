@@ -151,6 +151,14 @@ def test_a_cell_is_what_grpo_makes_of_its_options(whole: Path, tmp_path: Path) -
     assert list(found["pass_at_k"]) == ["1", "2", "3"]
 
 
+def test_verify_and_report_know_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(whole)]) == 0
+    assert capsys.readouterr().out.count("3 steps") == 6
+    assert main(["report", str(whole), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Comparison of controllers" in page and "final reward" in page.lower()
+
+
 def test_the_words_and_pictures(whole: Path) -> None:
     said = (whole / "grpo_comparison.md").read_text()
     record = read_json(whole / "grpo_comparison.json") or {}
