@@ -43,6 +43,7 @@ BASE: dict[str, Any] = {
     "eval_problems": 5,
     "checkpoint_every": 1,
     "accelerator": "cpu",
+    "plots": False,
     "probe": {"prompts": 3, "responses": 2},
 }
 ARMS: dict[str, Any] = {

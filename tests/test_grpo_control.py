@@ -41,6 +41,7 @@ TINY: dict[str, Any] = {
     "eval_problems": 4,
     "checkpoint_every": 1,
     "accelerator": "cpu",
+    "plots": False,
     "probe": {"prompts": 4, "responses": 2},
 }
 # such that each does something in so small a batch
