@@ -295,6 +295,8 @@ Examples:
   fluxentropy compare --config compare.yaml --bins bins/web --out comparison
   # reinforcement learning on sums, with the entropy of the policy
   fluxentropy grpo --config configs/grpo/chain_sum.yaml --out runs/sums
+  # which controller of the entropy is better?
+  fluxentropy grpo-compare --config controllers.yaml --out compared
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens

@@ -408,5 +408,5 @@ def test_the_configuration_that_is_shipped_is_one() -> None:
     from fluxentropy.resources import config_path
     from fluxentropy.yamlfile import from_plain, read_yaml
 
-    for path in config_path("grpo").glob("*.yaml"):
-        assert from_plain(GRPOConfig, {**read_yaml(path, GRPOConfig), "out": "runs/x"}).steps > 0
+    shipped = read_yaml(config_path("grpo") / "chain_sum.yaml", GRPOConfig)
+    assert from_plain(GRPOConfig, {**shipped, "out": "runs/x"}).steps > 0
