@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from fluxentropy.cellwork import Cell, alone
-from fluxentropy.errors import FluxentropyError, RunError, UsageError
+from fluxentropy.cellwork import Cell, run_cell
+from fluxentropy.errors import RunError
 from fluxentropy.gpt_export import from_export
-from fluxentropy.jsonvalues import plain
 from fluxentropy.pretrain import FREE, open_blocks, pretrain, read_tokenizer
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.sourceloss import bpb_by_source, read_sources
-from fluxentropy.store import fingerprint_json, read_json, write_json
+from fluxentropy.store import fingerprint_json, read_json
 from fluxentropy.tokenbytes import token_bytes
 from fluxentropy.yamlfile import to_plain
 
@@ -50,17 +48,11 @@ class RunCell:
     keep_checkpoints: bool
 
     def __call__(self, cell: Cell) -> str | None:
-        with alone(self.threads):
-            try:
-                pretrain(cell.config)
-                write_json(cell.path, plain(judged(cell, self.sources)))
-            except UsageError:  # that of the configuration: all others would fail like this
-                raise
-            except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
-                return str(error)
-        if not self.keep_checkpoints:
-            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
-        return None
+        def work() -> dict[str, Any]:
+            pretrain(cell.config)
+            return judged(cell, self.sources)
+
+        return run_cell(cell, work, threads=self.threads, keep_checkpoints=self.keep_checkpoints)
 
 
 # --- what a cell is judged by -----------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +18,10 @@ from typing import Any, TypeVar
 import torch
 
 from fluxentropy.engine import WORKER, Engine
-from fluxentropy.errors import RunError
+from fluxentropy.errors import FluxentropyError, RunError, UsageError
+from fluxentropy.jsonvalues import plain
 from fluxentropy.options import EngineOptions
+from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.store import difference, read_json, write_json
 
@@ -79,6 +82,42 @@ def finish(engine: Engine, job: Callable[[C], str | None], cells: Sequence[C]) -
     return failed
 
 
+def run_cell(cell: Cell, work: Callable[[], Any], *, threads: int, keep_checkpoints: bool) -> str | None:
+    """Do the work and write the record that it returns. -> what went wrong with this cell, or nothing"""
+    with _alone(threads):
+        try:
+            write_json(cell.path, plain(work()))
+        except UsageError:  # that of the configuration: all others would fail like this
+            raise
+        except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
+            return str(error)
+    if not keep_checkpoints:
+        shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
+    return None
+
+
+def finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path) -> list[dict[str, Any]]:
+    """The records of the finished cells. Errors: RunError where there are none."""
+    records = [found for cell in cells if (found := cell.record()) is not None]
+    if not records:
+        why = next((f"{name}: {problem}" for name, problem in failed.items()), "leave out --no-train")
+        raise RunError(f"{out} has no finished run to judge: {why}")
+    return records
+
+
+def comparison_outcome(
+    out: Path, stem: str, record: dict[str, Any], summary: Sequence[str], figures: Sequence[Path], cells: int
+) -> Outcome:
+    """What a comparison prints: its summary, where its files are (`stem`.json, `stem`.md), and what failed."""
+    failed = record["failed"]
+    lines = [*summary, "", f"numbers    {out / stem}.json", f"words      {out / stem}.md"]
+    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
+    lines += [f"pictures   {out}/: {pictures} (and .svg)"]
+    if failed:
+        lines += ["", f"{len(failed)} of {cells} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
+    return Outcome(lines=lines, data={"out": str(out), **record}, exit_code=1 if failed else 0)
+
+
 def threads_each(options: EngineOptions) -> int:
     """The threads of a worker, so that all of them have the cores of this machine."""
     by_core = options.engine == "ray" and options.workers == 1  # an actor a core
@@ -86,7 +125,7 @@ def threads_each(options: EngineOptions) -> int:
 
 
 @contextlib.contextmanager
-def alone(threads: int) -> Iterator[None]:
+def _alone(threads: int) -> Iterator[None]:
     """A job's work: with so many threads, and without a word where there are several workers."""
     with _threads(threads), _quiet():
         yield

@@ -10,11 +10,18 @@ from typing import Any
 
 from fluxentropy.arms import RANDOM, Arm, all_arms
 from fluxentropy.cells import RunCell, make_cell
-from fluxentropy.cellwork import ARMS, Cell, finish, remember_arms, threads_each
+from fluxentropy.cellwork import (
+    ARMS,
+    Cell,
+    comparison_outcome,
+    finish,
+    finished_records,
+    remember_arms,
+    threads_each,
+)
 from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.config import to_yaml
 from fluxentropy.engine import make_engine
-from fluxentropy.errors import RunError
 from fluxentropy.judging import judge
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrain import FREE, open_blocks
@@ -62,10 +69,7 @@ def _judge(
     from fluxentropy.comparison_figures import draw_comparison
     from fluxentropy.comparison_text import markdown, summary
 
-    records = [found for cell in cells if (found := cell.record()) is not None]
-    if not records:
-        why = next((f"{name}: {problem}" for name, problem in failed.items()), "leave out --no-train")
-        raise RunError(f"{config.out} has no finished run to judge: {why}")
+    records = finished_records(cells, failed, config.out)
     record: dict[str, Any] = judge(arms, records, seeds=config.seeds) | {
         "command": f"fluxentropy compare --config {config.out / 'config.resolved.yaml'}",
         "bins": str(config.bins),
@@ -77,10 +81,4 @@ def _judge(
     write_json(config.out / "comparison.json", record)
     figures = draw_comparison(record, records, config.out)
     write_text(config.out / "comparison.md", markdown(record))
-    lines = [*summary(record), "", f"numbers    {config.out / 'comparison.json'}"]
-    lines += [f"words      {config.out / 'comparison.md'}"]
-    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
-    lines += [f"pictures   {config.out}/: {pictures} (and .svg)"]
-    if failed:
-        lines += ["", f"{len(failed)} of {len(cells)} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
-    return Outcome(lines=lines, data={"out": str(config.out), **record}, exit_code=1 if failed else 0)
+    return comparison_outcome(config.out, "comparison", record, summary(record), figures, len(cells))

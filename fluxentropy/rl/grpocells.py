@@ -12,16 +12,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fluxentropy.cellwork import Cell, alone
-from fluxentropy.errors import FluxentropyError, UsageError
-from fluxentropy.jsonvalues import plain
+from fluxentropy.cellwork import Cell, run_cell
 from fluxentropy.rl.experiment import EVAL_ROWS, Experiment, task_choice
 from fluxentropy.rl.grpo import FREE, grpo
 from fluxentropy.rl.grpooptions import GRPOConfig, LoRAOptions
@@ -29,7 +26,7 @@ from fluxentropy.rl.passatk import mean_pass_at_k
 from fluxentropy.rl.policies import open_policy
 from fluxentropy.rl.rollouts import roll_out, stream_seed
 from fluxentropy.rl.tasks import open_task
-from fluxentropy.store import fingerprint_json, write_json
+from fluxentropy.store import fingerprint_json
 from fluxentropy.yamlfile import to_plain
 
 
@@ -50,17 +47,11 @@ class RunGRPOCell:
     warmups: Path
 
     def __call__(self, cell: Cell) -> str | None:
-        with alone(self.threads):
-            try:
-                grpo(cell.config, warm=self.warmups / f"seed-{cell.seed}.ckpt")
-                write_json(cell.path, plain(judged(cell, self.samples)))
-            except UsageError:  # that of the configuration: all others would fail like this
-                raise
-            except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
-                return str(error)
-        if not self.keep_checkpoints:
-            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
-        return None
+        def work() -> dict[str, Any]:
+            grpo(cell.config, warm=self.warmups / f"seed-{cell.seed}.ckpt")
+            return judged(cell, self.samples)
+
+        return run_cell(cell, work, threads=self.threads, keep_checkpoints=self.keep_checkpoints)
 
 
 # --- what a cell is judged by -----------------------------------------------------------------------------------------

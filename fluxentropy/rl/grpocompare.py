@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fluxentropy.cellwork import ARMS, Cell, finish, remember_arms, threads_each
+from fluxentropy.cellwork import (
+    ARMS,
+    Cell,
+    comparison_outcome,
+    finish,
+    finished_records,
+    remember_arms,
+    threads_each,
+)
 from fluxentropy.config import to_yaml
 from fluxentropy.engine import make_engine
-from fluxentropy.errors import RunError, UsageError
+from fluxentropy.errors import UsageError
 from fluxentropy.outcome import Outcome
 from fluxentropy.rl.control import open_controller
 from fluxentropy.rl.grpo import FREE, RECORDED, open_experiment
@@ -66,10 +74,7 @@ def _judge(config: GRPOCompareConfig, cells: Sequence[Cell], failed: dict[str, s
     from fluxentropy.rl.grpocomparison_figures import draw_comparison
     from fluxentropy.rl.grpocomparison_text import markdown, summary
 
-    records = [found for cell in cells if (found := cell.record()) is not None]
-    if not records:
-        why = next((f"{name}: {problem}" for name, problem in failed.items()), "leave out --no-train")
-        raise RunError(f"{config.out} has no finished run to judge: {why}")
+    records = finished_records(cells, failed, config.out)
     record: dict[str, Any] = judge(config.all_arms(), records, seeds=config.seeds, share=config.collapse) | {
         "command": f"fluxentropy grpo-compare --config {config.out / 'config.resolved.yaml'}",
         "task": config.base.task.name,
@@ -81,10 +86,4 @@ def _judge(config: GRPOCompareConfig, cells: Sequence[Cell], failed: dict[str, s
     write_json(config.out / "grpo_comparison.json", record)
     figures = draw_comparison(record, records, config.out)
     write_text(config.out / "grpo_comparison.md", markdown(record))
-    lines = [*summary(record), "", f"numbers    {config.out / 'grpo_comparison.json'}"]
-    lines += [f"words      {config.out / 'grpo_comparison.md'}"]
-    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
-    lines += [f"pictures   {config.out}/: {pictures} (and .svg)"]
-    if failed:
-        lines += ["", f"{len(failed)} of {len(cells)} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
-    return Outcome(lines=lines, data={"out": str(config.out), **record}, exit_code=1 if failed else 0)
+    return comparison_outcome(config.out, "grpo_comparison", record, summary(record), figures, len(cells))
