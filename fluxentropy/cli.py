@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -395,6 +395,27 @@ def _mappings_as_text(given: dict[str, Any], config: type) -> dict[str, Any]:
     return found
 
 
+def _check_mappings(argv: Sequence[str], commands: Sequence[Command]) -> None:
+    """Refuse --controller.name where --controller is one mapping: cyclopts fails on it."""
+    config = next((command.config for command in commands if argv and command.name == argv[0]), None)
+    dotted = [arg.partition("=")[0] for arg in argv if arg.startswith("--") and "." in arg]
+    for mapping in _mappings(config) if config and dotted else ():
+        for flag in dotted:
+            if flag.startswith(f"{mapping}."):
+                key = flag.removeprefix(f"{mapping}.")
+                raise UsageError(f"{flag}: {mapping} is one mapping: write {mapping} '{{\"{key}\": ...}}'")
+
+
+def _mappings(config: type, prefix: str = "--") -> Iterator[str]:
+    """The flags whose value is a mapping of anything."""
+    for name, hint in get_type_hints(config).items():
+        flag = prefix + name.replace("_", "-")
+        if hint == dict[str, Any]:
+            yield flag
+        elif is_dataclass(hint):
+            yield from _mappings(hint, f"{flag}.")  # type: ignore[arg-type]
+
+
 def _check_flags(arguments: ArgumentCollection) -> None:
     """Refuse what cyclopts lets pass: 3.7 for a whole number, and unknown flags where `-` may stand for stdin."""
     for argument in arguments:
@@ -425,6 +446,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with sigterm_raises():
+            _check_mappings(argv, commands)
             return build_app(commands)(argv, exit_on_error=False, print_error=False) or 0
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if debugging():

@@ -411,3 +411,16 @@ def test_a_closed_stdout_is_no_failure() -> None:
         os.close(writer)
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["grpo", "--controller.name", "bonus"], "write --controller '{\"name\": ...}'"),
+        (["grpo", "--task.options.min_terms=2"], "--task.options.min_terms: --task.options is one mapping"),
+        (["compare", "--bins", "b", "--arms.up.schedule.name", "pool"], "--arms is one mapping"),
+    ],
+)
+def test_keys_of_a_mapping_are_no_flags(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*argv, "--out", "x"]) == 2
+    assert said in capsys.readouterr().err
