@@ -103,7 +103,10 @@ class WarmUpOptions:
     problems: Annotated[int | None, TRAINING] = None
     """Different problems that are shown, again and again. Default: new ones in each step."""
     lr: Annotated[float, TRAINING] = 1e-3
-    """Peak learning rate: it rises over a tenth of the steps and falls to 0 with a cosine."""
+    """Peak learning rate: it rises over a tenth of the steps and falls with a cosine."""
+    floor: Annotated[float, TRAINING] = 0.0
+    """Share of the peak rate that is left at the end; 1 for a rate that does not fall. A high rate ends in flatter minima, \
+from which GRPO takes longer steps."""
     weight_decay: Annotated[float, TRAINING] = 0.1
     """Of the matrices, decoupled."""
 
@@ -113,6 +116,8 @@ class WarmUpOptions:
                 raise UsageError(f"--warmup.{name.replace('_', '-')} {value}: use {least} or more")
         _positive(self, "warmup.", "lr")
         _not_negative(self, "warmup.", "weight_decay")
+        if not 0 <= self.floor <= 1:
+            raise UsageError(f"--warmup.floor {self.floor}: use a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

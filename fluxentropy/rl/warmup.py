@@ -50,7 +50,7 @@ def warm_up(policy: TrainedPolicy, task: Task, options: WarmUpOptions, *, seed: 
     losses, progress = [], Progress(options.steps, unit="warm-up steps")
     encoded: dict[int, tuple[list[int], int]] = {}  # of problems that come again
     for step in range(options.steps):
-        scale_learning_rates(optimizer, cosine(step + 0.5, options.steps, warmup=0.1))
+        scale_learning_rates(optimizer, cosine(step + 0.5, options.steps, warmup=0.1, floor=options.floor))
         numbers = _numbers(options, seed, step)
         encoded |= {number: example(policy, task, number) for number in numbers if number not in encoded}
         ids, targets = pad_examples([encoded[number] for number in numbers], policy.pad)
