@@ -150,6 +150,7 @@ def test_a_cell_is_what_grpo_makes_of_its_options(whole: Path, tmp_path: Path) -
     with open(cell / "metrics.csv", newline="") as file:
         assert record["greedy"] == float([row["eval_solved"] for row in csv.DictReader(file)][-1])
     assert list(found["pass_at_k"]) == ["1", "2", "3"]
+    assert found["distinct"] == pytest.approx(found["pass_at_k"]["3"])  # a sum has one right answer
 
 
 def test_verify_and_report_know_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +272,7 @@ def cell(arm: str, seed: int, reward: float, entropy: list[float]) -> dict[str, 
         "greedy": reward,
         "parameters": 7,
         "pass_at_k": passed,
+        "distinct": {"value": 4 * reward, "se": 0.0},
     }
 
 
@@ -284,6 +286,7 @@ def test_verdicts_by_hand() -> None:
     found = judge({NONE: {}, "good": {}, "bad": {}, "same": {}, "absent": {}}, records, seeds=4, share=0.5)
     verdicts = {one["arm"]: one["verdict"] for one in found["comparisons"] if one["family"] == "final reward"}
     assert verdicts == {"good": "better", "bad": "worse", "same": "not distinguishable", "absent": "not judged"}
+    assert {one["family"] for one in found["comparisons"]} >= {"pass@4", "distinct@4"}
     entropy = {one["arm"]: one["verdict"] for one in found["comparisons"] if one["family"] == "final entropy"}
     assert entropy["good"] == "higher" and entropy["bad"] == "not distinguishable"
     assert [found["arms"][name].get("entropy") for name in (NONE, "good", "bad", "absent")] == [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fluxentropy.errors import UsageError
-from fluxentropy.rl.passatk import mean_pass_at_k, pass_at_k
+from fluxentropy.rl.passatk import distinct_right, mean_pass_at_k, pass_at_k
 
 
 @pytest.mark.parametrize(("n", "k"), [(n, k) for n in range(1, 7) for k in range(1, n + 1)])
@@ -37,6 +37,13 @@ def test_the_mean_over_prompts_has_the_error_between_them():
     values = torch.tensor([0.5, 1 - 1 / 6, 0.0], dtype=torch.float64)
     assert found[1].value == pytest.approx(0.25)
     assert found[2] == pytest.approx((float(values.mean()), float(values.std() / 3**0.5)))
+
+
+def test_different_right_responses_are_counted_once():
+    texts = [["a", " a", "b", "c"], ["a", "b", "c", "d"], ["a", "a", "a", "a"]]
+    right = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
+    found = distinct_right(texts, right)  # 2, 0 and 1
+    assert found == pytest.approx((1.0, 1 / 3**0.5))
 
 
 @pytest.mark.parametrize(

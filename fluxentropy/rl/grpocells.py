@@ -22,7 +22,7 @@ from fluxentropy.cellwork import Cell, run_cell
 from fluxentropy.rl.experiment import EVAL_ROWS, Experiment, task_choice
 from fluxentropy.rl.grpo import FREE, grpo
 from fluxentropy.rl.grpooptions import GRPOConfig, LoRAOptions
-from fluxentropy.rl.passatk import mean_pass_at_k
+from fluxentropy.rl.passatk import distinct_right, mean_pass_at_k
 from fluxentropy.rl.policies import open_policy
 from fluxentropy.rl.rollouts import roll_out, stream_seed
 from fluxentropy.rl.tasks import open_task
@@ -103,6 +103,7 @@ def held_out(config: GRPOConfig, samples: int) -> dict[str, Any]:
         "greedy_reward": greedy["eval_reward"],
         "sampled_reward": float(found.rewards.mean()),
         "pass_at_k": {str(k): value._asdict() for k, value in mean_pass_at_k(right, numbers(samples)).items()},
+        "distinct": distinct_right(found.texts, right)._asdict(),
         "parameters": policy.model.num_parameters(),
     }
 

@@ -86,7 +86,8 @@ def _values(record: Record) -> str:
     return (
         f"Final: the mean of the last {LAST:.0%} of the steps; mean: of all steps. Rewards and entropies are those of "
         f"the training, entropies in nats a token; accuracy and pass@k are of {arms[0][1]['held_out']:,} held-out "
-        f"problems after the last step.\n\n" + table(["arm", *names, "entropy is", "seeds"], rows)
+        f"problems after the last step; distinct@{record['samples']} is the number of different right responses among "
+        f"{record['samples']} to one of them.\n\n" + table(["arm", *names, "entropy is", "seeds"], rows)
     )
 
 

@@ -51,6 +51,7 @@ def measures(record: Record) -> dict[str, float]:
         "greedy accuracy": record["greedy"],
         "pass@1": passed["pass@1"],
         last: passed[last],
+        last.replace("pass", "distinct"): record["distinct"]["value"],
         ENTROPY: final(record["entropy"]),
         LOWEST: float(np.min(record["entropy"])),
         "mean entropy": float(np.mean(record["entropy"])),

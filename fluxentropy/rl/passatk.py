@@ -4,6 +4,9 @@
 
 for c right ones of n: the share of the k-subsets of the n that hold a right one. 1 - (1 - c/n)^k is biased downwards.
 Source: Chen et al. 2021, arXiv:2107.03374.
+
+Where a problem has many right answers, pass@k cannot tell a policy that finds them all from one that knows a single one:
+the number of different right responses among k can.
 """
 
 from __future__ import annotations
@@ -42,3 +45,18 @@ def mean_pass_at_k(right: Tensor, ks: Sequence[int]) -> dict[int, Estimate]:
     n = right.shape[1]
     counts = right.sum(1).tolist()
     return {k: mean_estimate(torch.tensor([pass_at_k(n, c, k) for c in counts], dtype=torch.float64)) for k in ks}
+
+
+def distinct_right(texts: Sequence[Sequence[str]], right: Tensor) -> Estimate:
+    """Different right responses among those to a prompt, mean over prompts with its standard error; `right` bool (B, n).
+
+    Responses are the same where they are without white space at their ends.
+
+    >>> distinct_right([["ab", "ab ", "ba"], ["x", "y", "x"]], torch.tensor([[1, 1, 1], [1, 0, 1]]).bool()).value
+    1.5
+    """
+    counts = [
+        len({text.strip() for text, good in zip(row, flags, strict=True) if good})
+        for row, flags in zip(texts, right.tolist(), strict=True)
+    ]
+    return mean_estimate(torch.tensor(counts, dtype=torch.float64))
