@@ -105,8 +105,8 @@ class WarmUpOptions:
     lr: Annotated[float, TRAINING] = 1e-3
     """Peak learning rate: it rises over a tenth of the steps and falls with a cosine."""
     floor: Annotated[float, TRAINING] = 0.0
-    """Share of the peak rate that is left at the end; 1 for a rate that does not fall. A high rate ends in flatter minima, \
-from which GRPO takes longer steps."""
+    """Share of the peak rate that is left at the end; 1 for a rate that does not fall. A high rate ends in a flatter \
+minimum, from which GRPO takes longer steps."""
     weight_decay: Annotated[float, TRAINING] = 0.1
     """Of the matrices, decoupled."""
 

@@ -5,8 +5,8 @@
 for c right ones of n: the share of the k-subsets of the n that hold a right one. 1 - (1 - c/n)^k is biased downwards.
 Source: Chen et al. 2021, arXiv:2107.03374.
 
-Where a problem has many right answers, pass@k cannot tell a policy that finds them all from one that knows a single one:
-the number of different right responses among k can.
+Where a problem has many right answers, pass@k cannot tell a policy that finds them all from one that knows a single
+one: the number of different right responses among k can.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def mean_pass_at_k(right: Tensor, ks: Sequence[int]) -> dict[int, Estimate]:
 
 
 def distinct_right(texts: Sequence[Sequence[str]], right: Tensor) -> Estimate:
-    """Different right responses among those to a prompt, mean over prompts with its standard error; `right` bool (B, n).
+    """Different right responses to a prompt, mean over prompts with its standard error; `right` bool (B, n).
 
     Responses are the same where they are without white space at their ends.
 
