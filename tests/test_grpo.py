@@ -38,7 +38,9 @@ from fluxentropy.rl.grpooptions import (
 from fluxentropy.rl.tasks import Problem
 
 CRASHING = Path(__file__).with_name("crashing.py")
-PROBE = ProbeOptions(every=2, prompts=4, responses=2, parts=("measured", "first_order", "split", "two_batch"))
+PARTS = ("measured", "first_order", "split", "two_batch")
+PROBE = ProbeOptions(every=2, prompts=4, responses=2, parts=PARTS, attribution=True)
+FIRST = ProbeOptions(every=1, prompts=4, responses=2, parts=("first_order",))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +97,10 @@ def test_what_a_run_writes(whole: Path) -> None:
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["complete"] and manifest["identity"]["kind"] == "grpo" and manifest["warmup_loss"] > 0
     assert {"metrics.csv", "responses.parquet", "export/model.safetensors"} <= manifest["files"].keys()
-    assert {"entropy_reward.png", "predicted_measured.png"} <= {path.name for path in whole.glob("figures/*")}
+    assert sorted(path.name for path in whole.glob("attribution/*")) == ["step_000002.parquet", "step_000004.parquet"]
+    assert {"attribution/step_000002.parquet", "attribution/step_000004.parquet"} <= manifest["files"].keys()
+    drawn = {path.name for path in whole.glob("figures/*")}
+    assert {"entropy_reward.png", "predicted_measured.png", "attribution.png"} <= drawn
     assert sorted(path.name for path in whole.glob("checkpoints/*.ckpt")) == [f"step-{n:08d}.ckpt" for n in (0, 3, 4)]
 
 
@@ -270,7 +275,7 @@ def test_a_controller_scales_the_step_that_was_taken(tmp_path: Path, monkeypatch
             told.append((view.entropy_now, view.first_order(), view.preconditioner(), view.step))
 
         steer(monkeypatch, Steering(scales=(scale,), asks=ask))
-        options = {"steps": 1, "probe": dataclasses.replace(PROBE, every=1, parts=("first_order",))}
+        options = {"steps": 1, "probe": FIRST}
         grpo(config(tmp_path / name, controller={"name": "steering"}, **options), task=Digits())
         row = rows(tmp_path / name)[1]
         ((entropy, first, preconditioner, step),) = told
@@ -294,7 +299,7 @@ def test_a_controller_without_a_probe_sees_the_same_entropy_batch(
     told = []
     for every in (1, None):
         steer(monkeypatch, Steering(asks=lambda view: told.append(view.first_order())))
-        options = {"steps": 1, "probe": dataclasses.replace(PROBE, every=every, parts=("first_order",))}
+        options = {"steps": 1, "probe": dataclasses.replace(FIRST, every=every)}
         grpo(config(tmp_path / str(every), controller={"name": "steering"}, **options), task=Digits())
     assert told[0] == told[1]
     assert all(torch.equal(weights(tmp_path / "1")[n], t) for n, t in weights(tmp_path / "None").items())

@@ -78,7 +78,8 @@ def write_tables(run):
         logp = -rng.gamma(0.6, 1.5, size=n)
         A = np.repeat(rng.normal(size=n // 20), 20)
         change = -1e-4 * A * (logp - logp.mean()) + 1e-4 * rng.normal(size=n)
-        columns = {"step": np.full(n, step), "advantage": A, "logp": logp, "change": change}
+        prompt = np.repeat(np.arange(n // 20) // 3, 20)
+        columns = {"step": np.full(n, step), "prompt": prompt, "advantage": A, "logp": logp, "change": change}
         pq.write_table(pa.table(columns), run / "attribution" / f"step_{step:06d}.parquet")
 
 
@@ -145,10 +146,17 @@ def test_the_numbers_drawn_are_those_of_the_table(run, drawn):
     table = pq.read_table(run / "attribution" / f"step_{EVERY:06d}.parquet").to_pandas()
     assert lines["sum"][0] == pytest.approx(table.change.sum())
     rare = table.logp < table.logp.median()
-    assert lines["A > 0, rare"][0] == pytest.approx(table.change[rare & (table.advantage > 0)].sum())
-    bars = sum(bar.get_height() for bar in drawn["attribution"].axes[1].patches)
+    inside = rare & (table.advantage > 0)
+    assert lines["A > 0, rare"][0] == pytest.approx(table.change[inside].sum())
+    segments = drawn["attribution"].axes[0].collections[0].get_segments()  # the error bars of this quadrant
+    sums = (table.change * inside).groupby(table.prompt).sum()
+    assert np.ptp(segments[0][:, 1]) == pytest.approx(2 * 1.96 * len(sums) ** 0.5 * sums.std())
+    bars = [bar.get_width() for bar in drawn["attribution"].axes[1].patches]
     steps = len(lines["sum"])
-    assert bars == pytest.approx(lines["sum"].sum() / steps)
+    assert sum(bars) == pytest.approx(lines["sum"].sum() / steps)
+    every = pa.concat_tables(map(pq.read_table, (run / "attribution").glob("*"))).to_pandas()
+    unlikely = (every.logp < np.log(0.01)) & (every.advantage > 0)
+    assert 0 < unlikely.sum() < len(every) and bars[0] == pytest.approx(every.change[unlikely].sum() / steps)
 
 
 def test_the_fit_is_that_of_the_made_up_curve(drawn):

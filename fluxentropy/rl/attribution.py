@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.twobatch import entropy_weights, known_step
 from fluxentropy.store import atomic_path
 
+FOLDER = "attribution"  # of a run
 # What natural gradient on free logits does in each quadrant: raise the entropy (+1) or lower it (-1).
 QUADRANTS = {"positive_rare": 1, "positive_common": -1, "negative_rare": -1, "negative_common": 1}
 
@@ -227,6 +229,15 @@ def row(attribution: Attribution, quantile: float | None = 0.5) -> dict[str, flo
     return found
 
 
+def attribution_path(run: Path, step: int) -> Path:
+    """Where a run keeps the attribution of a step.
+
+    >>> attribution_path(Path("run"), 20).as_posix()
+    'run/attribution/step_000020.parquet'
+    """
+    return run / FOLDER / f"step_{step:06d}.parquet"
+
+
 def write_attribution(path: str | os.PathLike[str], attribution: Attribution, *, step: int) -> None:
     """A Parquet table with a row a token: step, prompt, response, position, token, advantage, logp, entropy, change.
 
@@ -240,7 +251,7 @@ def write_attribution(path: str | os.PathLike[str], attribution: Attribution, *,
     prompt, response, position = update.mask.nonzero(as_tuple=True)
     at = (prompt, response, position)
     columns = {
-        "step": torch.full_like(prompt, step),
+        "step": torch.full_like(prompt, step).int(),
         "prompt": prompt.int(),
         "response": response.int(),
         "position": position.int(),

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from fluxentropy.errors import UsageError
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
+from fluxentropy.rl import attribution
 from fluxentropy.rl.experiment import Experiment, open_controller, task_choice
 from fluxentropy.rl.grpo_figures import figures
 from fluxentropy.rl.grpocallbacks import Evaluation, Rows, Speed, StateCheckpoints, load_state, load_states, save_state
@@ -31,7 +32,7 @@ from fluxentropy.trainer import quiet_lightning
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain, to_yaml
 
-OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, "export*", "figures")
+OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, attribution.FOLDER, "export*", "figures")
 # what changes how a run is done, but not its result
 FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator", "plots")
 RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "math-verify", "peft")
@@ -176,7 +177,8 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
 def _written(experiment: Experiment) -> dict[str, str]:
     """The SHA-256 of each file that a finished run holds for good."""
     out = experiment.config.out
-    files = [out / "metrics.csv", out / "responses.parquet", *sorted(out.glob("export*/*"))]
+    files = [out / "metrics.csv", out / "responses.parquet"]
+    files += [path for folder in (attribution.FOLDER, "export*") for path in sorted(out.glob(f"{folder}/*"))]
     return {str(path.relative_to(out)): sha256_file(path) for path in files}
 
 

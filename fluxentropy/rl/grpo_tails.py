@@ -19,14 +19,17 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from fluxentropy.errors import SourceError
 from fluxentropy.figures import DOUBLE, GREY, new_figure
-from fluxentropy.rl.attribution import QUADRANTS
+from fluxentropy.rl.attribution import FOLDER, QUADRANTS
 from fluxentropy.rl.precision import Precision, entropy_precision
 
 BLUE, RUST, GREEN, VIOLET = "#2f6fa7", "#b4501e", "#2e7d5b", "#7a5195"
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}
 RESPONSES = ("step", "prompt", "length", "entropy")
-ATTRIBUTION = ("step", "advantage", "logp", "change")
+ATTRIBUTION = ("step", "prompt", "advantage", "logp", "change")
 QUANTILES = ((1.0, "largest", RUST), (0.99, "99%", VIOLET), (0.9, "90%", GREEN), (0.5, "median", BLUE))
+BANDS = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a token's probability
+Z = 1.96
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LOOKS = {
     "positive_rare": ("A > 0, rare", "#7fb2dd"), "positive_common": ("A > 0, common", BLUE),
     "negative_rare": ("A < 0, rare", "#e0a27c"), "negative_common": ("A < 0, common", RUST),
@@ -40,7 +43,7 @@ def read_responses(run: Path) -> dict[str, np.ndarray] | None:
 
 def read_attribution(run: Path) -> dict[str, np.ndarray] | None:
     """The tokens of a run's attributed steps; None where there are none."""
-    return _read(sorted((run / "attribution").glob("*.parquet")), ATTRIBUTION)
+    return _read(sorted((run / FOLDER).glob("*.parquet")), ATTRIBUTION)
 
 
 def _read(files: list[Path], columns: tuple[str, ...]) -> dict[str, np.ndarray] | None:
@@ -129,41 +132,65 @@ def _plain(axis: Axis) -> None:
 
 
 def attribution_figure(table: dict[str, np.ndarray]) -> Figure:
-    """The quadrants' changes over the steps, and over all of them by the token's log-probability."""
+    """The quadrants' changes over the steps, and over all of them by the token's probability. Bars are 95% intervals
+    between the prompts of the update."""
     figure = new_figure(DOUBLE, 2.9)
-    over_steps, by_logp = figure.subplots(1, 2, width_ratios=(3, 2))
+    over_steps, by_probability = figure.subplots(1, 2, width_ratios=(3, 2))
     steps = np.unique(table["step"])
-    changes = {name: np.zeros(len(steps)) for name in QUADRANTS}
-    for place, step in enumerate(steps):
-        here = table["step"] == step
-        rare = table["logp"][here] < np.quantile(table["logp"][here], 0.5)
-        for name in QUADRANTS:
-            sign = table["advantage"][here] > 0 if name.startswith("positive") else table["advantage"][here] < 0
-            changes[name][place] = table["change"][here][sign & (rare == name.endswith("rare"))].sum()
+    parts = {name: np.array([_quadrant(table, step, name) for step in steps]) for name in QUADRANTS}  # (steps, 2)
     over_steps.axhline(0, color=GREY, linewidth=0.6)
-    for name, (label, colour) in LOOKS.items():
-        over_steps.plot(steps, changes[name], color=colour, marker="o", markersize=2.2, label=label)
-    over_steps.plot(steps, np.sum(list(changes.values()), axis=0), color="black", linestyle=(0, (4, 2)), label="sum")
-    over_steps.set(xlabel="optimizer step", ylabel="change of entropy\n(nats a sequence)")
-    over_steps.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    over_steps.set_title("this batch's part, by sign of the advantage; rare: below the median ln p", **NOTE)
+    near = float(np.diff(steps).min()) if len(steps) > 1 else 1.0
+    for place, (name, (label, colour)) in enumerate(LOOKS.items()):
+        beside = steps + near * 0.08 * (place - 1.5)  # bars do not hide each other
+        change, error = parts[name].T
+        over_steps.errorbar(beside, change, Z * error, fmt="none", ecolor=colour, elinewidth=0.6, alpha=0.6)
+        over_steps.plot(beside, change, color=colour, marker="o", markersize=2.2, linewidth=0.9, label=label)
+    total = np.sum([part[:, 0] for part in parts.values()], axis=0)
+    over_steps.plot(steps, total, color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="sum")
+    over_steps.set(xlabel="optimizer step", ylabel=f"change of entropy\n{_scaled(over_steps.yaxis)}")
+    over_steps.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    over_steps.set_title("this batch's part; rare: p below the step's median; bars: 95%", **NOTE)
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    _by_logp(by_logp, table)
+    _by_probability(by_probability, table, len(steps))
     return figure
 
 
-def _by_logp(axes: Axes, table: dict[str, np.ndarray]) -> None:
-    """Sums over tenths of the tokens by log-probability, for either sign of the advantage."""
-    edges = np.unique(np.quantile(table["logp"], np.linspace(0, 1, 11)))
-    tenth = np.clip(np.searchsorted(edges, table["logp"], side="right") - 1, 0, max(len(edges) - 2, 0))
-    steps = len(np.unique(table["step"]))
+def _quadrant(table: dict[str, np.ndarray], step: int, name: str) -> tuple[float, float]:
+    """The sum over a quadrant's tokens of a step, and its standard error between prompts."""
+    here = table["step"] == step
+    prompt, advantage, logp, change = (table[column][here] for column in ATTRIBUTION[1:])
+    sign = advantage > 0 if name.startswith("positive") else advantage < 0
+    inside = sign & ((logp < np.quantile(logp, 0.5)) == name.endswith("rare"))
+    sums = np.bincount(prompt, change * inside)
+    return float(sums.sum()), float(np.sqrt(len(sums)) * sums.std(ddof=1)) if len(sums) > 1 else 0.0
+
+
+def _by_probability(axes: Axes, table: dict[str, np.ndarray], steps: int) -> None:
+    """Sums over the tokens of each band of probabilities, for either sign of the advantage, rare ones on top."""
+    band = np.clip(np.searchsorted(BANDS, np.exp(table["logp"]), side="right") - 1, 0, len(BANDS) - 2)
     for shift, inside, label, colour in (
         (-0.2, table["advantage"] > 0, "A > 0", BLUE), (0.2, table["advantage"] < 0, "A < 0", RUST),
     ):  # fmt: skip
-        sums = np.bincount(tenth[inside], table["change"][inside], minlength=max(len(edges) - 1, 1)) / steps
-        axes.bar(np.arange(len(sums)) + shift, sums, width=0.4, color=colour, label=label)
-    axes.axhline(0, color=GREY, linewidth=0.6)
-    labels = [f"{edge:.2g}".replace("-", "−") if edge < -0.005 else "0" for edge in edges]
-    axes.set_xticks(np.arange(len(edges)) - 0.5, labels, rotation=90, fontsize=6)
-    axes.set(xlabel="ln p of the token (nats), tenths", ylabel="mean change a step\n(nats a sequence)")
-    axes.legend(loc="best")
+        sums = np.bincount(band[inside], table["change"][inside], minlength=len(BANDS) - 1) / steps
+        axes.barh(np.arange(len(sums)) + shift, sums, height=0.4, color=colour, label=label)
+    axes.axvline(0, color=GREY, linewidth=0.6)
+    shares = np.bincount(band, minlength=len(BANDS) - 1) / len(band)
+    labels = [
+        f"{low:g}–{high:g} ({'<1%' if 0 < share < 0.005 else f'{share:.0%}'})"
+        for low, high, share in zip(BANDS[:-1], BANDS[1:], shares, strict=True)
+    ]
+    axes.set_yticks(np.arange(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.set(xlabel=f"mean change a step\n{_scaled(axes.xaxis)}", ylabel="p of the token (share of tokens)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def _scaled(axis: Axis) -> str:
+    """The unit of changes, with a power of ten that keeps the numbers on the axis short."""
+    largest = float(np.abs(axis.get_data_interval()).max())
+    power = int(np.floor(np.log10(largest))) if largest > 0 else 0
+    if -2 <= power <= 3:
+        return "(nats a sequence)"
+    axis.set_major_formatter(lambda value, _: f"{value / 10**power:.3g}".replace("-", "−"))
+    return f"(10{str(power).translate(RAISED)} nats a sequence)"

@@ -11,6 +11,7 @@ import torch
 
 from fluxentropy.metricsfile import MetricsFile
 from fluxentropy.progress import Progress
+from fluxentropy.rl.attribution import attribution_path, write_attribution
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpomodule import GRPOModule
 from fluxentropy.rl.responselog import write_piece
@@ -49,7 +50,7 @@ class Evaluation(GRPOCallback):
 
 
 class Rows(GRPOCallback):
-    """metrics.csv, and the responses of probed steps."""
+    """metrics.csv, and the responses of probed steps with what their tokens did."""
 
     def __init__(self, experiment: Experiment, metrics: MetricsFile) -> None:
         super().__init__(experiment)
@@ -63,8 +64,11 @@ class Rows(GRPOCallback):
 
     def step_end(self, module: GRPOModule, done: int) -> None:
         self.metrics.append(module.row)
+        out = self.experiment.config.out
         if module.rows:
-            write_piece(self.experiment.config.out, done, module.rows)
+            write_piece(out, done, module.rows)
+        if module.attribution is not None:
+            write_attribution(attribution_path(out, done), module.attribution, step=done)
 
 
 class Speed(GRPOCallback):

@@ -19,6 +19,7 @@ import torch
 from fluxentropy.errors import RunError
 from fluxentropy.optim import build_optimizer, scale_learning_rates
 from fluxentropy.rl.advantages import advantages
+from fluxentropy.rl.attribution import Attribution
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpoloss import adapted_beta
 from fluxentropy.rl.grpoprobe import StepWatch
@@ -32,7 +33,7 @@ from fluxentropy.rl.step import clip_factor
 
 class GRPOModule(lightning.LightningModule):
     """One step after the other: `row` collects what is known of the last one, `rows` its responses where it is probed,
-    `seconds` where its time went."""
+    `attribution` what their tokens did, `seconds` where its time went."""
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
@@ -42,6 +43,7 @@ class GRPOModule(lightning.LightningModule):
         self.beta = experiment.config.kl.beta
         self.row: dict[str, float | int] = {}
         self.rows: list[dict[str, Any]] = []
+        self.attribution: Attribution | None = None
         self.seconds: dict[str, float] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -64,6 +66,7 @@ class GRPOModule(lightning.LightningModule):
         with self._timed("update"):
             update = BatchUpdate(self.experiment, rollout, found, step=step, beta=self.beta)
         self.row = {"step": step + 1, "lr": config.optim.lr * factor, "beta": self.beta}
+        self.attribution = None
         gradients, norms = [], []
         for epoch in range(config.inner_epochs):
             gradient, norm = self._optimizer_step(update, step, epoch)
@@ -96,6 +99,7 @@ class GRPOModule(lightning.LightningModule):
             length = watch.adjust()
             self.row |= watch.measure(clip=clip_factor(norm, limit))
         optimizer.zero_grad()  # type: ignore[union-attr]
+        self.attribution = watch.attribution or self.attribution
         if watch.controls:
             gradient.facts["step_length"] = length
         return gradient, norm

@@ -226,11 +226,18 @@ class ProbeOptions:
 that can be run but kernel and u_statistic."""
     budget: Annotated[float | None, EVALUATION] = None
     """Stop adding parts at about so many forward passes."""
+    attribution: Annotated[bool | None, EVALUATION] = None
+    """Write what each token of the update did to the entropy, into attribution/. Default: where it can be known \
+(AdamW, no controller), unless parts or budget is given."""
 
     def __post_init__(self) -> None:
         for name, least in {"every": 1, "prompts": 3, "responses": 1}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"--probe.{name} {value}: use {least} or more")
+        if self.attribution and self.every is None:
+            raise UsageError(
+                "--probe.attribution without --probe.every: no step is probed; say every how many shall be"
+            )
         _positive(self, "probe.", "budget")
 
 

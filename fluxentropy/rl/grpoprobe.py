@@ -13,6 +13,7 @@ import math
 import torch
 
 from fluxentropy.errors import RunError, UsageError
+from fluxentropy.rl.attribution import Attribution, row
 from fluxentropy.rl.control import Controller, apply
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpooptions import GRPOConfig
@@ -27,17 +28,21 @@ OF_THE_OPTIMIZER = ("split", *OF_THE_UPDATE)  # parts that explain the step by t
 
 
 class StepWatch:
-    """One optimizer step: made before it, with the gradient at hand; `adjust` and then `measure` after it."""
+    """One optimizer step: made before it, with the gradient at hand; `adjust` and then `measure` after it.
+
+    Where tokens are attributed, `measure` sets `attribution`, whose update is the rollout with its advantages.
+    """
 
     def __init__(
         self, experiment: Experiment, optimizer: torch.optim.Optimizer, update: BatchUpdate, *, epoch: int, probed: bool
     ) -> None:
         self.experiment, self.step, self.epoch = experiment, update.step, epoch
         self.controls = adjusts(experiment.controller)
+        self.attribution: Attribution | None = None
         self._probe: EntropyProbe | None = None
         if not (probed or self.controls):
             return
-        self._batch = experiment.entropy_batch(self.step, epoch)
+        self._batch, self._update = experiment.entropy_batch(self.step, epoch), update.batch
         if probed:
             self._probe = self._make_probe(optimizer, update)
         if self.controls:
@@ -48,7 +53,7 @@ class StepWatch:
     def _make_probe(self, optimizer: torch.optim.Optimizer, update: BatchUpdate) -> EntropyProbe:
         config = self.experiment.config
         known = can_split(optimizer) and not self.controls
-        plain = known and self.experiment.controller is None and config.rollout.prompts > 1
+        plain = known and not obstacle(config, self.experiment.controller)
         responses, norm = update_of(update.batch, config)
         with _in_full(self._batch):
             return EntropyProbe(
@@ -92,8 +97,12 @@ class StepWatch:
         if self._probe is None:
             return {}
         with _in_full(self._batch):
-            record = self._probe.measure(clip=clip)
-        return {f"probe_{name}": value for name, value in record.row().items()}
+            found = self._probe.measure(clip=clip).row()
+            if attributes(self.experiment.config, self.experiment.controller):
+                attribution = self._probe.attribute(clip=clip)
+                found |= row(attribution)
+                self.attribution = dataclasses.replace(attribution, update=self._update)
+        return {f"probe_{name}": value for name, value in found.items()}
 
 
 def adjusts(controller: Controller | None) -> bool:
@@ -101,8 +110,29 @@ def adjusts(controller: Controller | None) -> bool:
     return controller is not None and controller.adjusts
 
 
+def obstacle(config: GRPOConfig, controller: Controller | None) -> str:
+    """Why a step cannot be split over the tokens of its rollout, in words; empty where it can be."""
+    if config.optim.kind != "adamw":
+        return f"--optim.kind {config.optim.kind}: only steps of AdamW are split over tokens"
+    if controller is not None:
+        return f"the controller {controller.name}: it changes the update that would be split over tokens"
+    if config.rollout.prompts < 2:
+        return f"--rollout.prompts {config.rollout.prompts}: standard errors need at least 2"
+    return ""
+
+
+def attributes(config: GRPOConfig, controller: Controller | None) -> bool:
+    """Whether probed steps are split over tokens: as asked for, or where nothing hinders or limits the probe."""
+    probe = config.probe
+    if probe.attribution is None:
+        return probe.parts is None and probe.budget is None and not obstacle(config, controller)
+    return probe.attribution
+
+
 def check_parts(config: GRPOConfig, controller: Controller | None) -> None:
     """Raise `UsageError` for parts of the probe that cannot be run."""
+    if config.probe.attribution and (hindered := obstacle(config, controller)):
+        raise UsageError(f"--probe.attribution with {hindered}")
     asked = config.probe.parts or ()
     for part in asked:
         if part in OF_THE_UPDATE and controller is not None:

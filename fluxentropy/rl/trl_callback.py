@@ -146,9 +146,8 @@ class EntropyProbeCallback(TrainerCallback):
 
     def _attributed(self, probe: EntropyProbe, clip: float, step: int) -> dict[str, float]:
         found = probe.attribute(clip=clip)
-        folder = Path(self._trainer.args.output_dir) / "attribution"
-        folder.mkdir(parents=True, exist_ok=True)
-        attribution.write_attribution(folder / f"step_{step:06d}.parquet", found, step=step)
+        path = attribution.attribution_path(Path(self._trainer.args.output_dir), step)
+        attribution.write_attribution(path, found, step=step)
         return attribution.row(found)
 
     def sample(self, model: Any, step: int) -> Responses:
