@@ -131,8 +131,6 @@ def attributes(config: GRPOConfig, controller: Controller | None) -> bool:
 
 def check_parts(config: GRPOConfig, controller: Controller | None) -> None:
     """Raise `UsageError` for parts of the probe that cannot be run."""
-    if config.probe.attribution and (hindered := obstacle(config, controller)):
-        raise UsageError(f"--probe.attribution with {hindered}")
     asked = config.probe.parts or ()
     for part in asked:
         if part in OF_THE_UPDATE and controller is not None:
@@ -140,6 +138,8 @@ def check_parts(config: GRPOConfig, controller: Controller | None) -> None:
         if part in OF_THE_OPTIMIZER and (adjusts(controller) or config.optim.kind != "adamw"):
             what = f"--optim.kind {config.optim.kind}" if config.optim.kind != "adamw" else "a controller of steps"
             raise UsageError(f"--probe.parts {part} with {what}: this part explains steps of AdamW alone")
+    if config.probe.attribution and (hindered := obstacle(config, controller)):
+        raise UsageError(f"--probe.attribution with {hindered}")
 
 
 def update_of(batch: Responses, config: GRPOConfig) -> tuple[Responses, float]:
