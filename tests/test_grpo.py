@@ -293,6 +293,17 @@ def test_a_controller_scales_the_step_that_was_taken(tmp_path: Path, monkeypatch
     assert any(not torch.equal(one[name], before) for name, before in start.items())
 
 
+def test_an_entropy_batch_on_the_prompts_of_the_update_has_pairs_of_one_prompt(tmp_path: Path) -> None:
+    probe = ProbeOptions(every=1, prompts=3, responses=2, parts=("measured", "two_batch", "kernel"), same_prompts=True)
+    experiment = open_experiment(config(tmp_path / "run", probe=probe, steps=1), Digits())
+    batch, update = experiment.entropy_batch(1, 0), experiment.roll_out(1).responses
+    assert [batch.prompt(n) for n in range(3)] == [update.prompt(n) for n in range(3)]
+    grpo(experiment.config, task=Digits())
+    row = rows(tmp_path / "run")[1]
+    kinds = [row[f"probe_kernel_{kind}"] for kind in ("identical", "same_prompt", "cross_prompt")]
+    assert kinds[1] and kinds[2] and sum(kinds) == pytest.approx(row["probe_kernel_total"])
+
+
 def test_a_controller_without_a_probe_sees_the_same_entropy_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,9 +62,10 @@ class Experiment:
         """Responses of the policy as it is now that no update uses."""
         options, probe = self.config.rollout, self.config.probe
         first = FAR + (step * self.config.inner_epochs + epoch) * probe.prompts
+        own = [] if probe.same_prompts else [self.task.train(first + place) for place in range(probe.prompts)]
         return sample(
             self.policy,
-            [self.task.train(first + place) for place in range(probe.prompts)],
+            own or self.problems(step)[: probe.prompts],
             probe.responses,
             sampler=self.sampler,
             max_tokens=options.max_tokens,

@@ -221,6 +221,8 @@ class ProbeOptions:
     """Prompts of the entropy batch."""
     responses: Annotated[int, EVALUATION] = 2
     """Responses to each."""
+    same_prompts: Annotated[bool, SWITCH, EVALUATION] = False
+    """Take the first prompts of the update, with responses of their own. Default: prompts that no update uses."""
     parts: Annotated[tuple[str, ...] | None, EVALUATION] = None
     """Parts to run: measured, first_order, split, range, second_order, two_batch, kernel, u_statistic. Default: all \
 that can be run but kernel and u_statistic."""
@@ -292,6 +294,8 @@ class GRPOOptions:
         _positive(self, "", "clip", "max_logp_gap")
         if self.rollout.responses < 2:
             raise UsageError(f"--rollout.responses {self.rollout.responses}: advantages within a group need at least 2")
+        if self.probe.same_prompts and self.rollout.prompts < 3:
+            raise UsageError(f"--probe.same-prompts with --rollout.prompts {self.rollout.prompts}: use at least 3")
         if self.probe.every is not None and (self.rollout.top_k is not None or self.rollout.top_p not in (None, 1.0)):
             raise UsageError(
                 "--probe.every with --rollout.top-k or --rollout.top-p: the probe needs the whole vocabulary"
