@@ -160,7 +160,7 @@ def _predicted_measured(metrics: Columns) -> Figure:
         axes.plot(x, y, "o", color=BLUE, markersize=3, markeredgewidth=0)
         axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel=f"measured {CHANGE}", ylabel=label)
         off = float(np.sqrt(np.mean((y - x) ** 2)))
-        axes.set_title(f"{len(x)} steps; root mean square difference {off:.2g}; dashed: equal", **NOTE)
+        axes.set_title(f"{len(x)} steps; RMS difference {off:.2g}; dashed: equal", **NOTE)
         axes.locator_params(nbins=5)
     return figure
 
