@@ -30,6 +30,7 @@ from fluxentropy.config import (
     DiagnoseConfig,
     GRPOCompareConfig,
     GRPOConfig,
+    GRPOStudyConfig,
     HellaswagConfig,
     LedgerConfig,
     ModelsConfig,
@@ -182,6 +183,16 @@ fluxentropy grpo-compare --config configs/grpo/controllers.yaml --workers 2 --ou
 fluxentropy grpo-compare --config configs/grpo/controllers.yaml --seeds 5 --out comparisons/controllers""",
     ),
     Command(
+        name="grpo-study",
+        target="fluxentropy.rl.grpostudy:grpo_study",
+        config=GRPOStudyConfig,
+        help="Say from probed runs of grpo what moves the entropy, and how well it is predicted.",
+        examples="""\
+fluxentropy grpo-study runs/sums --out studies/sums
+fluxentropy grpo-study runs/lr-1e-4 runs/lr-1e-3 --tolerance 0.2 --out studies/rates
+fluxentropy grpo-study comparisons/controllers --unit token --out studies/controllers""",
+    ),
+    Command(
         name="ledger",
         target="fluxentropy.seen:ledger",
         config=LedgerConfig,
@@ -297,6 +308,8 @@ Examples:
   fluxentropy grpo --config configs/grpo/chain_sum.yaml --out runs/sums
   # which controller of the entropy is better?
   fluxentropy grpo-compare --config controllers.yaml --out compared
+  # what moves the entropy, and how well is it predicted? from probed runs
+  fluxentropy grpo-study runs/sums --out studies/sums
   # nothing lost, nothing damaged? --repair makes again what is
   fluxentropy verify bins/web --repair
   # look at single tokens

@@ -47,6 +47,7 @@ from fluxentropy.options import (
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.rl.grpocompareoptions import GRPOCompareConfig
 from fluxentropy.rl.grpooptions import GRPOConfig
+from fluxentropy.rl.grpostudyoptions import GRPOStudyConfig
 from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.yamlfile import to_yaml
 
@@ -59,6 +60,7 @@ __all__ = [
     "DiagnoseConfig",
     "GRPOCompareConfig",
     "GRPOConfig",
+    "GRPOStudyConfig",
     "HellaswagConfig",
     "LedgerConfig",
     "ModelsConfig",

@@ -48,12 +48,21 @@ def jackknife(f: Callable[[Tensor], Tensor], columns: Tensor) -> Estimate:
     >>> jackknife(lambda m: m[..., 0] / m[..., 1], Tensor([[1.0, 2.0], [3.0, 4.0], [2.0, 2.0]])).value
     0.75
     """
-    B = len(columns)
     value = float(f(columns.mean(0)))
-    if B < 2:
+    if len(columns) < 2:
         return Estimate(value, float("nan"))
-    without = f((columns.sum(0) - columns) / (B - 1))
-    return Estimate(value, float(((B - 1) / B * (without - without.mean()).square().sum()).sqrt()))
+    return Estimate(value, jackknife_error(f(without_each(columns))))
+
+
+def without_each(columns: Tensor) -> Tensor:
+    """The means of columns (B, q) without each prompt in turn. -> (B, q), B >= 2"""
+    return (columns.sum(0) - columns) / (len(columns) - 1)
+
+
+def jackknife_error(without: Tensor) -> float:
+    """The standard error of an estimate from its values without each prompt, (B,)."""
+    B = len(without)
+    return float(((B - 1) / B * (without - without.mean()).square().sum()).sqrt())
 
 
 def leave_one_out(values: Tensor, dim: int = -1) -> Tensor:

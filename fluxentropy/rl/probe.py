@@ -173,6 +173,7 @@ class EntropyProbe:
             if part == "measured":
                 after = sequence_stats(self._policy, self._batch, rows=self._rows)
                 found["measured"] = measured_change(self._stats, after, self._batch.mask)
+                found["snis"] = measured_change(self._stats, after, self._batch.mask, weights="sequence")
             elif part == "split":
                 assert split is not None
                 directions = {"batch": split.batch, "momentum": split.momentum, "decay": split.decay}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fluxentropy.rl.estimate import Estimate
+from torch import Tensor
+
+from fluxentropy.rl.estimate import Estimate, jackknife_error
 from fluxentropy.rl.kernel import KernelSplit, KernelStatistics
 from fluxentropy.rl.secondorder import EntropyExpansion
 from fluxentropy.rl.sequence_entropy import SequenceEntropy
@@ -42,7 +45,8 @@ class ProbeRecord:
     Attributes:
         entropy: before the step.
         step_norm: ‖d‖₂.
-        measured: the change by importance weights.
+        measured: the change by importance weights of prefixes.
+        snis: the same by self-normalised weights of whole responses.
         expansion: first and second order along the step, whose end is η = 1; `second` NaN where only the first was run.
         split: first-order change of AdamW's parts "batch", "momentum" and "decay"; they sum to the expansion's first.
         ghost_radius: the smallest over all tokens, in steps.
@@ -54,6 +58,7 @@ class ProbeRecord:
     entropy: SequenceEntropy
     step_norm: float
     measured: MeasuredChange | None = None
+    snis: MeasuredChange | None = None
     expansion: EntropyExpansion | None = None
     split: dict[str, Change] | None = None
     ghost_radius: float | None = None
@@ -84,6 +89,9 @@ class ProbeRecord:
             put("measured_per_token", self.measured.per_token)
             put("effective_sample_size", self.measured.effective_sample_size)
             put("largest_weight", self.measured.largest_weight)
+        if self.snis is not None:
+            put("snis_per_sequence", self.snis.per_sequence)
+            put("snis_per_token", self.snis.per_token)
         if self.expansion is not None:
             for unit in ("per_sequence", "per_token"):
                 expansion = getattr(self.expansion, unit)
@@ -91,6 +99,8 @@ class ProbeRecord:
                 put(f"second_{unit}", expansion.second)
                 put(f"predicted_{unit}", expansion.quadratic)
                 put(f"eta_star_{unit}", expansion.eta_star)
+        for name, gap in self._gaps():
+            put(f"measured_minus_{name}", gap)
         for part, change in (self.split or {}).items():
             put(f"{part}_per_sequence", change.per_sequence)
             put(f"{part}_per_token", change.per_token)
@@ -108,3 +118,28 @@ class ProbeRecord:
             put("kernel_effective_rank", self.kernel.statistics.effective_rank)
             put("covariance_per_lr", self.kernel.covariance)
         return found
+
+    def _gaps(self) -> Iterator[tuple[str, Estimate]]:
+        """What the measured change is above each other estimate of it.
+
+        All are of the same prompts, so that their errors are correlated: the standard error is that of the difference.
+        """
+        if self.measured is None:
+            return
+        for place, unit in enumerate(("per_sequence", "per_token")):
+            measured, others = getattr(self.measured, unit), self.measured.without[:, place]
+            if self.snis is not None:
+                yield (
+                    f"snis_{unit}",
+                    _difference(measured, getattr(self.snis, unit), others, self.snis.without[:, place]),
+                )
+            expansion = None if self.expansion is None else getattr(self.expansion, unit)
+            if expansion is not None and expansion.without is not None:
+                first, quadratic = expansion.without.unbind(-1)
+                yield f"first_{unit}", _difference(measured, expansion.first, others, first)
+                yield f"predicted_{unit}", _difference(measured, expansion.quadratic, others, quadratic)
+
+
+def _difference(a: Estimate, b: Estimate, without_a: Tensor, without_b: Tensor) -> Estimate:
+    """a - b, both of the same prompts; `without_*` (B,) are their values without each prompt."""
+    return Estimate(a.value - b.value, jackknife_error(without_a - without_b))

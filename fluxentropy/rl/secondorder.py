@@ -12,12 +12,12 @@ remainder of 𝓗(θ+ηv) - 𝓗 - ηφ' - η²φ''/2 is O(η³). Source: RL stu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fluxentropy.rl.estimate import Estimate, jackknife, mean_estimate
+from fluxentropy.rl.estimate import Estimate, jackknife, mean_estimate, without_each
 from fluxentropy.rl.passes import ROWS, SequenceStats, derivatives, logit_range
 from fluxentropy.rl.policy import Parameters, Policy
 from fluxentropy.rl.responses import Responses
@@ -30,13 +30,15 @@ class Expansion:
 
     `quadratic` is the predicted change at η = 1 to second order, with its own standard error; `eta_star` =
     2 |first| / |second| is the η at which the quadratic term is as large as the linear one. It is small wherever the
-    linear term happens to vanish: read both terms with it.
+    linear term happens to vanish: read both terms with it. `without`: first and quadratic without each prompt in turn,
+    (B, 2), or None; see `MeasuredChange`.
     """
 
     value: float
     first: Estimate
     second: Estimate
     quadratic: Estimate
+    without: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def eta_star(self) -> float:
@@ -117,18 +119,24 @@ def expansion(stats: list[SequenceStats], mask: Tensor, weights: Reweighting = "
         rate = m[..., 0] / m[..., 1]
         return (m[..., 3] - 2 * first(m) * m[..., 4] - rate * m[..., 5]) / m[..., 1]
 
+    def quadratic(m: Tensor) -> Tensor:
+        return first(m) + second(m) / 2
+
+    others = without_each(means)
     return EntropyExpansion(
         per_sequence=Expansion(
             value=float(H.mean()),
             first=mean_estimate(H1),
             second=mean_estimate(H2),
             quadratic=mean_estimate(H1 + H2 / 2),
+            without=torch.stack([others[:, 2], others[:, 2] + others[:, 3] / 2], -1),
         ),
         per_token=Expansion(
             value=float(H.mean() / T.mean()),
             first=jackknife(first, means),
             second=jackknife(second, means),
-            quadratic=jackknife(lambda m: first(m) + second(m) / 2, means),
+            quadratic=jackknife(quadratic, means),
+            without=torch.stack([first(others), quadratic(others)], -1),
         ),
     )
 

@@ -16,13 +16,13 @@ Source: RL studies, section on self-normalised importance sampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fluxentropy.rl.estimate import Estimate, jackknife
+from fluxentropy.rl.estimate import Estimate, jackknife, without_each
 from fluxentropy.rl.passes import SequenceStats
 
 Reweighting = Literal["prefix", "sequence"]
@@ -39,6 +39,8 @@ class MeasuredChange:
         effective_sample_size: of the whole responses' weights, out of `responses`.
         largest_weight: of one response, 1 where nothing changed.
         responses: B·G.
+        without: per_sequence and per_token without each prompt in turn, (B, 2): what a difference to another estimate
+            from the same prompts needs for its standard error.
     """
 
     per_sequence: Estimate
@@ -47,6 +49,7 @@ class MeasuredChange:
     effective_sample_size: float
     largest_weight: float
     responses: int
+    without: Tensor = field(repr=False, compare=False)
 
 
 def others_mean(values: Tensor) -> Tensor:
@@ -95,13 +98,22 @@ def measured_change(
         ],
         -1,
     ).mean(1)  # (B, 5)
+
+    def per_sequence(m: Tensor) -> Tensor:
+        return m[..., 2] / m[..., 4] - m[..., 0]
+
+    def per_token(m: Tensor) -> Tensor:
+        return m[..., 2] / m[..., 3] - m[..., 0] / m[..., 1]
+
+    others = without_each(columns)
     return MeasuredChange(
-        per_sequence=jackknife(lambda m: m[..., 2] / m[..., 4] - m[..., 0], columns),
-        per_token=jackknife(lambda m: m[..., 2] / m[..., 3] - m[..., 0] / m[..., 1], columns),
+        per_sequence=jackknife(per_sequence, columns),
+        per_token=jackknife(per_token, columns),
         after_per_token=float(columns[:, 2].mean() / columns[:, 3].mean()),
         effective_sample_size=float(w.sum() ** 2 / w.square().sum()),
         largest_weight=float(w.max()),
         responses=w.numel(),
+        without=torch.stack([per_sequence(others), per_token(others)], -1),
     )
 
 

@@ -1,0 +1,206 @@
+"""Folders -> the finished runs of `grpo` in them that were probed, and what their files say.
+
+metrics.csv             columns "probe_*" of the probed steps
+responses.parquet       a row a response of the probed steps
+attribution/*.parquet   a file a probed step, a row a token
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from fluxentropy.errors import RunError, SourceError
+from fluxentropy.reportruns import DEPTH, recognise
+from fluxentropy.rl.grpo_figures import Columns, read_metrics
+from fluxentropy.store import difference
+from fluxentropy.tablefiles import reading
+
+RESPONSES = ("step", "prompt", "response", "reward", "length", "entropy")
+TOKENS = ("step", "prompt", "response", "position", "advantage", "logp", "change")
+NONE = "none"  # the controller of runs that have none
+OWN = ("seed", "controller", "problems", "initial_policy")  # in what runs of one learning rate may differ
+# Columns of every row that a study reads, beside those of the probe.
+OF_STEPS = ("step", "lr", *(f"entropy_per_{unit}{end}" for unit in ("sequence", "token") for end in ("", "_se")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedRun:
+    """One run; `columns` (n,) are those of its n probed steps, with `next_entropy_*` of the step after each."""
+
+    path: Path
+    name: str
+    identity: Mapping[str, Any]
+    columns: Columns = field(repr=False)
+
+    @property
+    def lr(self) -> float:
+        return float(self.identity["optim"]["lr"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.identity["seed"])
+
+    @property
+    def controller(self) -> str:
+        return str((self.identity.get("controller") or {}).get("name", NONE))
+
+    def responses(self) -> Columns | None:
+        """The responses of the probed steps, None where the run kept none. Errors: `RunError` names a damaged file."""
+        return _table(self.path / "responses.parquet", RESPONSES)
+
+    def tokens(self) -> Iterator[Columns]:
+        """The tokens of each attributed step. Errors: as `responses`."""
+        for file in sorted((self.path / "attribution").glob("step_*.parquet")):
+            table = _table(file, TOKENS)
+            if table is not None:
+                yield table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs of one learning rate and one controller."""
+
+    label: str
+    lr: float
+    controller: str
+    runs: Sequence[ProbedRun]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Probed steps of each run."""
+        return [len(run.columns["step"]) for run in self.runs]
+
+    def columns(self) -> Columns:
+        """The columns of all runs, one after the other; NaN where a run has not such a column."""
+        names = dict.fromkeys(name for run in self.runs for name in run.columns)
+        missing = [np.full(n, np.nan) for n in self.lengths]
+        return {
+            name: np.concatenate([run.columns.get(name, gap) for run, gap in zip(self.runs, missing, strict=True)])
+            for name in names
+        }
+
+
+def find_probed(paths: Sequence[str]) -> tuple[list[ProbedRun], list[str]]:
+    """The probed runs that `paths` name or hold, each once; and the runs of folders that are left out, with the reason.
+
+    Errors: `SourceError` where there is nothing; `RunError` where a path is a run that cannot be used, or holds none.
+    """
+    runs: dict[Path, ProbedRun] = {}
+    left_out: list[str] = []
+    for name in paths:
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            raise SourceError(f"{path}: no such folder; give runs of fluxentropy grpo, or a folder that holds some")
+        if _kind(path) == "grpo":
+            runs.setdefault(path.resolve(), read_run(path, path.resolve().name))
+            continue
+        skipped, before = [], len(runs)
+        for inner in _inside(path, DEPTH):
+            try:
+                runs.setdefault(inner.resolve(), read_run(inner, inner.relative_to(path).as_posix()))
+            except RunError as error:
+                skipped.append(str(error))
+        if len(runs) == before and not any(run.is_relative_to(path.resolve()) for run in runs):
+            why = f": {skipped[0]}" if skipped else f" within {DEPTH} folders"
+            raise RunError(f"{path} holds no finished run of grpo with probes{why}")
+        left_out += skipped
+    return list(runs.values()), left_out
+
+
+def read_run(path: Path, name: str) -> ProbedRun:
+    """The run of grpo at `path`. Errors: `RunError` where it is unfinished, or was not probed."""
+    found = recognise(path)
+    if found is None or found.kind != "grpo":
+        raise RunError(f"{path} is no run of fluxentropy grpo")
+    if found.manifest.get("complete") is not True:
+        raise RunError(
+            f"{path} is not finished: give the command that writes it once more, it resumes where it stopped"
+        )
+    every = read_metrics(path / "metrics.csv")
+    probed = [column for column in every if column.startswith("probe_")]
+    finite = [np.isfinite(every[column]) for column in probed] or [np.zeros(0, dtype=bool)]
+    rows = np.flatnonzero(np.any(finite, axis=0))
+    if not len(rows):
+        raise RunError(f"{path} has no probed step: run it with --probe.every 10")
+    columns = {name: every[name][rows] for name in (*OF_STEPS, *probed) if name in every}
+    options = found.identity["probe"]
+    columns["probe_prompts"] = np.full(len(rows), float(options["prompts"]))
+    columns["probe_responses"] = np.full(len(rows), float(options["prompts"] * options["responses"]))
+    if found.identity.get("inner_epochs") == 1:
+        columns |= _next_entropies(every, rows)
+    return ProbedRun(path=path, name=name, identity=found.identity, columns=columns)
+
+
+def grouped(runs: Sequence[ProbedRun]) -> list[Group]:
+    """By learning rate, and by controller where there are several."""
+    several = len({run.controller for run in runs}) > 1
+    found: dict[tuple[float, str], list[ProbedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.lr, run.controller, run.seed, run.name)):
+        found.setdefault((run.lr, run.controller), []).append(run)
+    return [
+        Group(label=f"{lr:g}, {controller}" if several else f"{lr:g}", lr=lr, controller=controller, runs=members)
+        for (lr, controller), members in found.items()
+    ]
+
+
+def other_options(runs: Sequence[ProbedRun]) -> str:
+    """The first difference of runs in what is neither learning rate, seed nor controller; empty where there is none."""
+
+    def options(run: ProbedRun) -> dict[str, Any]:
+        kept = {name: value for name, value in run.identity.items() if name not in OWN}
+        return json.loads(json.dumps(kept | {"optim": {**kept["optim"], "lr": None}}))
+
+    for run in runs[1:]:
+        if said := difference(options(runs[0]), options(run)):
+            return f"{said.replace(' there and ', f' in {runs[0].name}, ').removesuffix(' here')} in {run.name}"
+    return ""
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _kind(path: Path) -> str | None:
+    found = recognise(path) if (path / "manifest.json").is_file() else None
+    return None if found is None else found.kind
+
+
+def _inside(folder: Path, depth: int) -> Iterator[Path]:
+    """The runs of grpo below `folder`, by name; those of a comparison of controllers too."""
+    if _kind(folder) == "grpo-compare":
+        folder, depth = folder / "cells", 2
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        kind = _kind(path)
+        if kind == "grpo":
+            yield path
+        elif kind == "grpo-compare" or (kind is None and depth > 1):
+            yield from _inside(path, depth - 1)
+
+
+def _next_entropies(every: Columns, rows: np.ndarray) -> Columns:
+    """The entropies of the next step's responses, which the policy of after the step has sampled."""
+    found = {}
+    for name in OF_STEPS:
+        if name.startswith("entropy") and name in every:
+            later = np.append(every[name][1:], np.nan)
+            follows = np.append(np.diff(every["step"]) == 1, False)
+            found[f"next_{name}"] = np.where(follows, later, np.nan)[rows]
+    return found
+
+
+def _table(file: Path, columns: Sequence[str]) -> Columns | None:
+    if not file.is_file():
+        return None
+    with reading(file):
+        table = pq.read_table(file)
+    if lacking := set(columns) - set(table.column_names):
+        raise RunError(f"{file} has no column {min(lacking)}: it was not written by fluxentropy grpo")
+    return {name: table.column(name).to_numpy() for name in columns} if table.num_rows else None
