@@ -226,6 +226,9 @@ class ProbeOptions:
     parts: Annotated[tuple[str, ...] | None, EVALUATION] = None
     """Parts to run: measured, first_order, split, range, second_order, two_batch, kernel, u_statistic. Default: all \
 that can be run but kernel and u_statistic."""
+    kernel: Annotated[Literal["sketch", "exact"], EVALUATION] = "sketch"
+    """Of the part kernel: from 32 random directions, which is noisy, or exact, with the gradient of every response in \
+memory, for small models."""
     budget: Annotated[float | None, EVALUATION] = None
     """Stop adding parts at about so many forward passes."""
     attribution: Annotated[bool | None, EVALUATION] = None

@@ -24,6 +24,7 @@ from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.step import AdamWRecorder, can_split, difference, snapshot
 from fluxentropy.rl.stepview import view_step
 
+SKETCH = 32  # directions of the kernel
 OF_THE_OPTIMIZER = ("split", *OF_THE_UPDATE)  # parts that explain the step by the optimizer's own
 
 
@@ -64,6 +65,7 @@ class StepWatch:
                 norm=norm if plain else None,
                 parts=config.probe.parts,  # type: ignore[arg-type]
                 budget=config.probe.budget,
+                sketch=SKETCH if config.probe.kernel == "sketch" else None,
                 max_gap=config.max_logp_gap,
             )
 

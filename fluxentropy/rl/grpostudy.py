@@ -6,7 +6,7 @@ probedruns.py -> stepanswers.py, tokenanswers.py, promptanswers.py (pure; interv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxentropy.errors import UsageError
@@ -30,7 +30,7 @@ WRITTEN_BY = {
     "snis": "--probe.parts with measured, by this version",
     "range": "--probe.parts with range",
     "optimizer": "--probe.parts with split, and AdamW without a controller of steps",
-    "pairs": "--probe.parts with kernel, without a controller",
+    "pairs": "--probe.parts with kernel (and --probe.kernel exact for a small model), without a controller",
     "tokens": "--probe.attribution, for AdamW without a controller",
     "prompts": "--rollout.prompts 3 or more",
 }
@@ -53,10 +53,12 @@ def grpo_study(config: GRPOStudyConfig) -> Outcome:
         "tolerance": config.tolerance,
         "bootstrap": config.bootstrap,
         "seed": config.seed,
-        "groups": _answered(groups, config),
+        "groups": (found := _answered(groups, config)),
         "differences": other_options(runs),
         "left_out": left_out,
-        "points": {group.label: points(group.columns(), config.unit) for group in groups},
+        "points": {
+            group.label: points(group.columns(), found[group.label]["predictions"], config.unit) for group in groups
+        },
     }
     record = plain(record)
     write_json(config.out / "study.json", record)
@@ -112,10 +114,16 @@ def predictions(columns: Columns, config: GRPOStudyConfig, boot: StepBootstrap) 
     return found
 
 
-def points(columns: Columns, unit: str) -> dict[str, Any]:
-    """The measured change of every step, and each prediction of it, with standard errors: what is drawn."""
-    names = [f"{name}_per_{unit}{end}" for name in ("measured", *stepanswers.PREDICTIONS) for end in ("", "_se")]
-    return {name: columns[f"probe_{name}"] for name in ("step", *names) if f"probe_{name}" in columns}
+def points(columns: Columns, found: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """The measured change of every step, its predictions, and the half-widths of the differences: what is drawn."""
+    drawn = {"step": columns["step"]}
+    if found:
+        drawn[f"measured_per_{unit}"] = columns[f"probe_measured_per_{unit}"]
+    for name in found:
+        drawn[f"{name}_per_{unit}"] = columns[f"probe_{name}_per_{unit}"]
+        error = stepanswers.gap(columns, name, unit)[1]
+        drawn[f"{name}_half"] = stepanswers.half_width(error, columns["probe_prompts"])
+    return drawn
 
 
 def _facts(run: ProbedRun) -> dict[str, Any]:

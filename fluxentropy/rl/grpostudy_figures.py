@@ -18,7 +18,7 @@ from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST, VIOLET
 from fluxentropy.rl.stepanswers import PREDICTIONS
 
 Record = Mapping[str, Any]
-Z = 1.96
+COLUMNS = 3  # panels beside each other
 MARKS = {"first": (BLUE, "o"), "predicted": (RUST, "s"), "snis": (GREEN, "^")}
 PARTS = {
     "optimizer": {"batch": ("this batch", BLUE), "momentum": ("momentum", RUST), "decay": ("weight decay", GREEN)},
@@ -39,7 +39,8 @@ def study_figures(record: Record) -> Iterator[tuple[str, Figure]]:
     """The names and figures that `draw_study` saves. Use it within `paper()`."""
     groups = record["groups"]
     if any(group["predictions"] for group in groups.values()):
-        yield "predictions", predictions(record)
+        yield "predicted_measured", predicted(record)
+        yield "errors", errors(record)
     if any({"eta_star", "effective_share"} & group["validity"].keys() for group in groups.values()):
         yield "validity", validity(groups)
     if any(group["optimizer"] or group["pairs"] for group in groups.values()):
@@ -62,66 +63,77 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 # --- predictions ------------------------------------------------------------------------------------------------------
 
 
-def predictions(record: Record) -> Figure:
-    """Left: each step's predicted against its measured change. Right: the relative error of each prediction."""
-    figure = new_figure(DOUBLE, 3.3)
-    each, error = figure.subplots(1, 2)
-    _points(each, record)
-    _errors(error, record)
-    for axes, columns in ((each, 2), (error, 3)):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.42), ncols=columns, columnspacing=1.2)
+def predicted(record: Record) -> Figure:
+    """A panel a learning rate: each step's measured change over its predictions, and the errors of the difference."""
+    shown = {label: group for label, group in record["groups"].items() if group["predictions"]}
+    columns = min(len(shown), COLUMNS)
+    rows = -(-len(shown) // columns)
+    figure = new_figure(DOUBLE if columns > 1 else 0.6 * DOUBLE, 2.4 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, label in zip(panels.flat, shown, strict=False):
+        _points(axes, record, label)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(f"measured (nats a {record['unit']})")
+    for axes in panels.flat[max(len(shown) - columns, 0) : len(shown)]:
+        axes.set_xlabel(f"predicted (nats a {record['unit']})")
+    note = f"dashed: equal; grey: within {record['tolerance']:.0%}; bars: 95% intervals of the difference"
+    figure.suptitle(note, x=0.01, ha="left", fontsize=7, color=GREY)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
-def _points(axes: Axes, record: Record) -> None:
-    name = next(one for one in PREDICTIONS if any(one in group["predictions"] for group in record["groups"].values()))
-    keys = [f"{one}_per_{record['unit']}{end}" for one in ("measured", name) for end in ("", "_se")]
-    look = colours(list(record["groups"]))
-    reach, smallest = 0.0, np.inf
-    for label in record["groups"]:
-        found = record["points"][label]
-        if any(key not in found for key in keys):
+def _points(axes: Axes, record: Record, label: str) -> None:
+    points, unit = record["points"][label], record["unit"]
+    measured, reach = _column(points, f"measured_per_{unit}"), 1e-12
+    for name in ("first", "predicted"):
+        if name not in record["groups"][label]["predictions"]:
             continue
-        m, se_m, p, se_p = (np.array([np.nan if x is None else x for x in found[key]]) for key in keys)
-        here = np.isfinite(m + p)
-        if not here.any():
-            continue
-        bars: dict[str, Any] = {"fmt": "none", "elinewidth": 0.5, "alpha": 0.35}
-        axes.errorbar(p[here], m[here], Z * se_m[here], Z * se_p[here], ecolor=look[label], **bars)
-        axes.plot(p[here], m[here], "o", color=look[label], markersize=3, markeredgewidth=0, label=label)
-        reach = max(reach, float(np.nanmax(np.abs([p[here], m[here]]))))
-        smallest = min(smallest, float(np.nanmedian(np.abs(m[here]))))
-    end = 1.3 * (reach or 1e-9)
-    linear = float(np.clip(smallest, end / 1e3, end))
-    line = np.concatenate([-np.geomspace(end, linear / 20, 100), np.geomspace(linear / 20, end, 100)])
+        colour, mark = MARKS[name]
+        predicted = _column(points, f"{name}_per_{unit}")
+        half = _column(points, f"{name}_half")
+        here = np.isfinite(measured + predicted)
+        look: dict[str, Any] = {"color": colour, "markersize": 2.6, "markeredgewidth": 0, "elinewidth": 0.6}
+        axes.errorbar(
+            predicted[here], measured[here], np.nan_to_num(half[here]), fmt=mark, label=PREDICTIONS[name], **look
+        )
+        reach = max(reach, *np.abs(measured[here]), *np.abs(predicted[here]))
+    line = 1.15 * reach * np.array([-1, 0, 1])
     share = record["tolerance"]
-    axes.fill_between(line, line * (1 - share), line * (1 + share), color=GREY, alpha=0.2, linewidth=0, zorder=0)
+    axes.fill_between(line, line * (1 - share), line * (1 + share), color=GREY, alpha=0.25, linewidth=0, zorder=0)
     axes.plot(line, line, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    for scale in (axes.set_xscale, axes.set_yscale):
-        if end > 5 * linear:
-            scale("symlog", linthresh=linear, linscale=0.6)
-    axes.set(xlim=(-end, end), ylim=(-end, end))
-    axes.set(xlabel=f"predicted, {PREDICTIONS[name]} (nats a {record['unit']})", ylabel="measured change")
-    axes.set_title(f"dashed: equal; grey: within {share:.0%}; bars: 95%", **NOTE)
-    axes.tick_params(axis="x", rotation=45)
+    axes.set(xlim=(line[0], line[2]), ylim=(line[0], line[2]))
+    axes.set_title(label, fontsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, symmetric=True))
+        axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
 
 
-def _errors(axes: Axes, record: Record) -> None:
-    groups, seen = record["groups"], []
-    for place, (name, (colour, mark)) in enumerate(MARKS.items()):
-        found = [group["predictions"].get(name, {}).get("rms_true") for group in groups.values()]
-        seen += _dots(axes, found, 0.18 * (place - 1), color=colour, marker=mark, label=PREDICTIONS[name])
-    axes.axhline(record["tolerance"], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    if positive := [value for value in seen if value > 0]:
-        axes.set_yscale("log")
-        low = max(min(positive), 1e-4) / 2
-        axes.set_ylim(low, max(*positive, record["tolerance"]) * 2)
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    _named(axes, groups)
-    axes.set(ylabel="error / measured change (rms, noise taken off)")
-    axes.set_title(f"95% intervals; dashed: tolerated {record['tolerance']:.0%}", **NOTE)
+def _column(points: Record, name: str) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in points[name]], dtype=float)
+
+
+def errors(record: Record) -> Figure:
+    """The relative error of each prediction, with the noise and without."""
+    figure = new_figure(DOUBLE, 2.8)
+    groups = record["groups"]
+    titles = {"rms": "as measured, with noise", "rms_true": "noise taken off"}
+    seen = [record["tolerance"]]
+    for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+        for place, (name, (colour, mark)) in enumerate(MARKS.items()):
+            found = [group["predictions"].get(name, {}).get(key) for group in groups.values()]
+            seen += _dots(axes, found, 0.18 * (place - 1), color=colour, marker=mark, label=PREDICTIONS[name])
+        axes.axhline(record["tolerance"], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_yscale("symlog", linthresh=0.01, linscale=0.4)  # an error may be 0 when the noise is taken off
+        _named(axes, groups)
+        axes.set_title(f"{title}; 95% intervals; dashed: tolerated", **NOTE)
+    first = figure.axes[0]
+    first.set(ylabel="error / measured change (rms)", ylim=(-0.002, 1.5 * max(seen)))
+    first.set_yticks([at for at in (0, 0.01, 0.1, 1, 10, 100) if at < 1.5 * max(seen)])
+    first.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
 
 
 def validity(groups: Record) -> Figure:
@@ -135,8 +147,11 @@ def validity(groups: Record) -> Figure:
         _dots(far, found, 0.2 * (place - 0.5), color=colour, marker=mark, label=label)
     far.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     far.set_yscale("log")
+    far.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    far.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    far.yaxis.set_minor_formatter(NullFormatter())
     far.set(ylabel="reach of the expansion (steps)")
-    far.set_title("medians of steps with 95% intervals; dashed: the step", **NOTE)
+    far.set_title("medians of steps, 95% intervals; dashed: 1 step", **NOTE)
     far.legend(loc="best")
     found = [group["validity"].get("effective_share") for group in groups.values()]
     _dots(sample, found, 0, color=BLUE, marker="o")
@@ -165,7 +180,7 @@ def parts(groups: Record) -> Figure:
         size.set(ylabel="Σ |part| / Σ Σ |parts|", ylim=(0, 1.05))
         _limited(signed)
         signed.set_title(f"{titles[kind]}; 95% intervals", **NOTE)
-        signed.legend(loc="best")
+        signed.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3, borderaxespad=0, columnspacing=1.2)
     return figure
 
 
@@ -260,12 +275,12 @@ def prompts(groups: Record) -> Figure:
     curve.set_xscale("log", base=2)
     curve.set_yscale("log")
     curve.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    curve.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    curve.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     curve.yaxis.set_minor_formatter(NullFormatter())
     curve.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     curve.set(xlabel="prompts", ylabel="standard error / entropy per token")
     curve.set_title("batches drawn from a step's; medians of steps", **NOTE)
-    curve.legend(loc="best", fontsize=6)
+    curve.legend(loc="best", fontsize=6, handlelength=3)
     for place, (share, colour) in enumerate((("0.01", RUST), ("0.05", VIOLET), ("0.1", BLUE))):
         found = [
             group["prompts"]["by_responses"][max(group["prompts"]["by_responses"], key=int)]["needed"]["per_token"][
@@ -279,7 +294,7 @@ def prompts(groups: Record) -> Figure:
     needed.yaxis.set_minor_formatter(NullFormatter())
     needed.set(ylabel="prompts needed")
     needed.set_title("for a relative error of (all responses, 95% intervals)", **NOTE)
-    needed.legend(loc="best", ncols=3)
+    needed.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     _named(needed, known)
     return figure
 

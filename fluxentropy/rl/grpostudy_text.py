@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fluxentropy.markdown import table
-from fluxentropy.rl.stepanswers import PREDICTIONS
+from fluxentropy.rl.stepanswers import NOT_JUDGED, PREDICTIONS
 from fluxentropy.rl.stepbootstrap import FEWEST, LEVEL
 from fluxentropy.rl.tokenanswers import POSITIONS, RIGHT
 
@@ -85,9 +85,12 @@ def _seeds(group: Record) -> str:
 def _verdicts(record: Record, label: str, group: Record) -> Iterator[str]:
     for name in ("first", "predicted"):
         if one := group["predictions"].get(name):
+            error = f"error without noise {_share(one['rms_true'])} of the measured change"
+            if one["verdict"] == NOT_JUDGED:
+                error = f"the noise is as large as the change, error with it {_share(one['rms'])}"
             yield (
-                f"learning rate {label}: {PREDICTIONS[name]} is {one['verdict']} (error without noise "
-                f"{_share(one['rms_true'])} of the measured change; tolerated {record['tolerance']:.0%})"
+                f"learning rate {label}: {PREDICTIONS[name]} is {one['verdict']} ({error}; tolerated "
+                f"{record['tolerance']:.0%})"
             )
 
 
@@ -116,7 +119,8 @@ def _predictions(record: Record) -> Iterator[str]:
             row += [_share(one[key]) for key in ("relative", "rms", "rms_true", "covered", "half_width")]
             rows.append([*row, one["verdict"]])
     yield table(head, rows)
-    yield "![predicted and measured changes, and the error over the learning rate](predictions.png)"
+    yield "![predicted and measured changes](predicted_measured.png)"
+    yield "![the errors over the learning rate](errors.png)"
     yield from _validity(record)
 
 

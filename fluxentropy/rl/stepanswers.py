@@ -15,6 +15,7 @@ from scipy import stats
 from fluxentropy.rl.grpo_figures import Columns
 from fluxentropy.rl.stepbootstrap import LEVEL, Interval, StepBootstrap
 
+NOT_JUDGED = "not judged"
 PREDICTIONS = {"first": "first order", "predicted": "second order", "snis": "self-normalised weights"}
 PARTS = {
     "optimizer": ("first", ("batch", "momentum", "decay")),
@@ -39,10 +40,14 @@ def gap(columns: Columns, name: str, unit: str) -> tuple[np.ndarray, np.ndarray,
     return columns[measured] - columns[predicted], np.where(known, error, bound), bool(known[np.isfinite(bound)].all())
 
 
-def covers(difference: np.ndarray, error: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """1 where the t interval of a difference, between so many prompts, has 0 in it; else 0, NaN where it is unknown."""
-    half = stats.t.ppf((1 + LEVEL) / 2, np.maximum(prompts - 1, 1)) * error
-    return np.where(np.isfinite(difference + error), (np.abs(difference) <= half).astype(float), np.nan)
+def half_width(error: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """Of the t interval of a number whose standard error is between so many prompts."""
+    return np.asarray(stats.t.ppf((1 + LEVEL) / 2, np.maximum(prompts - 1, 1)) * error)
+
+
+def covers(difference: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """1 where difference ± half has 0 in it, else 0; NaN where it is unknown."""
+    return _indicator(difference + half, np.abs(difference) <= half)
 
 
 def prediction(columns: Columns, name: str, unit: str, boot: StepBootstrap) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def prediction(columns: Columns, name: str, unit: str, boot: StepBootstrap) -> d
     here = np.isfinite(d + se)
     slope, intercept = boot.line(p, m)
     relative = np.where(m != 0, np.abs(d) / np.abs(np.where(m != 0, m, 1)), np.nan)
-    half = stats.t.ppf((1 + LEVEL) / 2, np.maximum(columns["probe_prompts"] - 1, 1)) * se
+    half = half_width(se, columns["probe_prompts"])
     return {
         "steps": int(here.sum()),
         "paired": paired,
@@ -68,7 +73,7 @@ def prediction(columns: Columns, name: str, unit: str, boot: StepBootstrap) -> d
         "relative": boot.median(relative),
         "rms": boot.root_ratio(d**2, m**2),
         "rms_true": boot.root_ratio(d**2 - se**2, np.where(here, m**2 - se_m**2, np.nan)),
-        "covered": boot.mean(covers(d, se, columns["probe_prompts"])),
+        "covered": boot.mean(covers(d, half)),
         "half_width": boot.root_ratio(np.where(here, half**2, np.nan), np.where(here, m**2, np.nan)),
     }
 
@@ -76,7 +81,7 @@ def prediction(columns: Columns, name: str, unit: str, boot: StepBootstrap) -> d
 def verdict(rms: Interval, tolerance: float) -> str:
     """What an interval of the relative error says of a prediction."""
     if not np.isfinite(rms["low"]):
-        return "not judged"
+        return NOT_JUDGED
     if rms["high"] < tolerance:
         return "good enough"
     return "not good enough" if rms["low"] > tolerance else "undecided"
@@ -115,7 +120,7 @@ def fresh(columns: Columns, unit: str, boot: StepBootstrap) -> dict[str, Any] | 
     return {
         "steps": int(np.isfinite(d + se).sum()),
         "difference": boot.mean(d),
-        "covered": boot.mean(covers(d, se, np.full(len(d), np.inf))),
+        "covered": boot.mean(covers(d, half_width(se, np.full(len(d), np.inf)))),
         "z": boot.mean((d / np.where(se > 0, se, np.nan)) ** 2),
     }
 
