@@ -137,6 +137,33 @@ def test_the_row_has_every_number_by_name(scene):
     assert "first_per_token" not in short and short["measured_per_token"] == 0
 
 
+def test_differences_to_predictions_have_the_errors_of_paired_numbers(scene):
+    w, *_ = scene
+    step = w.named(0.3 * direction(w))
+    after = rl.Policy(w.moved(direction(w), 0.3).policy)
+    rows = []
+    for seed in range(40):
+        batch = w.sample(12, 2, torch.Generator().manual_seed(seed))
+        stats, moved = (rl.sequence_stats(policy, batch) for policy in (rl.Policy(w.policy), after))
+        record = rl.ProbeRecord(
+            entropy=rl.sequence_entropy(stats, batch.mask),
+            step_norm=0.0,
+            measured=rl.measured_change(stats, moved, batch.mask),
+            snis=rl.measured_change(stats, moved, batch.mask, weights="sequence"),
+            expansion=rl.expand(rl.Policy(w.policy), batch, step),
+        )
+        rows.append(record.row())
+    for unit in ("per_sequence", "per_token"):
+        for name in ("first", "predicted", "snis"):
+            gaps = [row[f"measured_minus_{name}_{unit}"] for row in rows]
+            assert gaps == pytest.approx([row[f"measured_{unit}"] - row[f"{name}_{unit}"] for row in rows], abs=1e-12)
+            errors = [row[f"measured_minus_{name}_{unit}_se"] for row in rows]
+            spread = statistics.stdev(gaps) / statistics.mean(error**2 for error in errors) ** 0.5
+            assert 0.65 < spread < 1.4, (name, unit, spread)
+        both = statistics.mean(row[f"measured_{unit}_se"] + row[f"predicted_{unit}_se"] for row in rows)
+        assert statistics.mean(row[f"measured_minus_predicted_{unit}_se"] for row in rows) < both / 4
+
+
 def test_parts_are_chosen_by_what_is_there_and_by_the_budget(scene):
     w, batch, update = scene
     probe = rl.EntropyProbe

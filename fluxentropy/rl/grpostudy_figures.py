@@ -66,8 +66,8 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 def predicted(record: Record) -> Figure:
     """A panel a learning rate: each step's measured change over its predictions, and the errors of the difference."""
     shown = {label: group for label, group in record["groups"].items() if group["predictions"]}
-    columns = min(len(shown), COLUMNS)
-    rows = -(-len(shown) // columns)
+    rows = -(-len(shown) // COLUMNS)
+    columns = -(-len(shown) // rows)
     figure = new_figure(DOUBLE if columns > 1 else 0.6 * DOUBLE, 2.4 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, label in zip(panels.flat, shown, strict=False):
@@ -216,7 +216,7 @@ def tokens(groups: Record) -> Figure:
         axes.set(ylim=(0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _named(axes, known)
-    tops[0].legend(loc="best")
+    figure.legend(*tops[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     _concentration(bottoms[0], known)
     _positions(bottoms[1], known)
     return figure
@@ -270,7 +270,7 @@ def prompts(groups: Record) -> Figure:
             found = by[G]["curve"]["per_token"]
             sizes = [int(size) for size in sorted(found, key=int)]
             values = [found[str(size)]["value"] for size in sizes]
-            name = f"{label}, {G} response{'s' * (G != '1')} each"
+            name = label if style == "-" else None
             curve.plot(sizes, values, color=look[label], linestyle=style, marker="o", markersize=2.2, label=name)
     curve.set_xscale("log", base=2)
     curve.set_yscale("log")
@@ -279,8 +279,8 @@ def prompts(groups: Record) -> Figure:
     curve.yaxis.set_minor_formatter(NullFormatter())
     curve.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     curve.set(xlabel="prompts", ylabel="standard error / entropy per token")
-    curve.set_title("batches drawn from a step's; medians of steps", **NOTE)
-    curve.legend(loc="best", fontsize=6, handlelength=3)
+    curve.set_title("medians of steps; full: all responses, dashed: 1 each", **NOTE)
+    curve.legend(loc="best", title="learning rate", title_fontsize=7)
     for place, (share, colour) in enumerate((("0.01", RUST), ("0.05", VIOLET), ("0.1", BLUE))):
         found = [
             group["prompts"]["by_responses"][max(group["prompts"]["by_responses"], key=int)]["needed"]["per_token"][

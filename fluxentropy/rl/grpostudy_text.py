@@ -50,7 +50,7 @@ def shown(one: Record | None, style: str = ".2g", *, percent: bool = False) -> s
         return "-"
     times, unit = (100, "%") if percent else (1, "")
     value, *ends = (
-        "-" if one[key] is None else f"{times * one[key]:{style}}{unit}" for key in ("value", "low", "high")
+        "-" if one[key] is None else f"{times * one[key]:z{style}}{unit}" for key in ("value", "low", "high")
     )
     return value if "-" in ends else f"{value} [{', '.join(ends)}]"
 
@@ -202,8 +202,9 @@ def _diagonal(record: Record) -> Iterator[str]:
             for label, one in told.items()
         )
         yield (
-            f"The pairs' sum against this batch's part, which it estimates ({said}): a kernel from a sketch is noisy, "
-            "and where the difference is not small the shares of pairs say nothing."
+            f"The pairs' sum against this batch's part of the step, which it estimates ({said}): a sketch of the "
+            "kernel adds noise (--probe.kernel exact has none), and so does the score form of the entropy's gradient. "
+            "Where the difference is larger than the change, the shares of pairs are those of noise."
         )
     shared = {label: one for label, group in record["groups"].items() if (one := group["common_prompts"])}
     if shared:
