@@ -78,7 +78,7 @@ def _attribute(run: Path) -> None:
         columns = {
             "step": np.full(n, step), "prompt": rows["prompt"].to_numpy(), "response": rows["response"].to_numpy(),
             "position": rows.groupby(["prompt", "response"]).cumcount().to_numpy(), "advantage": rng.normal(size=n),
-            "logp": -rng.gamma(1.0, size=n), "change": rng.normal(size=n),
+            "logp": -rng.gamma(1.0, size=n), "entropy": rng.gamma(1.0, size=n), "change": rng.normal(size=n),
         }  # fmt: skip
         pq.write_table(pa.table(columns), run / "attribution" / f"step_{step:06d}.parquet")
 

@@ -14,6 +14,7 @@ TOKENS = {
     "response": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "position": np.array([0, 1] * 4),
     "advantage": np.array([1.0, 1.0, -1.0, -1.0, 2.0, 2.0, 0.0, 0.0]),
     "logp": np.array([-0.1, -3.0, -0.2, -2.0, -0.3, -4.0, -0.4, -5.0]),
+    "entropy": np.array([0.05, 4.0, 0.5, 0.5, 0.5, 0.5, 0.5, 6.0]),
     "change": np.array([-0.5, 0.25, 0.5, -0.125, -1.0, 0.75, 0.0, 0.0]),
 }  # fmt: skip
 RESPONSES = {
@@ -31,7 +32,9 @@ def test_the_sums_of_a_step_are_those_by_hand():
     assert (row["token_0_change"], row["token_1_change"], row["eighth_4_change"]) == (-1.0, 0.875, 0.875)
     assert (row["by_token"], row["by_response"], row["by_prompt"]) == (3.125, 0.875, 0.375)
     assert row["tokens_for_0.5"] == 2 / 8 and row["responses_for_0.8"] == 3 / 4
-    assert "right_tokens" not in step_row(TOKENS, None)
+    other = step_row(TOKENS, None, by="entropy")  # ln p < -H
+    assert (other["positive_rare_change"], other["positive_common_change"]) == (-0.5 + 0.75, 0.25 - 1.0)
+    assert "right_tokens" not in other
 
 
 def test_shares_are_of_all_steps_and_cancelling_is_what_sums_lose():

@@ -41,7 +41,7 @@ def grpo_study(config: GRPOStudyConfig) -> Outcome:
 
     Errors: those of `find_probed`; `UsageError` where --out is a run; `RunError` where nothing can be written.
     """
-    from fluxentropy.rl.grpostudy_figures import draw_study
+    from fluxentropy.rl.grpostudy_figures import FIGURES, draw_study
     from fluxentropy.rl.grpostudy_text import markdown, summary
 
     runs, left_out = find_probed(config.runs)
@@ -51,6 +51,7 @@ def grpo_study(config: GRPOStudyConfig) -> Outcome:
     record: dict[str, Any] = {
         "unit": config.unit,
         "tolerance": config.tolerance,
+        "rare": config.rare,
         "bootstrap": config.bootstrap,
         "seed": config.seed,
         "groups": (found := _answered(groups, config)),
@@ -63,6 +64,10 @@ def grpo_study(config: GRPOStudyConfig) -> Outcome:
     record = plain(record)
     write_json(config.out / "study.json", record)
     figures = draw_study(record, config.out)
+    for name in FIGURES:  # of an earlier study
+        for file in (config.out / f"{name}.png", config.out / f"{name}.svg"):
+            if file not in figures:
+                file.unlink(missing_ok=True)
     write_text(config.out / "study.md", markdown(record))
     lines = [*summary(record), f"answers in {config.out / 'study.md'}, numbers in {config.out / 'study.json'}"]
     return Outcome(lines=lines, data={"out": str(config.out), "figures": [file.name for file in figures], **record})
@@ -141,7 +146,7 @@ def _tokens(group: Group, config: GRPOStudyConfig) -> dict[str, Any] | None:
             if responses is not None:
                 here = responses["step"] == tokens["step"][0]
                 step = {name: column[here] for name, column in responses.items()} if here.any() else None
-            mine.append(step_row(tokens, step))
+            mine.append(step_row(tokens, step, by=config.rare))
         if mine:
             rows.append(mine)
     if not rows:

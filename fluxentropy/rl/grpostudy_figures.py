@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,9 +13,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
 from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST, VIOLET
+from fluxentropy.rl.grpostudy_marks import bar, colours, dots, named
 from fluxentropy.rl.stepanswers import PREDICTIONS
 
 Record = Mapping[str, Any]
+FIGURES = ("predicted_measured", "errors", "validity", "parts", "tokens", "prompts")
 COLUMNS = 3  # panels beside each other
 MARKS = {"first": (BLUE, "o"), "predicted": (RUST, "s"), "snis": (GREEN, "^")}
 PARTS = {
@@ -49,15 +49,6 @@ def study_figures(record: Record) -> Iterator[tuple[str, Figure]]:
         yield "tokens", tokens(groups)
     if any(group["prompts"] for group in groups.values()):
         yield "prompts", prompts(groups)
-
-
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each learning rate, in their order, from dark to light."""
-    places = np.linspace(0.05, 0.85, len(labels)) if len(labels) > 1 else [0.3]
-    return {
-        label: matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](at))
-        for label, at in zip(labels, places, strict=True)
-    }
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -123,10 +114,10 @@ def errors(record: Record) -> Figure:
     for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
         for place, (name, (colour, mark)) in enumerate(MARKS.items()):
             found = [group["predictions"].get(name, {}).get(key) for group in groups.values()]
-            seen += _dots(axes, found, 0.18 * (place - 1), color=colour, marker=mark, label=PREDICTIONS[name])
+            seen += dots(axes, found, 0.18 * (place - 1), color=colour, marker=mark, label=PREDICTIONS[name])
         axes.axhline(record["tolerance"], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_yscale("symlog", linthresh=0.01, linscale=0.4)  # an error may be 0 when the noise is taken off
-        _named(axes, groups)
+        named(axes, groups)
         axes.set_title(f"{title}; 95% intervals; dashed: tolerated", **NOTE)
     first = figure.axes[0]
     first.set(ylabel="error / measured change (rms)", ylim=(-0.002, 1.5 * max(seen)))
@@ -144,7 +135,7 @@ def validity(groups: Record) -> Figure:
         (("eta_star", "eta*", BLUE, "o"), ("ghost_radius", "ghost radius", RUST, "s"))
     ):
         found = [group["validity"].get(key) for group in groups.values()]
-        _dots(far, found, 0.2 * (place - 0.5), color=colour, marker=mark, label=label)
+        dots(far, found, 0.2 * (place - 0.5), color=colour, marker=mark, label=label)
     far.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     far.set_yscale("log")
     far.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
@@ -154,12 +145,12 @@ def validity(groups: Record) -> Figure:
     far.set_title("medians of steps, 95% intervals; dashed: 1 step", **NOTE)
     far.legend(loc="best")
     found = [group["validity"].get("effective_share") for group in groups.values()]
-    _dots(sample, found, 0, color=BLUE, marker="o")
+    dots(sample, found, 0, color=BLUE, marker="o")
     sample.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     sample.set(ylim=(0, 1.05), ylabel="effective sample size / responses")
     sample.set_title("dashed: warned of below", **NOTE)
     for axes in (far, sample):
-        _named(axes, groups)
+        named(axes, groups)
     return figure
 
 
@@ -175,7 +166,7 @@ def parts(groups: Record) -> Figure:
         for axes, key in ((signed, "share"), (size, "size")):
             _bars(axes, groups, kind, key)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            _named(axes, groups)
+            named(axes, groups)
         signed.set(ylabel="share of a step's change")
         size.set(ylabel="Σ |part| / Σ Σ |parts|", ylim=(0, 1.05))
         _limited(signed)
@@ -187,7 +178,7 @@ def parts(groups: Record) -> Figure:
 def _bars(axes: Axes, groups: Record, kind: str, key: str) -> None:
     for place, (name, (label, colour)) in enumerate(PARTS[kind].items()):
         found = [group[kind]["parts"][name][key] if group[kind] else None for group in groups.values()]
-        _bar(axes, found, 0.26 * (place - 1), 0.24, color=colour, label=label)
+        bar(axes, found, 0.26 * (place - 1), 0.24, color=colour, label=label)
     axes.axhline(0, color="black", linewidth=0.6)
 
 
@@ -209,13 +200,13 @@ def tokens(groups: Record) -> Figure:
         for place, (name, (label, colour)) in enumerate(LOOKS.items()):
             found = [group["tokens"]["classes"][name] for group in known.values()]
             shift = 0.2 * (place - 1.5)
-            _bar(axes, [one[key] for one in found], shift, 0.18, color=colour, label=label)
+            bar(axes, [one[key] for one in found], shift, 0.18, color=colour, label=label)
             ticks = [np.nan if one["tokens"]["value"] is None else one["tokens"]["value"] for one in found]
             axes.plot(np.arange(len(ticks)) + shift, ticks, "_", color="black", markersize=9, markeredgewidth=1.4)
         axes.set_title(f"shares of {title}; black lines: of the tokens", **NOTE)
         axes.set(ylim=(0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _named(axes, known)
+        named(axes, known)
     figure.legend(*tops[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     _concentration(bottoms[0], known)
     _positions(bottoms[1], known)
@@ -288,52 +279,12 @@ def prompts(groups: Record) -> Figure:
             ]
             for group in known.values()
         ]
-        _dots(needed, found, 0.2 * (place - 1), color=colour, marker="o", label=f"{float(share):.0%}")
+        dots(needed, found, 0.2 * (place - 1), color=colour, marker="o", label=f"{float(share):.0%}")
     needed.set_yscale("log")
     needed.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     needed.yaxis.set_minor_formatter(NullFormatter())
     needed.set(ylabel="prompts needed")
     needed.set_title("for a relative error of (all responses, 95% intervals)", **NOTE)
     needed.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    _named(needed, known)
+    named(needed, known)
     return figure
-
-
-# --- parts of pictures ------------------------------------------------------------------------------------------------
-
-
-def _numbers(found: Sequence[Record | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Values (n,) and the lengths of their intervals' arms (2, n); NaN where there is none."""
-    rows = [
-        [np.nan if one is None or one[key] is None else one[key] for key in ("value", "low", "high")] for one in found
-    ]
-    value, low, high = np.array(rows, dtype=float).T
-    return value, np.maximum(np.nan_to_num([value - low, high - value]), 0)
-
-
-def _dots(axes: Axes, found: Sequence[Record | None], shift: float, **look: Any) -> list[float]:
-    """Values with intervals, at the places of the groups. -> all ends that were drawn"""
-    value, arms = _numbers(found)
-    at = np.arange(len(value)) + shift
-    here = np.isfinite(value)
-    if here.any():
-        axes.errorbar(at[here], value[here], arms[:, here], linestyle="none", markersize=4, elinewidth=0.9, **look)
-    return [*value[here], *(value - arms[0])[here], *(value + arms[1])[here]]
-
-
-def _bar(axes: Axes, found: Sequence[Record | None], shift: float, width: float, **look: Any) -> None:
-    value, arms = _numbers(found)
-    at, here = np.arange(len(value)) + shift, np.isfinite(value)
-    if not here.any():
-        return
-    axes.bar(at[here], value[here], width, **look)
-    axes.errorbar(at[here], value[here], arms[:, here], fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
-
-
-def _named(axes: Axes, groups: Record) -> None:
-    """The groups along the x axis."""
-    names = list(groups)
-    axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 8 or len(names) < 3 else 30)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_xlabel("learning rate" if "," not in "".join(names) else "learning rate, controller")
-    axes.grid(axis="y")

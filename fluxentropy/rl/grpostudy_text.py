@@ -238,11 +238,11 @@ def _tokens(record: Record) -> Iterator[str]:
         return
     for label, one in known.items():
         yield _told(label, one)
+    rare = {"median": "below the median log-probability of the step's tokens", "entropy": "ln p < −H"}[record["rare"]]
     yield (
-        "Each token's part in the first-order change by this batch; rare: below the median log-probability of the "
-        "step's tokens. Down and up: shares of the sums of all negative and of all positive parts. Numbers count the "
-        "tokens of a response from 1. The entropy's gradient is that of one batch: its noise is in the part of every "
-        "token, and in sums its mean is 0."
+        f"Each token's part in the first-order change by this batch; rare: {rare}. Down and up: shares of the sums of "
+        "all negative and of all positive parts. Numbers count the tokens of a response from 1. The entropy's gradient "
+        "is that of one batch: its noise is in the part of every token, and in sums its mean is 0."
     )
     yield "![quadrants, and concentration](tokens.png)"
     names = {**QUADRANT_NAMES, **{name: f"{name} answers" for name in RIGHT}}

@@ -23,7 +23,7 @@ from fluxentropy.store import difference
 from fluxentropy.tablefiles import reading
 
 RESPONSES = ("step", "prompt", "response", "reward", "length", "entropy")
-TOKENS = ("step", "prompt", "response", "position", "advantage", "logp", "change")
+TOKENS = ("step", "prompt", "response", "position", "advantage", "logp", "entropy", "change")
 NONE = "none"  # the controller of runs that have none
 OWN = ("seed", "controller", "problems", "initial_policy")  # in what runs of one learning rate may differ
 # Columns of every row that a study reads, beside those of the probe.

@@ -7,7 +7,7 @@ is nats a sequence, the sum over the tokens is the first-order change by this ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,16 +18,20 @@ from fluxentropy.rl.stepbootstrap import StepBootstrap
 SHARES = (0.5, 0.8, 0.9)
 GRID = np.linspace(0, 1, 51)  # of a concentration curve
 POSITIONS = 8  # tokens, or eighths where a response is longer
+Rare = Literal["median", "entropy"]
 RIGHT = ("right", "wrong")
 
 
-def step_row(tokens: Columns, responses: Columns | None) -> dict[str, float | np.ndarray]:
-    """The sums over one step's tokens; by right and wrong answers where the step's responses are known."""
+def step_row(tokens: Columns, responses: Columns | None, *, by: Rare = "median") -> dict[str, float | np.ndarray]:
+    """The sums over one step's tokens; by right and wrong answers where the step's responses are known.
+
+    `by`: rare tokens are those below the median log-probability, or those of ln p < -H (`attribution.rare_tokens`).
+    """
     c, logp, A = tokens["change"], tokens["logp"], tokens["advantage"]
     answer, each = np.unique(np.stack([tokens["prompt"], tokens["response"]]), axis=1, return_inverse=True)
     each = each.ravel()
     by_response = np.bincount(each, c)
-    rare = logp < np.quantile(logp, 0.5)  # as `attribution.rare_tokens` has it
+    rare = logp < (np.quantile(logp, 0.5) if by == "median" else -tokens["entropy"])
     classes = {
         name: (np.sign(A) == (1 if name.startswith("positive") else -1)) & (rare == name.endswith("rare"))
         for name in QUADRANTS
