@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -38,7 +37,7 @@ BASE: dict[str, Any] = {
     "accelerator": "cpu",
     "plots": False,
     "probe": {
-        "every": 1, "prompts": 4, "responses": 2, "kernel": "exact",
+        "every": 1, "prompts": 4, "responses": 2, "kernel": "exact", "attribution": True,
         "parts": ["measured", "second_order", "split", "range", "kernel"],
     },
 }  # fmt: skip
@@ -58,29 +57,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     (folder / "run.yaml").write_text(yaml.safe_dump(BASE))
     assert main(["grpo", "--config", str(folder / "run.yaml"), "--out", str(folder / "a" / "first")]) == 0
-    _attribute(folder / "a" / "first")
     shutil.copytree(folder / "a" / "first", folder / "b")
     manifest = read_json(folder / "b" / "manifest.json") or {}
     manifest["identity"] |= {"seed": 1, "optim": manifest["identity"]["optim"] | {"lr": 0.02}}
     write_json(folder / "b" / "manifest.json", manifest)
     return folder
-
-
-def _attribute(run: Path) -> None:
-    """Parts of the tokens of two steps, made up, beside the real responses."""
-    responses = pq.read_table(run / "responses.parquet").to_pandas()
-    rng = np.random.default_rng(0)
-    (run / "attribution").mkdir(exist_ok=True)
-    for step in (2, 5):
-        rows = responses[responses["step"] == step]
-        rows = rows.loc[rows.index.repeat(rows["length"])]
-        n = len(rows)
-        columns = {
-            "step": np.full(n, step), "prompt": rows["prompt"].to_numpy(), "response": rows["response"].to_numpy(),
-            "position": rows.groupby(["prompt", "response"]).cumcount().to_numpy(), "advantage": rng.normal(size=n),
-            "logp": -rng.gamma(1.0, size=n), "entropy": rng.gamma(1.0, size=n), "change": rng.normal(size=n),
-        }  # fmt: skip
-        pq.write_table(pa.table(columns), run / "attribution" / f"step_{step:06d}.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +89,10 @@ def test_the_numbers_are_those_of_the_run(runs: Path, studied: Path) -> None:
     pairs = group["pairs"]["parts"]
     assert sum(part["share"]["value"] for part in pairs.values()) == pytest.approx(1)
     assert group["sketched"]["correlation"]["value"] > 0.5  # the exact kernel: the score form and the to-go form
-    assert group["tokens"]["steps"] == 2 and group["prompts"]["steps"] == 6 and group["missing"] == {}
+    assert group["tokens"]["steps"] == 6 and group["prompts"]["steps"] == 6 and group["missing"] == {}
     assert group["fresh"]["steps"] == 5
     tokens = [pq.read_table(file).to_pydict() for file in sorted((runs / "b" / "attribution").glob("*.parquet"))]
-    down = sum(min(c, 0) for one in tokens for c in one["change"]) / 2
+    down = sum(min(c, 0) for one in tokens for c in one["change"]) / 6
     assert group["tokens"]["down"]["value"] == pytest.approx(down)
 
 
@@ -173,3 +154,6 @@ def test_runs_are_grouped_and_other_differences_named(runs: Path) -> None:
     object.__setattr__(found[1], "identity", {**found[1].identity, "controller": {"name": "bonus"}, "clip": 0.5})
     assert [group.label for group in grouped(found)] == ["0.01, none", "0.02, bonus"]
     assert other_options(found) == "clip is 1.0 in a/first, 0.5 in b"
+    probe = {**found[0].identity["probe"], "same_prompts": True}
+    object.__setattr__(found[1], "identity", {**found[0].identity, "probe": probe})
+    assert [group.label for group in grouped(found)] == ["0.01, new prompts", "0.01, own prompts"]

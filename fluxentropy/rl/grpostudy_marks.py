@@ -55,5 +55,5 @@ def named(axes: Axes, groups: Record) -> None:
     names = list(groups)
     axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 8 or len(names) < 3 else 30)
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_xlabel("learning rate" if "," not in "".join(names) else "learning rate, controller")
+    axes.set_xlabel("learning rate")
     axes.grid(axis="y")

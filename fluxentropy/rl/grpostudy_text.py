@@ -210,9 +210,10 @@ def _diagonal(record: Record) -> Iterator[str]:
     if shared:
         said = "; ".join(f"{label}: {_share(one)}" for label, one in shared.items())
         yield (
-            f"Share of steps whose entropy batch has a prompt of the update: {said}. The entropy is that of new "
-            "prompts; only where a prompt comes again can a pair be of the same prompt, so the cross-prompt share is "
-            "large wherever prompts are many."
+            f"Share of steps whose entropy batch has a prompt of the update: {said}. Unless a run has "
+            "--probe.same-prompts, the entropy is that of new prompts: only where a prompt comes again can a pair be "
+            "of the same prompt, so the cross-prompt share is large wherever prompts are many. With it, changes are "
+            "those of the update's own prompts."
         )
     rows = []
     for label, group in record["groups"].items():

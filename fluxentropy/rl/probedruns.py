@@ -51,6 +51,11 @@ class ProbedRun:
     def controller(self) -> str:
         return str((self.identity.get("controller") or {}).get("name", NONE))
 
+    @property
+    def own_prompts(self) -> bool:
+        """Whether the entropy is that of the update's prompts, not of new ones."""
+        return bool(self.identity["probe"].get("same_prompts", False))
+
     def responses(self) -> Columns | None:
         """The responses of the probed steps, None where the run kept none. Errors: `RunError` names a damaged file."""
         return _table(self.path / "responses.parquet", RESPONSES)
@@ -65,7 +70,7 @@ class ProbedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs of one learning rate and one controller."""
+    """Runs of one learning rate, one controller, and one kind of prompts in the probe's batch."""
 
     label: str
     lr: float
@@ -131,23 +136,28 @@ def read_run(path: Path, name: str) -> ProbedRun:
         raise RunError(f"{path} has no probed step: run it with --probe.every 10")
     columns = {name: every[name][rows] for name in (*OF_STEPS, *probed) if name in every}
     options = found.identity["probe"]
-    columns["probe_prompts"] = np.full(len(rows), float(options["prompts"]))
-    columns["probe_responses"] = np.full(len(rows), float(options["prompts"] * options["responses"]))
+    prompts = options["prompts"]
+    if options.get("same_prompts"):
+        prompts = min(prompts, found.identity["rollout"]["prompts"])
+    columns["probe_prompts"] = np.full(len(rows), float(prompts))
+    columns["probe_responses"] = np.full(len(rows), float(prompts * options["responses"]))
     if found.identity.get("inner_epochs") == 1:
         columns |= _next_entropies(every, rows)
     return ProbedRun(path=path, name=name, identity=found.identity, columns=columns)
 
 
 def grouped(runs: Sequence[ProbedRun]) -> list[Group]:
-    """By learning rate, and by controller where there are several."""
-    several = len({run.controller for run in runs}) > 1
-    found: dict[tuple[float, str], list[ProbedRun]] = {}
-    for run in sorted(runs, key=lambda run: (run.lr, run.controller, run.seed, run.name)):
-        found.setdefault((run.lr, run.controller), []).append(run)
-    return [
-        Group(label=f"{lr:g}, {controller}" if several else f"{lr:g}", lr=lr, controller=controller, runs=members)
-        for (lr, controller), members in found.items()
-    ]
+    """By learning rate, and by controller and prompts of the probe where there are several."""
+    controllers, kinds = {run.controller for run in runs}, {run.own_prompts for run in runs}
+    found: dict[tuple[float, str, bool], list[ProbedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.lr, run.controller, run.own_prompts, run.seed, run.name)):
+        found.setdefault((run.lr, run.controller, run.own_prompts), []).append(run)
+    groups = []
+    for (lr, controller, own), members in found.items():
+        label = f"{lr:g}" + f", {controller}" * (len(controllers) > 1)
+        label += f", {'own' if own else 'new'} prompts" * (len(kinds) > 1)
+        groups.append(Group(label=label, lr=lr, controller=controller, runs=members))
+    return groups
 
 
 def other_options(runs: Sequence[ProbedRun]) -> str:
