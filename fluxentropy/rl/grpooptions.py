@@ -226,11 +226,9 @@ class ProbeOptions:
     parts: Annotated[tuple[str, ...] | None, EVALUATION] = None
     """Parts to run: measured, first_order, split, range, second_order, two_batch, kernel, u_statistic. Default: all \
 that can be run but kernel and u_statistic."""
-    kernel: Annotated[Literal["sketch", "exact"], EVALUATION] = "sketch"
-    """Of the part kernel: from 32 random directions, which is noisy, or exact, with the gradient of every response in \
-memory, for small models."""
-    budget: Annotated[float | None, EVALUATION] = None
-    """Stop adding parts at about so many forward passes."""
+    kernel: Annotated[Literal["exact", "sketch"], EVALUATION] = "exact"
+    """Of the part kernel: exact holds the gradient of every response in memory, in float64; sketch, from 32 random \
+directions, is for models too large for that, and too noisy for the steps of AdamW."""
     attribution: Annotated[bool | None, EVALUATION] = None
     """Write what each token of the update did to the entropy, into attribution/. Default: where it can be known \
 (AdamW, no controller), unless parts or budget is given."""
