@@ -229,6 +229,8 @@ that can be run but kernel and u_statistic."""
     kernel: Annotated[Literal["exact", "sketch"], EVALUATION] = "exact"
     """Of the part kernel: exact holds the gradient of every response in memory, in float64; sketch, from 32 random \
 directions, is for models too large for that, and too noisy for the steps of AdamW."""
+    budget: Annotated[float | None, EVALUATION] = None
+    """Stop adding parts at about so many forward passes."""
     attribution: Annotated[bool | None, EVALUATION] = None
     """Write what each token of the update did to the entropy, into attribution/. Default: where it can be known \
 (AdamW, no controller), unless parts or budget is given."""
