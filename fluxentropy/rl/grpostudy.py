@@ -30,7 +30,7 @@ WRITTEN_BY = {
     "snis": "--probe.parts with measured, by this version",
     "range": "--probe.parts with range",
     "optimizer": "--probe.parts with split, and AdamW without a controller of steps",
-    "pairs": "--probe.parts with kernel (and --probe.kernel exact for a small model), without a controller",
+    "pairs": "--probe.parts with kernel, without a controller",
     "tokens": "--probe.attribution, for AdamW without a controller",
     "prompts": "--rollout.prompts 3 or more",
 }

@@ -203,7 +203,7 @@ def _diagonal(record: Record) -> Iterator[str]:
         )
         yield (
             f"The pairs' sum against this batch's part of the step, which it estimates ({said}): a sketch of the "
-            "kernel adds noise (--probe.kernel exact has none), and so does the score form of the entropy's gradient. "
+            "kernel (--probe.kernel sketch) adds noise, and so does the score form of the entropy's gradient. "
             "Where the difference is larger than the change, the shares of pairs are those of noise."
         )
     shared = {label: one for label, group in record["groups"].items() if (one := group["common_prompts"])}
