@@ -23,6 +23,7 @@ from fluxentropy.rl.grpocallbacks import StateCheckpoints
 from fluxentropy.rl.grpocells import RunGRPOCell, held_out
 from fluxentropy.rl.grpocompareoptions import NONE, GRPOCompareConfig
 from fluxentropy.rl.grpojudging import final, judge
+from fluxentropy.rl.grpoprobe import check_parts
 from fluxentropy.store import read_json
 from fluxentropy.yamlfile import from_plain, read_yaml
 
@@ -247,13 +248,16 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_configuration_that_is_shipped_is_one() -> None:
-    from fluxentropy.rl.control import open_controller
+@pytest.mark.parametrize("name", ["controllers", "controllers_annealed", "rates", "kernel"])
+def test_the_configurations_that_are_shipped_are_some(name: str) -> None:
+    from fluxentropy.rl.experiment import open_controller
 
-    found = read_yaml(config_path("grpo") / "controllers.yaml", GRPOCompareConfig)
+    found = read_yaml(config_path("grpo") / f"{name}.yaml", GRPOCompareConfig)
     config = from_plain(GRPOCompareConfig, {**found, "out": "x"})
-    for name in config.all_arms():
-        assert open_controller(config.run(name).controller).name == name
+    for arm in config.all_arms():
+        options = config.run(arm)
+        check_parts(options, controller := open_controller(options))
+        assert controller.name == arm if controller else arm == "none" or options.optim.lr != config.base.optim.lr
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
