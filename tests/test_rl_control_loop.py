@@ -123,7 +123,12 @@ def test_without_control_the_entropy_collapses():
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "follow"}, {"name": "project"}, {"name": "project", "metric": "optimizer"}]
+    "options",
+    [
+        {"name": "follow", "proportional": 1.0, "integral": 0.1, "boost": 0.1, "max_bonus": 1.0},
+        {"name": "project"},
+        {"name": "project", "metric": "optimizer"},
+    ],
 )
 def test_the_entropy_of_step_one_is_kept_while_the_reward_grows(options):
     entropies, rewards = train(lr=0.5, tolerance=TOLERANCE, **options)
@@ -183,7 +188,7 @@ def test_the_factor_lets_the_entropy_fall_to_the_bound_and_no_further():
 
 
 def test_an_uncertain_change_counts_as_the_larger_fall():
-    assert decide(change=-0.2, se=0.05) == pytest.approx(0.1 / 0.25)
+    assert decide(change=-0.2, se=0.05) == pytest.approx(0.1 / 0.3)  # two standard errors
     assert decide(change=-0.2, se=0.05, guard=2.0) == pytest.approx(0.1 / 0.3)
     assert decide(change=-0.2, se=float("nan")) == pytest.approx(0.5)
     assert decide(change=+0.01, se=0.5) == 1.0
