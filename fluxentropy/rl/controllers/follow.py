@@ -12,7 +12,8 @@ stands still until the integral has grown. The incremental form stops adding up 
 δ is the change of the step as taken, by any optimizer, measured on responses that the update did not use; its standard
 error makes the decision cautious, that of H does not enter. The parts are known (proportional-integral control of
 entropy: EntroPIC, Yang et al. 2025, arXiv:2511.15248, by weights of positive and negative responses); the prediction of
-the realised step is ours. The gains, in units of the bonus, are those of docs/rl-study.md, five times as large ones overshot there.
+the realised step is ours. The gains, in units of the bonus, are those of
+docs/rl-study.md, where larger ones overshot.
 """
 
 from __future__ import annotations
