@@ -396,6 +396,7 @@ def test_a_reward_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"probe": PROBE, "optim": GRPOOptim(kind="muon")}, "--probe.parts split with --optim.kind muon"),
+        ({"probe": ProbeOptions(parts=("measured,splits",))}, "--probe.parts splits is unknown: did you mean split?"),
         ({"rollout": RolloutOptions(max_tokens=30)}, "--rollout.max-tokens 30 are more than the 16 tokens"),
         ({"policy": PolicyOptions(n_embd=15, n_head=2)}, "n_embd 15 is not a multiple of n_head 2"),
     ],

@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 from fluxentropy.errors import UsageError
 from fluxentropy.lr import LRConfig
 from fluxentropy.optimconfig import OptimConfig
-from fluxentropy.options import INPUT, JSON, MODEL, OUTPUT, SWITCH, WORK, at_least
+from fluxentropy.options import INPUT, JSON, MODEL, OUTPUT, SWITCH, WORK, at_least, separated
 
 ROLLOUTS = Parameter(group=Group("Rollouts", sort_key=2.3))
 TRAINING = Parameter(group=Group("Training", sort_key=2.7))
@@ -61,6 +61,8 @@ class LoRAOptions:
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise UsageError(f"--policy.lora.rank {self.rank}: use 1 or more")
+        if self.targets is not None:
+            object.__setattr__(self, "targets", separated(self.targets))
         _positive(self, "policy.lora.", "alpha")
 
 
@@ -239,6 +241,8 @@ directions, is for models too large for that, and too noisy for the steps of Ada
         for name, least in {"every": 1, "prompts": 3, "responses": 1}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"--probe.{name} {value}: use {least} or more")
+        if self.parts is not None:
+            object.__setattr__(self, "parts", separated(self.parts))
         if self.attribution and self.every is None:
             raise UsageError(
                 "--probe.attribution without --probe.every: no step is probed; say every how many shall be"

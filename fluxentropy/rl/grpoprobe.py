@@ -19,10 +19,11 @@ from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoupdate import BatchUpdate
 from fluxentropy.rl.policy import flatten
-from fluxentropy.rl.probe import OF_THE_UPDATE, EntropyProbe
+from fluxentropy.rl.probe import OF_THE_UPDATE, PARTS, EntropyProbe
 from fluxentropy.rl.responses import Responses
 from fluxentropy.rl.step import AdamWRecorder, can_split, difference, snapshot
 from fluxentropy.rl.stepview import view_step
+from fluxentropy.yamlfile import did_you_mean
 
 SKETCH = 32  # directions of the kernel
 OF_THE_OPTIMIZER = ("split", *OF_THE_UPDATE)  # parts that explain the step by the optimizer's own
@@ -135,6 +136,8 @@ def check_parts(config: GRPOConfig, controller: Controller | None) -> None:
     """Raise `UsageError` for parts of the probe that cannot be run."""
     asked = config.probe.parts or ()
     for part in asked:
+        if part not in PARTS:
+            raise UsageError(f"--probe.parts {part} is unknown{did_you_mean(part, PARTS)}")
         if part in OF_THE_UPDATE and controller is not None:
             raise UsageError(f"--probe.parts {part} with a controller: it changes the update that this part explains")
         if part in OF_THE_OPTIMIZER and (adjusts(controller) or config.optim.kind != "adamw"):
