@@ -33,7 +33,8 @@ def test_a_prediction_with_known_noise_is_covered_and_its_error_is_taken_off():
     assert found["slope"]["low"] < 1 < found["slope"]["high"]
     assert found["rms"]["value"] == pytest.approx(NOISE, rel=0.1)
     assert found["rms_true"]["value"] < 0.4 * NOISE
-    assert verdict(found["rms_true"], 0.1) == "good enough"
+    assert verdict(found["rms_true"], 0.1, found["half_width"]["value"]) == "good enough"
+    assert verdict(found["rms_true"], 0.1, noise=1.2) == "not judged"
 
 
 def test_an_error_of_the_prediction_is_found_whatever_the_noise():
@@ -42,8 +43,8 @@ def test_an_error_of_the_prediction_is_found_whatever_the_noise():
     true = 0.25 * np.sqrt(np.mean((measured / 1.25) ** 2) / np.mean(measured**2 - 0.3**2))
     assert found["rms_true"]["value"] == pytest.approx(true, rel=0.02)
     assert found["covered"]["value"] < 0.3 and found["slope"]["value"] == pytest.approx(1.25, abs=0.01)
-    assert verdict(found["rms_true"], 0.1) == "not good enough"
-    assert verdict(found["rms_true"], found["rms_true"]["value"]) == "undecided"
+    assert verdict(found["rms_true"], 0.1, 0.5) == "not good enough"
+    assert verdict(found["rms_true"], found["rms_true"]["value"], 0.5) == "undecided"
 
 
 def test_without_the_paired_error_the_sum_of_both_is_used():

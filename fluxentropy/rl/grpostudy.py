@@ -115,7 +115,8 @@ def predictions(columns: Columns, config: GRPOStudyConfig, boot: StepBootstrap) 
     for name in stepanswers.PREDICTIONS:
         if stepanswers.some(columns, *(f"probe_{one}_per_{config.unit}" for one in ("measured", name))):
             found[name] = stepanswers.prediction(columns, name, config.unit, boot)
-            found[name]["verdict"] = stepanswers.verdict(found[name]["rms_true"], config.tolerance)
+            noise = found[name]["half_width"]["value"]
+            found[name]["verdict"] = stepanswers.verdict(found[name]["rms_true"], config.tolerance, noise)
     return found
 
 

@@ -41,22 +41,25 @@ def markdown(record: Record) -> str:
 
 
 def shown(one: Record | None, style: str = ".2g", *, percent: bool = False) -> str:
-    """A value with its interval, or a dash.
+    """A value with its interval, or a dash. Per cent have two digits, or as many as stand before the point.
 
-    >>> shown({"value": 0.5, "low": 0.25, "high": 0.75}, ".0f", percent=True)
-    '50% [25%, 75%]'
+    >>> shown({"value": 0.5, "low": 0.0123, "high": 1.25}, percent=True)
+    '50% [1.2%, 125%]'
     """
     if one is None or one["value"] is None:
         return "-"
     times, unit = (100, "%") if percent else (1, "")
     value, *ends = (
-        "-" if one[key] is None else f"{times * one[key]:z{style}}{unit}" for key in ("value", "low", "high")
+        "-"
+        if one[key] is None
+        else f"{(x := times * one[key]):z{'.0f' if percent and abs(x) >= 9.95 else style}}{unit}"
+        for key in ("value", "low", "high")
     )
     return value if "-" in ends else f"{value} [{', '.join(ends)}]"
 
 
 def _share(one: Record | None) -> str:
-    return shown(one, ".0f", percent=True)
+    return shown(one, percent=True)
 
 
 def _setting(record: Record) -> str:
