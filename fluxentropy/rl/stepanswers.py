@@ -79,8 +79,10 @@ def prediction(columns: Columns, name: str, unit: str, boot: StepBootstrap) -> d
 
 
 def verdict(rms: Interval, tolerance: float, noise: float) -> str:
-    """What an interval of the relative error says of a prediction; nothing where an error of the change's own size would
-    be lost in the `noise` of one step, the half-width as a share of the change."""
+    """What an interval of the relative error says of a prediction.
+
+    Nothing where the `noise` of a step, its half-width as a share of the change, would hide the whole change.
+    """
     if not np.isfinite(rms["low"]) or not noise < 1:
         return NOT_JUDGED
     if rms["high"] < tolerance:
