@@ -24,7 +24,7 @@ RESPONSES = {
 
 
 def test_the_sums_of_a_step_are_those_by_hand():
-    row = step_row(TOKENS, RESPONSES)
+    row = step_row(TOKENS, RESPONSES, by="median")
     assert (row["tokens"], row["change"], row["down"], row["up"]) == (8, -0.125, -1.625, 1.5)
     assert (row["positive_common_tokens"], row["positive_common_change"], row["positive_common_up"]) == (2, -1.5, 0)
     assert (row["positive_rare_change"], row["negative_rare_change"], row["negative_common_change"]) == (1, -0.125, 0.5)
@@ -32,14 +32,17 @@ def test_the_sums_of_a_step_are_those_by_hand():
     assert (row["token_0_change"], row["token_1_change"], row["eighth_4_change"]) == (-1.0, 0.875, 0.875)
     assert (row["by_token"], row["by_response"], row["by_prompt"]) == (3.125, 0.875, 0.375)
     assert row["tokens_for_0.5"] == 2 / 8 and row["responses_for_0.8"] == 3 / 4
-    other = step_row(TOKENS, None, by="entropy")  # ln p < -H
+    other = step_row(TOKENS, None)  # ln p < -H
     assert (other["positive_rare_change"], other["positive_common_change"]) == (-0.5 + 0.75, 0.25 - 1.0)
     assert "right_tokens" not in other
 
 
 def test_shares_are_of_all_steps_and_cancelling_is_what_sums_lose():
     half = {**TOKENS, "change": TOKENS["change"] / 2}
-    rows = [[step_row(TOKENS, RESPONSES), step_row(half, RESPONSES)], [step_row(TOKENS, RESPONSES)]]
+    rows = [
+        [step_row(TOKENS, RESPONSES, by="median"), step_row(half, RESPONSES, by="median")],
+        [step_row(TOKENS, RESPONSES, by="median")],
+    ]
     found = token_answer(rows, StepBootstrap([2, 1], 50))
     assert found["steps"] == 3 and found["change"]["value"] == pytest.approx(-0.125 * 2.5 / 3)
     common = found["classes"]["positive_common"]

@@ -143,7 +143,8 @@ def validity(groups: Record) -> Figure:
     far.yaxis.set_minor_formatter(NullFormatter())
     far.set(ylabel="reach of the expansion (steps)")
     far.set_title("medians of steps, 95% intervals; dashed: 1 step", **NOTE)
-    far.legend(loc="best")
+    if far.get_legend_handles_labels()[0]:
+        far.legend(loc="best")
     found = [group["validity"].get("effective_share") for group in groups.values()]
     dots(sample, found, 0, color=BLUE, marker="o")
     sample.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))

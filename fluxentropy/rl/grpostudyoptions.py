@@ -21,9 +21,9 @@ class GRPOStudyConfig:
     """Of measured and predicted changes and the optimizer's parts: nats a sequence, or a token."""
     tolerance: Annotated[float, WORK] = 0.1
     """A prediction is good enough whose relative error is below this share of the measured change."""
-    rare: Annotated[Literal["median", "entropy"], WORK] = "median"
-    """Which tokens are rare: below the median log-probability of the step's tokens, or ln p < -H of their own \
-distribution, where natural gradient changes sign."""
+    rare: Annotated[Literal["entropy", "median"], WORK] = "entropy"
+    """Which tokens are rare: ln p < -H of their own distribution, where natural gradient changes sign, or below the \
+median log-probability of the step's tokens."""
     bootstrap: Annotated[int, WORK] = 2000
     """Resamples of runs and blocks of steps that intervals are made of."""
     seed: Annotated[int, WORK] = 0

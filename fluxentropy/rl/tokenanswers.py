@@ -22,10 +22,10 @@ Rare = Literal["median", "entropy"]
 RIGHT = ("right", "wrong")
 
 
-def step_row(tokens: Columns, responses: Columns | None, *, by: Rare = "median") -> dict[str, float | np.ndarray]:
+def step_row(tokens: Columns, responses: Columns | None, *, by: Rare = "entropy") -> dict[str, float | np.ndarray]:
     """The sums over one step's tokens; by right and wrong answers where the step's responses are known.
 
-    `by`: rare tokens are those below the median log-probability, or those of ln p < -H (`attribution.rare_tokens`).
+    `by`: rare tokens are those of ln p < -H, or those below the median log-probability (`attribution.rare_tokens`).
     """
     c, logp, A = tokens["change"], tokens["logp"], tokens["advantage"]
     answer, each = np.unique(np.stack([tokens["prompt"], tokens["response"]]), axis=1, return_inverse=True)
