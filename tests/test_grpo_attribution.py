@@ -80,7 +80,7 @@ def test_the_tokens_sum_to_the_batchs_part_of_the_step(
     for step, row in enumerate(found, 1):
         table = pq.read_table(tmp_path / "run" / "attribution" / f"step_{step:06d}.parquet").to_pandas()
         assert table.change.sum() == pytest.approx(row["probe_attribution_total"], rel=1e-9)
-        quadrant = table.change[(table.advantage < 0) & (table.logp < table.logp.median())].sum()
+        quadrant = table.change[(table.advantage < 0) & (table.logp < -table.entropy)].sum()
         assert quadrant == pytest.approx(row["probe_attribution_negative_rare"], rel=1e-9)
         assert row["probe_attribution_negative_rare_se"] > 0 and -1 <= row["probe_attribution_correlation"] <= 1
 

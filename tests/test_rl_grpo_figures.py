@@ -79,7 +79,9 @@ def write_tables(run):
         A = np.repeat(rng.normal(size=n // 20), 20)
         change = -1e-4 * A * (logp - logp.mean()) + 1e-4 * rng.normal(size=n)
         prompt = np.repeat(np.arange(n // 20) // 3, 20)
-        columns = {"step": np.full(n, step), "prompt": prompt, "advantage": A, "logp": logp, "change": change}
+        entropy = rng.gamma(0.6, 1.0, size=n)
+        columns = {"step": np.full(n, step), "prompt": prompt, "advantage": A, "logp": logp, "entropy": entropy}
+        columns["change"] = change
         pq.write_table(pa.table(columns), run / "attribution" / f"step_{step:06d}.parquet")
 
 
@@ -145,7 +147,7 @@ def test_the_numbers_drawn_are_those_of_the_table(run, drawn):
     lines = {line.get_label(): line.get_ydata() for line in drawn["attribution"].axes[0].lines}
     table = pq.read_table(run / "attribution" / f"step_{EVERY:06d}.parquet").to_pandas()
     assert lines["sum"][0] == pytest.approx(table.change.sum())
-    rare = table.logp < table.logp.median()
+    rare = table.logp < -table.entropy
     inside = rare & (table.advantage > 0)
     assert lines["A > 0, rare"][0] == pytest.approx(table.change[inside].sum())
     segments = drawn["attribution"].axes[0].collections[0].get_segments()  # the error bars of this quadrant

@@ -147,10 +147,10 @@ def _scaled(gradient: Parameters, preconditioner: Parameters | None) -> Paramete
 # --- quadrants --------------------------------------------------------------------------------------------------------
 
 
-def rare_tokens(attribution: Attribution, quantile: float | None = 0.5) -> Tensor:
-    """Bool (B, G, L): tokens whose log-probability is below this quantile of the update's tokens.
+def rare_tokens(attribution: Attribution, quantile: float | None = None) -> Tensor:
+    """Bool (B, G, L): tokens of ln p < -H of their own distribution, where natural gradient changes sign.
 
-    With None a token is rare where ln p < -H of its own distribution, where natural gradient changes sign.
+    With a quantile a token is rare where its log-probability is below that of the update's tokens.
     """
     mask = attribution.update.mask
     if quantile is None:
@@ -161,7 +161,7 @@ def rare_tokens(attribution: Attribution, quantile: float | None = 0.5) -> Tenso
     return mask & (attribution.logp < threshold)
 
 
-def quadrant_masks(attribution: Attribution, quantile: float | None = 0.5) -> dict[str, Tensor]:
+def quadrant_masks(attribution: Attribution, quantile: float | None = None) -> dict[str, Tensor]:
     """The tokens of each of `QUADRANTS`, bool (B, G, L); tokens of advantage 0 are in none."""
     rare, mask, A = rare_tokens(attribution, quantile), attribution.update.mask, attribution.advantages
     return {
@@ -172,7 +172,7 @@ def quadrant_masks(attribution: Attribution, quantile: float | None = 0.5) -> di
     }
 
 
-def quadrants(attribution: Attribution, quantile: float | None = 0.5) -> dict[str, Quadrant]:
+def quadrants(attribution: Attribution, quantile: float | None = None) -> dict[str, Quadrant]:
     """How much of the change each quadrant carries; the changes sum to the total.
 
     Standard errors are the jackknife's between the update's prompts, the threshold and the entropy's gradient held
@@ -217,7 +217,7 @@ def _sum_estimate(parts: Tensor) -> Estimate:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def row(attribution: Attribution, quantile: float | None = 0.5) -> dict[str, float]:
+def row(attribution: Attribution, quantile: float | None = None) -> dict[str, float]:
     """The summary by name, for a row of a table: NAME, NAME_se and NAME_share of each quadrant, and the agreement."""
     found: dict[str, float] = {}
     found["attribution_total"], found["attribution_total_se"] = attribution.total

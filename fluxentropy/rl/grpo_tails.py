@@ -25,7 +25,7 @@ from fluxentropy.rl.precision import Precision, entropy_precision
 BLUE, RUST, GREEN, VIOLET = "#2f6fa7", "#b4501e", "#2e7d5b", "#7a5195"
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}
 RESPONSES = ("step", "prompt", "length", "entropy")
-ATTRIBUTION = ("step", "prompt", "advantage", "logp", "change")
+ATTRIBUTION = ("step", "prompt", "advantage", "logp", "entropy", "change")
 QUANTILES = ((1.0, "largest", RUST), (0.99, "99%", VIOLET), (0.9, "90%", GREEN), (0.5, "median", BLUE))
 BANDS = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a token's probability
 Z = 1.96
@@ -149,7 +149,7 @@ def attribution_figure(table: dict[str, np.ndarray]) -> Figure:
     over_steps.plot(steps, total, color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="sum")
     over_steps.set(xlabel="optimizer step", ylabel=f"change of entropy\n{_scaled(over_steps.yaxis)}")
     over_steps.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    over_steps.set_title("this batch's part; rare: p below the step's median; bars: 95%", **NOTE)
+    over_steps.set_title("this batch's part; rare: ln p < −H; bars: 95%", **NOTE)
     figure.legend(*over_steps.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     _by_probability(by_probability, table, len(steps))
     return figure
@@ -158,9 +158,9 @@ def attribution_figure(table: dict[str, np.ndarray]) -> Figure:
 def _quadrant(table: dict[str, np.ndarray], step: int, name: str) -> tuple[float, float]:
     """The sum over a quadrant's tokens of a step, and its standard error between prompts."""
     here = table["step"] == step
-    prompt, advantage, logp, change = (table[column][here] for column in ATTRIBUTION[1:])
+    prompt, advantage, logp, entropy, change = (table[column][here] for column in ATTRIBUTION[1:])
     sign = advantage > 0 if name.startswith("positive") else advantage < 0
-    inside = sign & ((logp < np.quantile(logp, 0.5)) == name.endswith("rare"))
+    inside = sign & ((logp < -entropy) == name.endswith("rare"))
     sums = np.bincount(prompt, change * inside)
     return float(sums.sum()), float(np.sqrt(len(sums)) * sums.std(ddof=1)) if len(sums) > 1 else 0.0
 
