@@ -144,7 +144,7 @@ def test_a_controller_says_what_it_needs(name):
         ({"name": "steer", "form": "cubic"}, "controller: form: 'cubic' is not one of linear, exponential"),
         ({"name": "follow", "curve": "linear", "end": 0.5}, "follow.steps None: use the number of steps"),
         ({"name": "follow", "end": 0.5}, "follow.end 0.5: use none with a constant curve"),
-        ({"name": "follow", "min_bonus": 2.0}, "follow.min_bonus 2.0: use at most max_bonus, 0.1"),
+        ({"name": "follow", "min_bonus": 2.0}, "follow.min_bonus 2.0: use at most max_bonus, 1.0"),
         ({"name": "guard", "fraction": -1}, "guard.fraction -1: use a positive number"),
     ],
 )

@@ -94,8 +94,10 @@ def reinforce(options, steps=20, lr=0.6):
 
 
 def test_the_loop_holds_on_sampled_batches():
+    gains = {"proportional": 1.0, "integral": 0.1, "boost": 0.1, "guard": 1.0}
     free, followed, projected = (
-        reinforce(o) for o in ({}, {"name": "follow", "tolerance": 0.05}, {"name": "project", "tolerance": 0.05})
+        reinforce(o)
+        for o in ({}, {"name": "follow", "tolerance": 0.05, **gains}, {"name": "project", "tolerance": 0.05})
     )
     assert free[-1] < 0.5
     for held in (followed, projected):

@@ -13,7 +13,7 @@ stands still until the integral has grown. The incremental form stops adding up 
 error makes the decision cautious, that of H does not enter. The parts are known (proportional-integral control of
 entropy: EntroPIC, Yang et al. 2025, arXiv:2511.15248, by weights of positive and negative responses); the prediction of
 the realised step is ours. The gains, in units of the bonus, are those of
-docs/rl-study.md, where larger ones overshot.
+docs/rl-study.md, with standardised advantages, where larger ones overshot; larger advantages need larger ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Follow(Targeted):
     integral: float = 0.02
     boost: float = 0.02
     min_bonus: float = 0.0
-    max_bonus: float = 0.1
+    max_bonus: float = 1.0
     min_scale: float = 0.0
     guard: float = 2.0
 
