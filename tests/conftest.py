@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,3 +18,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a real model run last."""
     items.sort(key=lambda item: item.get_closest_marker("real_model") is not None)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests that train: the same bits on every machine, and no waiting for each other's threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,7 @@ PROBE = ProbeOptions(every=2, prompts=4, responses=2, parts=PARTS, attribution=T
 FIRST = ProbeOptions(every=1, prompts=4, responses=2, parts=("first_order",))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows(out: Path) -> list[dict[str, float]]:
