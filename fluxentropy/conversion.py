@@ -9,18 +9,21 @@ import hashlib
 import io
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxentropy.errors import ModelError
+from fluxentropy.ggufconfig import HEAD, gguf_config, used_by_config
+from fluxentropy.gguffile import GGUFFile, join_gguf, read_gguf
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import ModelState, converted_folder, gguf_files, how_to_get, missing_files, state
 from fluxentropy.store import atomic_folder, atomic_path, sha256_file
+from fluxentropy.weightcheck import check_names, load_checked
 from fluxentropy.zoo_entries import ZooEntry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 BLOCK = 2**20  # bytes copied at once
 
@@ -78,15 +81,20 @@ def _tokenizer_in_gguf(file: Path) -> PreTrainedTokenizerBase:
 def whole_gguf(entry: ZooEntry, folder: Path) -> Iterator[Path]:
     """Yield the entry's GGUF file, checked against its SHA-256.
 
-    Pieces are joined into a file beside `folder`, which is removed afterwards.
+    Pieces, and the files of a model that is split, are joined into a file beside `folder`, which is removed afterwards.
     """
     paths = [path for path in gguf_files(entry).values() if path]
-    if not entry.pieces:
+    if not entry.pieces and len(paths) == 1:
         _check_sha256(entry, str(paths[0]), sha256_file(paths[0]) if entry.sha256 else None)
         yield paths[0]
         return
     whole = folder.with_name(f".whole-{folder.name}.gguf")
     try:
+        if not entry.pieces:
+            with atomic_path(whole) as aside:
+                _join(paths, aside)
+            yield whole
+            return
         with atomic_path(whole) as aside, open(aside, "wb") as out:
             digest = hashlib.sha256()
             for path in paths:
@@ -100,10 +108,20 @@ def whole_gguf(entry: ZooEntry, folder: Path) -> Iterator[Path]:
         whole.unlink(missing_ok=True)
 
 
+def _join(paths: Sequence[Path], whole: Path) -> None:
+    try:
+        join_gguf(paths, whole)
+    except ModelError:
+        raise
+    except Exception as error:  # the GGUF reader raises whatever numpy or struct raise on damaged bytes
+        raise ModelError(f"GGUF file {paths[0]} and those that follow cannot be joined: {first_line(error)}") from error
+
+
 def convert_gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors with its tokenizer in `folder`, whole or not at all.
 
-    Errors: ModelError names the file when it is damaged or of an architecture that transformers cannot read.
+    Errors: ModelError names the file when it is damaged, and what of it would be lost: an architecture, a key of the
+    metadata, a tensor that is missing or that nothing uses.
     """
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -113,10 +131,21 @@ def convert_gguf(file: Path, folder: Path) -> None:
             raise ModelError(f"{file} is not a GGUF file")
     try:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
+            found = read_gguf(file)
+            config = gguf_config(found)
+            _check_tensors(found, config)
             tokenizer = _tokenizer_in_gguf(file)
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            model, _ = load_checked(
+                AutoModelForCausalLM,
+                file.parent,
+                name=file.name,
+                gguf_file=file.name,
+                config=config,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
             )
+    except ModelError:
+        raise
     except Exception as error:  # the GGUF reader raises whatever numpy or struct raise on damaged bytes
         if is_out_of_memory(error):
             raise ModelError(f"GGUF file {file} does not fit in memory as float32: use a larger machine") from error
@@ -127,6 +156,22 @@ def convert_gguf(file: Path, folder: Path) -> None:
     with atomic_folder(folder) as aside, quiet_transformers():
         model.save_pretrained(aside, max_shard_size="100MB")  # small shards: packing can release them one by one
         tokenizer.save_pretrained(aside)
+
+
+def _check_tensors(file: GGUFFile, config: PreTrainedConfig) -> None:
+    """Refuse a file whose tensors are not those of its model: transformers drops what it has no place for."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    places = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)())
+    expected = {f"{name}.weight" if name.endswith("_exps") else name for name in places}
+    if config.tie_word_embeddings:
+        expected.discard(HEAD)
+    held = file.shapes.keys() - used_by_config(file)
+    check_names(f"GGUF file {file.path}", missing=expected - held, unused=held - expected)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from fluxentropy.gpt import GPT
 from fluxentropy.gpt2 import from_gpt2, is_gpt2, to_gpt2
 from fluxentropy.hf_gpt import FluxGPTConfig, FluxGPTForCausalLM, register
 from fluxentropy.store import atomic_folder
+from fluxentropy.weightcheck import load_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,15 +77,15 @@ def _to_flux(gpt: GPT) -> FluxGPTForCausalLM:
 
 
 def from_export(folder: str | Path) -> GPT:
-    """The model in a folder that `export` wrote, float32."""
+    """The model in a folder that `export` wrote, float32. Errors: ModelError names weights that are not there."""
     from transformers import AutoConfig, GPT2LMHeadModel
 
     register()
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, FluxGPTConfig):
-            return from_gpt2(GPT2LMHeadModel.from_pretrained(folder))
-        weights = FluxGPTForCausalLM.from_pretrained(folder).state_dict()
+            return from_gpt2(load_checked(GPT2LMHeadModel, folder, name=str(folder))[0])
+        weights = load_checked(FluxGPTForCausalLM, folder, name=str(folder))[0].state_dict()
     gpt = GPT(config.architecture())
     gpt.load_state_dict({name.removeprefix("model.").replace("lm_head.", "head."): w for name, w in weights.items()})
     return gpt

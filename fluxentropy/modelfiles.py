@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from fluxentropy.errors import ModelError
-from fluxentropy.store import fingerprint_file
+from fluxentropy.gguffile import split_files
+from fluxentropy.store import fingerprint_file, fingerprint_json
 from fluxentropy.zoo_entries import ZooEntry
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # whole, or as shards that NAME.index.json lists
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
+CONVERSION = 2  # the form of converted GGUF files; 1 took the metadata and tokens of some for those of other models
 HEADER_LIMIT = 100_000_000  # bytes that the header of a safetensors file may have
 
 Status = Literal["ready", "not downloaded", "incomplete", "not installed", "not converted", "missing"]
@@ -143,12 +145,12 @@ def cache_folder() -> Path:
 
 
 def gguf_files(entry: ZooEntry) -> dict[str, Path | None]:
-    """Where the entry's GGUF file, or each piece of it, must be, in order; None for a wheel that is not installed.
+    """Where the entry's GGUF file, or each part of it, must be, in order; None for a wheel that is not installed.
 
-    The keys are the names of the wheels, or that of the file. The code inside wheels is never imported.
+    The keys are the names of the wheels, or those of the files. The code inside wheels is never imported.
     """
     if entry.gguf:
-        return {entry.gguf: Path(entry.gguf).expanduser()}
+        return {str(path): path for path in split_files(Path(entry.gguf).expanduser())}
     places: dict[str, Path | None] = {}
     for wheel, file in (entry.pieces or {str(entry.wheel): str(entry.file)}).items():
         try:
@@ -162,14 +164,16 @@ def gguf_fingerprint(entry: ZooEntry) -> str:
     """The fingerprint of the entry's GGUF file. Where the entry gives its SHA-256, no file is read."""
     if entry.sha256:
         return f"sha256:{entry.sha256}"
-    (path,) = gguf_files(entry).values()
-    assert path is not None
-    return fingerprint_file(path)
+    paths = [path for path in gguf_files(entry).values() if path]
+    if len(paths) == 1:
+        return fingerprint_file(paths[0])
+    return "sha256:" + fingerprint_json([fingerprint_file(path) for path in paths])
 
 
 def converted_folder(entry: ZooEntry) -> Path:
     """Where the entry's dequantised weights are kept, or will be."""
-    return cache_folder() / "models" / f"{entry.name}-{gguf_fingerprint(entry).split(':')[1][:16]}"
+    digest = gguf_fingerprint(entry).split(":")[1][:16]
+    return cache_folder() / "models" / f"{entry.name}-{digest}-v{CONVERSION}"
 
 
 def _gguf_state(entry: ZooEntry) -> ModelState:

@@ -11,6 +11,7 @@ from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
 from fluxentropy.store import fingerprint_file, fingerprint_json
+from fluxentropy.weightcheck import load_checked
 from fluxentropy.zoo_entries import DTYPES, ZooEntry, near_names
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
     found = _find(entry, offline)
     known = count_parameters(found.folder) if found.folder else None
     check_memory(entry.name, max(known or 0, entry.parameters or 0) or None, kind, place)
-    model, tokenizer = _from_pretrained(entry, found, kind, offline)
+    model, tokenizer, weights_note = _from_pretrained(entry, found, kind, offline)
     _check_decoder(entry.name, model, tokenizer)
     model.eval().requires_grad_(False)
     try:
@@ -71,7 +72,7 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
         device=place,
         dtype=kind,
         fingerprint=found.fingerprint or _hub_fingerprint(entry),
-        notes=tuple(text for text in (place_note, kind_note, found.note) if text),
+        notes=tuple(text for text in (place_note, kind_note, found.note, weights_note) if text),
     )
 
 
@@ -170,7 +171,7 @@ def _hub_fingerprint(entry: ZooEntry) -> str:
 
 def _from_pretrained(
     entry: ZooEntry, found: _Found, dtype: torch.dtype, offline: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fluxentropy.hf_gpt import register
@@ -182,7 +183,9 @@ def _from_pretrained(
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
-            model = AutoModelForCausalLM.from_pretrained(found.source, dtype=dtype, **options)
+            model, note = load_checked(AutoModelForCausalLM, found.source, name=entry.name, dtype=dtype, **options)
+    except ModelError:
+        raise
     except Exception as error:  # transformers, safetensors and remote code raise many kinds
         if is_out_of_memory(error):
             raise ModelError(f"model {entry.name!r} does not fit in memory: {first_line(error)}") from error
@@ -191,7 +194,7 @@ def _from_pretrained(
             terms = entry.terms or f"https://huggingface.co/{entry.hub}"
             hint = f": accept its licence on the Hub ({terms}) and run `hf auth login`"
         raise ModelError(f"model {entry.name!r} cannot be loaded: {first_line(error)}{hint}") from error
-    return model, tokenizer
+    return model, tokenizer, note
 
 
 def _check_decoder(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,6 +16,7 @@ from modelcopies import install_pieces, install_wheel, write_gguf
 from fluxentropy import conversion
 from fluxentropy.conversion import converted
 from fluxentropy.errors import ModelError
+from fluxentropy.modelfiles import converted_folder
 from fluxentropy.models import load_decoder
 from fluxentropy.zoo_entries import ZooEntry, find_model
 
@@ -91,7 +92,7 @@ def test_another_process_that_converts_is_waited_for(tmp_path: Path, monkeypatch
 def test_what_a_killed_conversion_left_is_removed(tmp_path: Path, site: Path) -> None:
     entry = install_pieces(site, write_gguf(tmp_path / "tiny.gguf").read_bytes())
     models = tmp_path / "cache" / "models"
-    name = f"tiny-{entry.sha256[:16]}" if entry.sha256 else ""
+    name = converted_folder(entry).name
     (models / f".aside-999999-{name}").mkdir(parents=True)
     (models / f".whole-{name}.gguf").write_bytes(b"half")
     converted(entry)

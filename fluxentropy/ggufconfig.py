@@ -1,0 +1,333 @@
+"""The configuration of the model in a GGUF file, from its metadata: every key counts, or the file is refused by it.
+
+transformers reads a part of the metadata and fills the rest with the values of another model. Here each architecture is
+written out: a key that is not known refuses the file. Keys, defaults and what is tied are those
+of llama.cpp (`src/models/*.cpp`), which writes and runs such files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fluxentropy.errors import ModelError
+from fluxentropy.gguffile import GGUFFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+ROPE_FREQUENCIES = "rope_freqs.weight"
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+HEAD = "output.weight"
+NEEDS_HEAD = (
+    "nemotron",
+    "qwen2moe",
+    "stablelm",
+)  # llama.cpp ties the head of others to the embedding where it is absent
+SAYS_NOTHING = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")  # of the numbers that come out
+
+
+class _Keys:
+    """The metadata of one architecture; what was not taken in the end refuses the file."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        start = f"{file.architecture}."
+        self.found = {key.removeprefix(start): v for key, v in file.metadata.items() if key.startswith(start)}
+        self.left = set(self.found) - set(SAYS_NOTHING)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key, one for all layers."""
+        self.left.discard(key)
+        value = self.found.get(key, default)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            return value[0]
+        if isinstance(value, list):
+            self.refuse(key, "layers that differ in it cannot be honoured")
+        return value
+
+    def need(self, key: str) -> Any:
+        """The value of a key that has no default."""
+        value = self.take(key)
+        if value is None:
+            self.refuse(key, "it is missing")
+        return value
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Take a key that may have these values alone, or be absent."""
+        value = self.take(key)
+        if value is not None and value not in allowed:
+            self.refuse(key, f"only {' or '.join(map(str, allowed))} can be honoured")
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.file.shapes
+
+    def refuse(self, key: str, why: str) -> NoReturn:
+        value = f" = {self.found[key]}" if key in self.found else ""
+        raise ModelError(
+            f"GGUF file {self.file.path}: {self.file.architecture}.{key}{value}: {why}: use the model's folder of "
+            f"safetensors instead"
+        )
+
+
+def gguf_config(file: GGUFFile) -> PreTrainedConfig:
+    """The configuration that makes a model of transformers compute what the file says.
+
+    Errors: ModelError names the architecture, or the key of the metadata, that cannot be honoured.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if file.architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"GGUF file {file.path}: architecture {file.architecture!r} cannot be read exactly; those that can are "
+            f"{', '.join(sorted(ARCHITECTURES))}: use the model's folder of safetensors instead"
+        )
+    kind, fields_of = ARCHITECTURES[file.architecture]
+    keys = _Keys(file)
+    keys.only("attention.causal", True)
+    fields = fields_of(keys)
+    fields["tie_word_embeddings"] = not keys.has(HEAD) and file.architecture not in NEEDS_HEAD
+    fields["vocab_size"] = _rows(keys, "token_embd.weight")
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        fields[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if keys.left:
+        keys.refuse(min(keys.left), "it cannot be honoured")
+    return CONFIG_MAPPING[kind](**fields)
+
+
+def used_by_config(file: GGUFFile) -> set[str]:
+    """The tensors that went into the configuration instead of the weights."""
+    used = {"llama": {ROPE_FREQUENCIES}, "phi3": {LONG, SHORT}}.get(file.architecture, set())
+    return used if used <= file.shapes.keys() else set()
+
+
+def _rows(keys: _Keys, tensor: str) -> int:
+    return keys.file.shapes[tensor][0] if keys.has(tensor) else keys.need("vocab_size")
+
+
+# --- rotary positions -------------------------------------------------------------------------------------------------
+
+
+def _rope(keys: _Keys, head_dim: int, *, partial: bool = False) -> dict[str, Any]:
+    """The rotary embedding, scaled as the file says."""
+    width = keys.take("rope.dimension_count", head_dim)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.take("rope.freq_base", 10000.0)}
+    if partial:
+        rope["partial_rotary_factor"] = width / head_dim
+    elif width != head_dim:
+        keys.refuse("rope.dimension_count", f"only the whole head, {head_dim}, can be honoured")
+    kind = keys.take("rope.scaling.type", "linear" if "rope.scale_linear" in keys.found else "none")
+    keys.take("rope.scaling.original_context_length")  # of yarn and longrope alone
+    if kind not in ("none", "linear", "yarn") and not (kind == "longrope" and _has_longrope(keys)):
+        keys.refuse("rope.scaling.type", "it cannot be honoured")
+    factor = keys.take("rope.scaling.factor", keys.take("rope.scale_linear", 1.0)) or 1.0
+    if kind == "linear" and factor != 1.0:
+        rope |= {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        rope |= _yarn(keys, factor)
+    if kind == "none" and factor != 1.0:
+        keys.refuse("rope.scaling.factor", "there is no rope.scaling.type")
+    return rope
+
+
+def _yarn(keys: _Keys, factor: float) -> dict[str, Any]:
+    keys.only("rope.scaling.yarn_ext_factor", 1.0)
+    keys.only("rope.scaling.yarn_log_multiplier", 0.0)
+    keys.only("rope.scaling.attn_factor", 1.0)
+    given = {
+        "attention_factor": keys.take("rope.scaling.yarn_attn_factor"),
+        "beta_fast": keys.take("rope.scaling.yarn_beta_fast"),
+        "beta_slow": keys.take("rope.scaling.yarn_beta_slow"),
+    }
+    original = keys.take("rope.scaling.original_context_length") or keys.need("context_length")
+    known = {key: value for key, value in given.items() if value is not None}
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **known}
+
+
+def _divided(keys: _Keys, rope: dict[str, Any]) -> dict[str, Any]:
+    """Rotary frequencies that a tensor divides one by one (Llama 3.1): LongRoPE with one set for all lengths."""
+    if not keys.has(ROPE_FREQUENCIES):
+        return rope
+    if rope["rope_type"] != "default":
+        keys.refuse("rope.scaling.type", f"the file scales its positions with {ROPE_FREQUENCIES} too")
+    return rope | _longrope(keys, ROPE_FREQUENCIES, ROPE_FREQUENCIES, keys.need("context_length"), 1.0)
+
+
+def _has_longrope(keys: _Keys) -> bool:
+    return keys.has(LONG) and keys.has(SHORT)
+
+
+def _longrope(keys: _Keys, short: str, long: str, original: int, attention_factor: float) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "short_factor": keys.file.values(short),
+        "long_factor": keys.file.values(long),
+        "factor": keys.need("context_length") / original,
+        "attention_factor": attention_factor,
+        "original_max_position_embeddings": original,
+    }
+
+
+# --- architectures ----------------------------------------------------------------------------------------------------
+
+
+def _sizes(keys: _Keys) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": keys.need("context_length"),
+        "hidden_size": keys.need("embedding_length"),
+        "num_hidden_layers": keys.need("block_count"),
+        "intermediate_size": keys.need("feed_forward_length"),
+        "num_attention_heads": keys.need("attention.head_count"),
+        "num_key_value_heads": keys.take("attention.head_count_kv", keys.need("attention.head_count")),
+    }
+
+
+def _dense(keys: _Keys) -> dict[str, Any]:
+    """Sizes and norms of the usual decoder without experts."""
+    keys.only("expert_count", 0)
+    keys.only("expert_used_count", 0)
+    return _sizes(keys) | {"rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon")}
+
+
+def _head_dim(keys: _Keys, fields: dict[str, Any], *, free: bool = True) -> int:
+    """The size of a head, that of keys and of values; not free, it is the width over the number of heads."""
+    usual = fields["hidden_size"] // fields["num_attention_heads"]
+    size = int(keys.take("attention.key_length", usual))
+    keys.only("attention.value_length", size)
+    if size != usual and not free:
+        keys.refuse("attention.key_length", f"only {usual} can be honoured")
+    return size
+
+
+def _llama(keys: _Keys) -> dict[str, Any]:
+    keys.need("attention.head_count_kv")  # without it transformers leaves queries and keys in the order of the file
+    fields = _dense(keys)
+    fields["head_dim"] = _head_dim(keys, fields)
+    fields["rope_parameters"] = _divided(keys, _rope(keys, fields["head_dim"]))
+    fields["attention_bias"] = keys.has("blk.0.attn_q.bias")
+    fields["mlp_bias"] = keys.has("blk.0.ffn_gate.bias")
+    return fields
+
+
+def _qwen2(keys: _Keys) -> dict[str, Any]:
+    fields = _dense(keys)
+    return fields | {"rope_parameters": _rope(keys, _head_dim(keys, fields, free=False))}
+
+
+def _qwen3(keys: _Keys) -> dict[str, Any]:
+    fields = _dense(keys)
+    fields["head_dim"] = _head_dim(keys, fields)
+    return fields | {"rope_parameters": _rope(keys, fields["head_dim"])}
+
+
+def _experts(keys: _Keys) -> dict[str, Any]:
+    fields = _sizes(keys) | {"rms_norm_eps": keys.need("attention.layer_norm_rms_epsilon")}
+    used = keys.need("expert_used_count")
+    fields |= {"num_experts": keys.need("expert_count"), "num_experts_per_tok": used}
+    fields["moe_intermediate_size"] = keys.take("expert_feed_forward_length", fields["intermediate_size"] // used)
+    return fields
+
+
+def _qwen2moe(keys: _Keys) -> dict[str, Any]:
+    fields = _experts(keys)
+    shared = keys.take("expert_shared_feed_forward_length", fields["intermediate_size"])
+    fields |= {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+    return fields | {"rope_parameters": _rope(keys, _head_dim(keys, fields, free=False))}
+
+
+def _qwen3moe(keys: _Keys) -> dict[str, Any]:
+    fields = _experts(keys)
+    fields |= {"head_dim": _head_dim(keys, fields), "norm_topk_prob": True}
+    return fields | {"rope_parameters": _rope(keys, fields["head_dim"])}
+
+
+def _gemma(keys: _Keys, *, largest: int, period: int) -> dict[str, Any]:
+    """Gemma 2 and 3. The attention of the largest has another scale, which the file does not say."""
+    fields = _dense(keys)
+    fields["head_dim"] = _head_dim(keys, fields)
+    each = fields["hidden_size"] // fields["num_attention_heads"]
+    fields["query_pre_attn_scalar"] = each if fields["num_hidden_layers"] == largest else fields["head_dim"]
+    keys.only("attention.sliding_window_pattern", period)
+    kinds = ("full_attention", "sliding_attention")
+    fields["layer_types"] = [kinds[bool((layer + 1) % period)] for layer in range(fields["num_hidden_layers"])]
+    return fields
+
+
+def _gemma2(keys: _Keys) -> dict[str, Any]:
+    fields = _gemma(keys, largest=46, period=2)
+    fields["sliding_window"] = keys.take("attention.sliding_window", 4096)
+    fields["attn_logit_softcapping"] = keys.take("attn_logit_softcapping", 50.0)
+    fields["final_logit_softcapping"] = keys.take("final_logit_softcapping", 30.0)
+    fields["rope_parameters"] = _rope(keys, fields["head_dim"])
+    keys.only("rope.freq_base_swa", fields["rope_parameters"]["rope_theta"])
+    return fields
+
+
+def _gemma3(keys: _Keys) -> dict[str, Any]:
+    """Gemma 3 scales the positions of its layers with full attention alone."""
+    fields = _gemma(keys, largest=62, period=6)
+    fields["sliding_window"] = keys.need("attention.sliding_window")
+    fields["final_logit_softcapping"] = keys.take("final_logit_softcapping") or None
+    sliding = {"rope_type": "default", "rope_theta": keys.take("rope.freq_base_swa", 10000.0)}
+    fields["rope_parameters"] = {"full_attention": _rope(keys, fields["head_dim"]), "sliding_attention": sliding}
+    return fields
+
+
+def _phi3(keys: _Keys) -> dict[str, Any]:
+    fields = _dense(keys)
+    head_dim = _head_dim(keys, fields, free=False)
+    fields["sliding_window"] = keys.take("attention.sliding_window") or None
+    rope = _rope(keys, head_dim, partial=True)
+    original = keys.take("rope.scaling.original_context_length") or fields["max_position_embeddings"]
+    if _has_longrope(keys):
+        rope |= _longrope(keys, SHORT, LONG, original, keys.take("rope.scaling.attn_factor", 1.0))
+    return fields | {"rope_parameters": rope, "original_max_position_embeddings": original}
+
+
+def _gpt2(keys: _Keys) -> dict[str, Any]:
+    heads = keys.need("attention.head_count")
+    keys.only("attention.head_count_kv", heads)
+    return {
+        "n_positions": keys.need("context_length"),
+        "n_embd": keys.need("embedding_length"),
+        "n_layer": keys.need("block_count"),
+        "n_inner": keys.need("feed_forward_length"),
+        "n_head": heads,
+        "layer_norm_epsilon": keys.need("attention.layer_norm_epsilon"),
+    }
+
+
+def _starcoder2(keys: _Keys) -> dict[str, Any]:
+    fields = _sizes(keys) | {"norm_epsilon": keys.need("attention.layer_norm_epsilon")}
+    return fields | {"rope_parameters": _rope(keys, _head_dim(keys, fields, free=False))}
+
+
+def _stablelm(keys: _Keys) -> dict[str, Any]:
+    fields = _sizes(keys) | {"layer_norm_eps": keys.need("attention.layer_norm_epsilon")}
+    fields["rope_parameters"] = _rope(keys, _head_dim(keys, fields, free=False), partial=True)
+    fields["use_qkv_bias"] = keys.has("blk.0.attn_q.bias")
+    fields["use_parallel_residual"] = not keys.has("blk.0.ffn_norm.weight")
+    keys.take("use_parallel_residual")  # llama.cpp goes by the tensors
+    return fields
+
+
+def _nemotron(keys: _Keys) -> dict[str, Any]:
+    fields = _sizes(keys) | {"norm_eps": keys.need("attention.layer_norm_epsilon")}
+    fields["head_dim"] = _head_dim(keys, fields)
+    return fields | {"rope_parameters": _rope(keys, fields["head_dim"], partial=True)}
+
+
+ARCHITECTURES: dict[str, tuple[str, Callable[[_Keys], dict[str, Any]]]] = {
+    "gemma2": ("gemma2", _gemma2),
+    "gemma3": ("gemma3_text", _gemma3),
+    "gpt2": ("gpt2", _gpt2),
+    "llama": ("llama", _llama),
+    "nemotron": ("nemotron", _nemotron),
+    "phi3": ("phi3", _phi3),
+    "qwen2": ("qwen2", _qwen2),
+    "qwen2moe": ("qwen2_moe", _qwen2moe),
+    "qwen3": ("qwen3", _qwen3),
+    "qwen3moe": ("qwen3_moe", _qwen3moe),
+    "stablelm": ("stablelm", _stablelm),
+    "starcoder2": ("starcoder2", _starcoder2),
+}
