@@ -7,10 +7,12 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from fakes import make_model, make_tokenizer
+from fakes import make_model, make_tokenizer, save_model
+from ggufmodels import make, sizes, write
 from modelcopies import install_pieces, install_wheel, write_gguf
 
 from fluxentropy import conversion
@@ -168,3 +170,52 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FLUXENTROPY_CACHE", str(tmp_path / "taken"))
     with pytest.raises(ModelError, match="cannot write .*taken.*: set FLUXENTROPY_CACHE"):
         converted(entry)
+
+
+def split(path: Path, **options: Any) -> list[Path]:
+    """A tiny Llama in three GGUF files."""
+    model = make("llama", head_dim=8)
+    keys = sizes(model, **{"attention.layer_norm_rms_epsilon": 1e-6})
+    write(path, model, "llama", keys, split_max_tensors=8, **options)
+    return sorted(path.parent.glob(f"{path.stem}-*.gguf"))
+
+
+def test_a_model_in_several_files_is_joined_whichever_of_them_is_given(tmp_path: Path) -> None:
+    files = split(tmp_path / "tiny.gguf")
+    assert [file.name for file in files] == [f"tiny-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    first, second = (load_decoder(find_model(str(file))) for file in files[:2])
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        theirs = make("llama", head_dim=8)(ids).logits
+        torch.testing.assert_close(first.model(ids).logits, theirs)
+        torch.testing.assert_close(second.model(ids).logits, theirs)
+    assert first.fingerprint == second.fingerprint
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+    files[2].write_bytes(files[2].read_bytes() + b"0")
+    assert load_decoder(find_model(str(files[0]))).fingerprint != first.fingerprint
+
+
+def test_parts_that_are_missing_renamed_or_of_another_model_are_named(tmp_path: Path) -> None:
+    files = split(tmp_path / "tiny.gguf")
+    alone = shutil.copy(files[0], tmp_path / "alone.gguf")
+    with pytest.raises(ModelError, match=r"alone\.gguf is file 1 of 3: keep their names \(NAME-00001-of-00003\.gguf\)"):
+        load_decoder(find_model(str(alone)))
+    third = files[2].read_bytes()
+    files[2].write_bytes(files[1].read_bytes())
+    with pytest.raises(ModelError, match=r"tiny-00003-of-00003\.gguf: its metadata says part 1 of 3 \(from 0\)"):
+        load_decoder(find_model(str(files[0])))
+    files[2].write_bytes(third[:100])
+    with pytest.raises(ModelError, match=r"tiny-00001-of-00003\.gguf and those that follow cannot be joined"):
+        load_decoder(find_model(str(files[0])))
+    files[2].unlink()
+    with pytest.raises(ModelError, match=r"no file .*tiny-00003-of-00003\.gguf$"):
+        load_decoder(find_model(str(files[0])))
+    assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+def test_what_an_earlier_version_converted_is_not_used(tmp_path: Path) -> None:
+    entry = find_model(str(write_gguf(tmp_path / "tiny.gguf")))
+    folder = converted_folder(entry)
+    save_model(folder.with_name(folder.name.removesuffix("-v2")), seed=1)
+    converted(entry)
+    assert (folder / "config.json").is_file()
