@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fluxentropy.errors import ModelError
 from fluxentropy.ggufconfig import HEAD, gguf_config, used_by_config
 from fluxentropy.gguffile import GGUFFile, join_gguf, read_gguf
+from fluxentropy.gguftokenizer import build_tokenizer, open_tokenizer, read_metadata
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import ModelState, converted_folder, gguf_files, how_to_get, missing_files, state
 from fluxentropy.store import atomic_folder, atomic_path, sha256_file
@@ -58,11 +59,9 @@ def converted(entry: ZooEntry) -> Path:
 
 def gguf_tokenizer(entry: ZooEntry) -> PreTrainedTokenizerBase:
     """The tokenizer of an entry's GGUF file, of which nothing is converted. Errors: ModelError, as for `converted`."""
-    from transformers import AutoTokenizer
-
     found = state(entry)
-    if found.status == "ready":
-        return AutoTokenizer.from_pretrained(found.path)
+    if found.status == "ready" and found.path:
+        return open_tokenizer(found.path)
     if found.missing:
         raise _not_here(entry, found)
     folder = converted_folder(entry)
@@ -71,10 +70,8 @@ def gguf_tokenizer(entry: ZooEntry) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_in_gguf(file: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with quiet_transformers():
+        return build_tokenizer(read_metadata(file), str(file))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fluxentropy.conversion import converted, first_line, quiet_transformers
+from fluxentropy.conversion import converted, first_line, gguf_tokenizer, quiet_transformers
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
@@ -182,7 +182,10 @@ def _from_pretrained(
         options["revision"] = entry.revision or "main"
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
+            if entry.hub or entry.folder:
+                tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
+            else:
+                tokenizer = gguf_tokenizer(entry)
             model, note = load_checked(AutoModelForCausalLM, found.source, name=entry.name, dtype=dtype, **options)
     except ModelError:
         raise

@@ -35,6 +35,7 @@ def write_gguf(path: Path, *, seed: int = 0) -> Path:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([3 if token in ("<s>", "</s>") else 1 for token, _ in vocabulary])
     writer.add_token_merges([" ".join(merge) for merge in merges])

@@ -1,0 +1,382 @@
+"""The tokenizer that a GGUF file describes: its metadata -> a fast tokenizer of `transformers`, with llama.cpp's ids.
+
+metadata = read_metadata(file)              # every key before the tensors, arrays as lists
+tokenizer = build_tokenizer(metadata, name)  # "ab 12" -> the ids the model was trained on, or ModelError
+
+A file gives the vocabulary and names the rest: `tokenizer.ggml.model` is the kind (gpt2: byte-level BPE; llama: a
+SentencePiece vocabulary; t5: unigram; gemma4: BPE on text), `tokenizer.ggml.pre` the rule that cuts a text into pieces
+before BPE joins bytes within them. The rules stand in `RULES`: those of the models themselves where they are known, as
+llama.cpp states them else (`src/llama-vocab.cpp`, which approximates a few, see docs/model-files.md).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fluxentropy.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+KEY = "tokenizer.ggml."
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # token types; the others (normal 1, unused 5, byte 6) are no added tokens
+SPACE = "\u2581"  # what SentencePiece writes for a space
+
+# Tokens that are control tokens whatever their type: older converters called them normal.
+ENDS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
+    *("<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>"),
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+
+# --- rules that cut a text, in the order they are applied to each other's pieces --------------------------------------
+
+ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+BEFORE = r"[^\r\n\p{L}\p{N}]?"  # one character that a word takes along
+
+
+def _words(digits: str, *, english: str = ENGLISH + "|", letter: str = r"\p{L}", signs: str = r"[\r\n]*") -> str:
+    mark = r"\p{M}" if "M" in letter else ""
+    return rf"{english}{BEFORE}{letter}+|{digits}| ?[^\s\p{{L}}{mark}\p{{N}}]+{signs}|{SPACES}"
+
+
+def _cased_words(digits: str, ending: str) -> str:
+    word = rf"{BEFORE}{UPPER}*{LOWER}+{ending}|{BEFORE}{UPPER}+{LOWER}*{ending}"
+    return rf"{word}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT, THREE_DIGITS, LINES = r"\p{N}", r"\p{N}{1,3}", r"[^\n]+|[\n]+"
+LLAMA3, QWEN2 = _words(THREE_DIGITS), _words(DIGIT)
+NO_PUNCTUATION = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+HAN_AND_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+HAN_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+DEEPSEEK3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    rf"""| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}"""
+)
+CASED_LETTERS = (  # letters with a case, of the Unicode version that DeepSeek's first tokenizer was made with
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77"
+    "\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d"
+    "\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4"
+    "\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134"
+    "\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3"
+    "\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17"
+    "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
+    "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+)
+DEEPSEEK_SIGNS = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How byte-level BPE cuts a text, and what it takes for granted where the file says nothing."""
+
+    splits: tuple[str, ...]
+    ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges
+    add_bos: bool = False
+    nfc: bool = False
+    spelled: bool = True  # bytes are spelled in GPT-2's alphabet; else the text itself, its spaces as SPACE
+
+
+def _rules() -> dict[str, Rule]:
+    """`tokenizer.ggml.pre` -> its rule."""
+    gpt2, digits_first = Rule(splits=(GPT2,)), Rule(splits=(DIGIT, GPT2))
+    llama3 = Rule(splits=(LLAMA3,), ignore_merges=True, add_bos=True)
+    gpt4o = Rule(splits=(_cased_words(THREE_DIGITS, ENGLISH + "?"),))
+    deepseek3 = Rule(splits=(THREE_DIGITS, HAN_AND_KANA, DEEPSEEK3))
+    named = {
+        "gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling": gpt2,
+        "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": digits_first,
+        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": llama3,
+        "dbrx smaug-bpe chatglm-bpe": Rule(splits=(LLAMA3,)),
+        "glm4 glm5": Rule(splits=(LLAMA3,), ignore_merges=True),
+        "minicpm5": Rule(splits=(THREE_DIGITS, _words(r"\p{N}+")), ignore_merges=True),
+        "qwen2": Rule(splits=(QWEN2,), nfc=True),
+        "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": Rule(splits=(QWEN2,)),
+        "qwen35": Rule(splits=(_words(DIGIT, letter=r"[\p{L}\p{M}]"),), nfc=True),
+        "seed-coder": Rule(splits=(_words(DIGIT, signs=""),)),
+        "bailingmoe bailingmoe2 llada-moe": Rule(splits=(QWEN2.replace(r"\s*[\r\n]+", r"\s*[\r\n]"),)),
+        "ufakzeka": Rule(splits=(_words(DIGIT, english=""),)),
+        "laguna": Rule(splits=(LINES, QWEN2)),
+        "tekken": Rule(splits=(_cased_words(DIGIT, ""),), ignore_merges=True, add_bos=True),
+        "gpt-4o llama4 kanana2 talkie minimax-m2": gpt4o,
+        "deepseek-v3 hunyuan-dense joyai-llm": deepseek3,
+        "deepseek-coder": Rule(splits=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN_AND_HANGUL, DIGIT)),
+        "deepseek-llm": Rule(
+            splits=(
+                r"[\r\n]",
+                rf"\s?[{CASED_LETTERS}]+",
+                rf"\s?[{DEEPSEEK_SIGNS}]+",
+                r"\s+$",
+                HAN_AND_HANGUL,
+                r"\p{N}+",
+            )
+        ),
+        "falcon": Rule(splits=(r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")),
+        "bloom gpt3-finnish poro-chat": Rule(splits=(NO_PUNCTUATION,)),
+        "viking": Rule(splits=(NO_PUNCTUATION, DIGIT)),
+        "default": Rule(splits=(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+        "gemma4": Rule(splits=(LINES,), spelled=False, add_bos=True),
+        "sarvam-moe": Rule(splits=(LINES,), spelled=False),
+    }
+    return {name: rule for names, rule in named.items() for name in names.split()}
+
+
+RULES = _rules()
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """All keys and values before the tensors of a GGUF file of version 2 or 3, little-endian; arrays as lists.
+
+    The `gguf` package reads the same in half a minute where a vocabulary has 262,144 tokens. Errors: ModelError where
+    it is no such file, and whatever `struct` raises where it is cut short.
+    """
+    import mmap
+
+    with open(file, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        magic, version, _, keys = struct.unpack_from("<4sIQQ", data, 0)
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ModelError(f"{file} is not a GGUF file of version 2 or 3")
+        place, found = 24, {}
+        for _ in range(keys):
+            key, place = _value(data, place, TEXT)
+            (kind,) = struct.unpack_from("<I", data, place)
+            found[key], place = _value(data, place + 4, kind)
+    return found
+
+
+TEXT, ARRAY = 8, 9
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+def _value(data: Any, place: int, kind: int) -> tuple[Any, int]:
+    """A value at `place`, and the place after it."""
+    if kind == TEXT:
+        (size,) = struct.unpack_from("<Q", data, place)
+        raw = data[place + 8 : place + 8 + size]
+        if len(raw) < size:
+            raise ModelError("the file ends within its metadata")
+        return raw.decode("utf-8", "replace"), place + 8 + size
+    if kind == ARRAY:
+        kind, size = struct.unpack_from("<IQ", data, place)
+        place += 12
+        if kind in NUMBERS:
+            layout = f"<{size}{NUMBERS[kind]}"
+            return list(struct.unpack_from(layout, data, place)), place + struct.calcsize(layout)
+        values = []
+        for _ in range(size):
+            value, place = _value(data, place, kind)
+            values.append(value)
+        return values, place
+    layout = f"<{NUMBERS[kind]}"
+    return struct.unpack_from(layout, data, place)[0], place + struct.calcsize(layout)
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that `build_tokenizer` made and `save_pretrained` wrote to `folder`.
+
+    `AutoTokenizer` must not open it: for some models (qwen2, phi3) it takes the class registered for the model's type,
+    which reads the vocabulary alone and puts its own rules in the place of those in `tokenizer.json`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(metadata: Mapping[str, Any], name: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer that the metadata of GGUF file `name` describe, with its special tokens and chat template.
+
+    Errors: ModelError names the file, the key and its value where the ids that the model was trained on cannot be
+    told: an unknown kind or rule, a rule that is not said, a vocabulary that contradicts itself.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(metadata.get(KEY + "tokens") or ())]
+    if len(set(tokens)) < len(tokens) or not tokens:
+        what = "holds a token twice" if tokens else "is missing"
+        raise ModelError(f"GGUF file {name}: {KEY}tokens {what}: convert the model again")
+    kind, rule = metadata.get(KEY + "model"), None
+    if kind == "gpt2" or kind == "gemma4":
+        rule = _rule(metadata, name)
+        backend = _bpe(metadata, tokens, rule, name)
+    elif kind == "llama":
+        backend = _sentencepiece(metadata, tokens, name)
+    elif kind == "t5":
+        backend = _unigram(metadata, tokens, name)
+    else:
+        raise ModelError(
+            f"GGUF file {name}: {KEY}model {kind!r} is a kind of tokenizer that is not known here (gpt2, llama, t5 and "
+            f"gemma4 are): score the folder it was made from"
+        )
+    added = _added_tokens(metadata, tokens)
+    backend.add_tokens([token for token in added if not token.special])
+    backend.add_special_tokens([token for token in added if token.special])
+    options = _specials(metadata, tokens, {token.content for token in added}, kind)
+    for which, default in (("bos", kind == "llama" or (rule is not None and rule.add_bos)), ("eos", kind == "t5")):
+        adds = bool(metadata.get(f"{KEY}add_{which}_token", default)) or (which == "bos" and kind == "gemma4")
+        if adds and not options.get(f"{which}_token"):
+            raise ModelError(
+                f"GGUF file {name}: its tokenizer puts a {which.upper()} token at each text, and {KEY}{which}_token_id "
+                f"does not say which: set it with gguf-set-metadata, or convert the model again"
+            )
+        options[f"add_{which}_token"] = adds
+    if template := metadata.get("tokenizer.chat_template"):
+        options["chat_template"] = template
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+
+
+def _rule(metadata: Mapping[str, Any], name: str) -> Rule:
+    said = "gemma4" if metadata[KEY + "model"] == "gemma4" else metadata.get(KEY + "pre")
+    if said is None and metadata.get("general.architecture") == "gpt2":
+        said = "gpt-2"
+    if said is None:
+        raise ModelError(
+            f"GGUF file {name} does not say how its tokenizer cuts a text: {KEY}pre is missing, as in files made "
+            f"before May 2024. Convert the model again, or add the name with gguf-new-metadata --pre-tokenizer"
+        )
+    if said not in RULES:
+        raise ModelError(
+            f"GGUF file {name}: {KEY}pre {said!r} is a way to cut texts that is not known here: score the folder that "
+            f"it was made from (known: {', '.join(RULES)})"
+        )
+    return RULES[said]
+
+
+def _bpe(metadata: Mapping[str, Any], tokens: Sequence[str], rule: Rule, name: str) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    lines = metadata.get(KEY + "merges")
+    if lines is None:
+        raise ModelError(f"GGUF file {name} has no {KEY}merges: convert the model again")
+    merges = [(line[:cut], line[cut + 1 :]) for line in lines if (cut := line.find(" ", 1)) > 0]
+    if lost := [pair for pair in merges if not {*pair, "".join(pair)} <= vocabulary.keys()]:
+        raise ModelError(f"GGUF file {name}: {KEY}merges joins {lost[0]}, which {KEY}tokens does not hold")
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.ignore_merges, byte_fallback=not rule.spelled)
+    )
+    cuts: list[Any] = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in rule.splits]
+    if rule.spelled:
+        cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        backend.decoder = decoders.ByteLevel()
+    else:
+        backend.normalizer = normalizers.Replace(" ", SPACE)
+        backend.decoder = _space_decoder(prefix=False)
+    if rule.nfc:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    return backend
+
+
+def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -> Tokenizer:
+    """BPE by scores: of all neighbours whose join is a token, those of the best score are joined first."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    scores = metadata.get(KEY + "scores")
+    if scores is None or len(scores) != len(tokens):
+        raise ModelError(f"GGUF file {name}: {KEY}scores does not give each token a score: convert the model again")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    unknown = metadata.get(KEY + "unknown_token_id", 0)
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(vocabulary, scores),
+            unk_token=tokens[unknown] if unknown < len(tokens) else None,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = bool(metadata.get(KEY + "add_space_prefix", True))
+    spaces: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", SPACE)])
+    backend.decoder = _space_decoder(prefix=prefix)
+    return backend
+
+
+def _merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The pairs of tokens that join to a token, the best first: by the score of what they make, then by its id.
+
+    >>> _merges({"a": 0, "b": 1, "ab": 2, "abb": 3}, [0, 0, -2, -1])
+    [('ab', 'b'), ('a', 'b')]
+    """
+    found = []
+    for token, index in vocabulary.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocabulary and right in vocabulary:
+                found.append((-scores[index], index, vocabulary[left], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+def _unigram(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -> Tokenizer:
+    """The likeliest way to cut a text into tokens; user-defined ones cost nothing."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    scores, kinds = metadata.get(KEY + "scores"), metadata.get(KEY + "token_type") or [1] * len(tokens)
+    if scores is None or len(scores) != len(tokens):
+        raise ModelError(f"GGUF file {name}: {KEY}scores does not give each token a score: convert the model again")
+    weights = [0.0 if kind == USER_DEFINED else float(score) for score, kind in zip(scores, kinds, strict=True)]
+    unknown = metadata.get(KEY + "unknown_token_id", 2)
+    backend = Tokenizer(models.Unigram(list(zip(tokens, weights, strict=True)), unk_id=unknown, byte_fallback=False))
+    steps: list[Any] = []
+    if table := metadata.get(KEY + "precompiled_charsmap"):
+        steps.append(normalizers.Precompiled(bytes(value % 256 for value in table)))
+    if metadata.get(KEY + "remove_extra_whitespaces", False):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence(steps)
+    prefix = bool(metadata.get(KEY + "add_space_prefix", False))
+    scheme = "always" if prefix else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    backend.decoder = _space_decoder(prefix=prefix)
+    return backend
+
+
+def _space_decoder(*, prefix: bool) -> Any:
+    from tokenizers import decoders
+
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+
+
+def _added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[AddedToken]:
+    """The tokens that are found whole in a text before anything cuts it, as they are written in the file."""
+    from tokenizers import AddedToken
+
+    kinds = metadata.get(KEY + "token_type") or [1] * len(tokens)
+    phi3 = any(name in str(metadata.get("general.name", "")).lower() for name in ("phi-3", "phi3"))
+    found = []
+    for token, kind in zip(tokens, kinds, strict=False):
+        special = kind in (CONTROL, UNKNOWN) or token in ENDS
+        if token and (special or kind == USER_DEFINED):
+            strips = phi3 and token not in ("<unk>", "<s>", "<|endoftext|>")
+            found.append(AddedToken(token, normalized=False, special=special, rstrip=strips))
+    return found
+
+
+def _specials(
+    metadata: Mapping[str, Any], tokens: Sequence[str], added: set[str], kind: str | None
+) -> dict[str, str | bool]:
+    """The tokens with a role. One without a role in texts (`unk`, `pad`) has to be an added token already."""
+    defaults = {"bos": 1, "eos": 2, "unknown": 0} if kind == "llama" else {"eos": 1} if kind == "t5" else {}
+    found: dict[str, str | bool] = {}
+    roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    for key, role in roles.items():
+        index = metadata.get(f"{KEY}{key}_token_id", defaults.get(key))
+        if index is not None and 0 <= index < len(tokens) and (role in ("bos", "eos") or tokens[index] in added):
+            found[f"{role}_token"] = tokens[index]
+    return found
