@@ -35,11 +35,13 @@ class Decoder:
     @property
     def window(self) -> int | None:
         """The longest input the model was built for, in tokens; None where its configuration sets no limit."""
+        from fluxentropy.neighbours import dynamic_factor
+
         config = self.model.config.get_text_config()
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
             value = getattr(config, key, None)
             if isinstance(value, int) and value > 0:
-                return value
+                return int(value * dynamic_factor(config))
         return None
 
 
