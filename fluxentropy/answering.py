@@ -28,6 +28,7 @@ from fluxentropy.estimators import TokenStats, token_stats
 from fluxentropy.forward import PROBE_TOLERANCE, FastPath, ForwardPath, embedding_rows
 from fluxentropy.memory import is_out_of_memory
 from fluxentropy.models import Decoder
+from fluxentropy.neighbours import Grouped
 from fluxentropy.scorer import default_batch_tokens
 
 TOP_K = 100  # what APIs that truncate the distribution show at best
@@ -71,6 +72,7 @@ class Reader:
         self.batch_tokens = batch_tokens or default_batch_tokens(decoder)
         self.encoder = Encoder(decoder.tokenizer, None)
         self.window = min(limit for limit in (max_tokens, decoder.window, 2**30) if limit is not None)
+        self.fast, self.together = _shared_path(path)
         self.sliding = _sliding_window(decoder)
         self.vocabulary = embedding_rows(decoder.model)
         self.shared, self.note = self._choose()
@@ -125,7 +127,8 @@ class Reader:
 
     @torch.inference_mode()
     def _read(self, prompts: Sequence[Prompt]) -> list[Reading]:
-        if not self.shared or any(prompt.length > (self.sliding or prompt.length) for prompt in prompts):
+        limits = [limit for limit in (self.sliding, self.together) if limit is not None]
+        if not self.shared or any(prompt.length > limit for prompt in prompts for limit in limits):
             return [self._read_alone(prompt) for prompt in prompts]
         try:
             return self._read_shared(prompts)
@@ -138,8 +141,10 @@ class Reader:
 
     def _read_shared(self, prompts: Sequence[Prompt]) -> list[Reading]:
         """All endings of a prompt in its row."""
-        path = self.path
-        assert isinstance(path, FastPath)
+        path = self.fast
+        assert path
+        if isinstance(self.path, Grouped) and self.path.state:
+            self.path.state.restore()
         device = self.decoder.device
         ids, positions, mask = (tensor.to(device) for tensor in shared_rows(prompts))
         hidden = path.base(
@@ -169,11 +174,11 @@ class Reader:
 
     def _choose(self) -> tuple[bool, str]:
         """Whether endings can share a row with this model, tried on random tokens, and a note."""
-        if not isinstance(self.path, FastPath):
-            return False, "each ending is read with its own context: the model takes the plain path"
+        if not self.fast:
+            return False, f"each ending is read with its own context: the model takes the {self.path.name} path"
         rng = np.random.default_rng(0)
         vocabulary = self.vocabulary
-        shapes = [(9, (3, 1, 4)), (5, (2, 6))]
+        shapes = [(9, (3, 1, 4)), (5, (2, 6))]  # up to 17 tokens
         probes = [
             Prompt(
                 context=rng.integers(0, vocabulary, C), endings=tuple(rng.integers(0, vocabulary, n) for n in endings)
@@ -190,6 +195,13 @@ class Reader:
         if not error <= PROBE_TOLERANCE[self.decoder.dtype]:
             return False, f"each ending is read with its own context: sharing it deviates by {error:.2g} nats"
         return True, f"contexts are read once for all their endings: deviation {error:.1g} nats on probes"
+
+
+def _shared_path(path: ForwardPath) -> tuple[FastPath | None, int | None]:
+    """The fast path where endings may share a row, and up to how many tokens (None: any)."""
+    inner, limit = (path.path, path.limit) if isinstance(path, Grouped) else (path, None)
+    allowed = limit is None or limit > 0
+    return (inner, limit) if isinstance(inner, FastPath) and allowed else (None, limit)
 
 
 def _sliding_window(decoder: Decoder) -> int | None:

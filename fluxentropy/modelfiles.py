@@ -23,6 +23,8 @@ from fluxentropy.zoo_entries import ZooEntry
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # whole, or as shards that NAME.index.json lists
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
 CONVERSION = 2  # the form of converted GGUF files; 1 took the metadata and tokens of some for those of other models
+ADAPTER_CONFIG = "adapter_config.json"  # of a folder of peft, which holds weights for a base model
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 HEADER_LIMIT = 100_000_000  # bytes that the header of a safetensors file may have
 
 Status = Literal["ready", "not downloaded", "incomplete", "not installed", "not converted", "missing"]
@@ -66,14 +68,19 @@ def how_to_get(entry: ZooEntry) -> str:
 # --- folders in the layout of transformers ----------------------------------------------------------------------------
 
 
-def missing_files(folder: Path | None) -> tuple[str, ...]:
+def missing_files(folder: Path | None, *, adapters: bool = True) -> tuple[str, ...]:
     """The files that a model folder lacks; for None, those that every model has.
+
+    With `adapters`, a folder with the configuration of one is complete when it has its weights.
 
     >>> missing_files(None)
     ('config.json', 'tokenizer.json', 'model.safetensors')
     """
     if folder is None:
         return ("config.json", "tokenizer.json", WEIGHTS[0])
+    if adapters and (folder / ADAPTER_CONFIG).is_file():
+        name = adapter_weights(folder)
+        return () if (folder / name).is_file() else (name,)
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     tokenizer = {path.name for pattern in TOKENIZERS for path in folder.glob(pattern) if path.is_file()}
     if not tokenizer:
@@ -95,6 +102,11 @@ def weight_files(folder: Path) -> list[str]:
             except (ValueError, KeyError, AttributeError, TypeError):
                 return [f"{name}.index.json (damaged)"]
     return [WEIGHTS[0]]
+
+
+def adapter_weights(folder: Path) -> str:
+    """The name of the weight file that an adapter folder has, or must have."""
+    return next((name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), ADAPTER_WEIGHTS[0])
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -120,7 +132,8 @@ def hub_folder(entry: ZooEntry) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     assert entry.hub is not None
-    names = ("config.json", "tokenizer_config.json", "tokenizer.json", *WEIGHTS, *(f"{w}.index.json" for w in WEIGHTS))
+    indices = (f"{name}.index.json" for name in WEIGHTS)
+    names = ("config.json", "tokenizer_config.json", "tokenizer.json", *WEIGHTS, *indices, ADAPTER_CONFIG)
     try:
         found = (try_to_load_from_cache(entry.hub, name, revision=entry.revision) for name in names)
         return next((Path(path).parent for path in found if isinstance(path, str)), None)

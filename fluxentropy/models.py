@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fluxentropy.conversion import converted, first_line, gguf_tokenizer, quiet_transformers
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.memory import check_memory, is_out_of_memory
-from fluxentropy.modelfiles import count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
+from fluxentropy.modelfiles import TOKENIZERS, count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
+from fluxentropy.peftfolder import adapter_folder, base_entry, cast_weights, download_adapter, merge_adapter
 from fluxentropy.store import fingerprint_file, fingerprint_json
 from fluxentropy.weightcheck import load_checked
 from fluxentropy.zoo_entries import DTYPES, ZooEntry, near_names
@@ -36,11 +37,13 @@ class Decoder:
     @property
     def window(self) -> int | None:
         """The longest input the model was built for, in tokens; None where its configuration sets no limit."""
+        from fluxentropy.neighbours import dynamic_factor
+
         config = self.model.config.get_text_config()
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
             value = getattr(config, key, None)
             if isinstance(value, int) and value > 0:
-                return value
+                return int(value * dynamic_factor(config))
         return None
 
 
@@ -55,16 +58,17 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
     """
     place, place_note = _choose_device(device)
     kind, kind_note = _choose_dtype(entry.dtype if dtype == "auto" else dtype, place)
+    if adapter := adapter_folder(entry):
+        return _load_adapted(entry, adapter, place, kind, (place_note, kind_note), offline)
     found = _find(entry, offline)
     known = count_parameters(found.folder) if found.folder else None
     check_memory(entry.name, max(known or 0, entry.parameters or 0) or None, kind, place)
+    if found.source == entry.hub and not offline and (adapter := download_adapter(entry)):
+        return _load_adapted(entry, adapter, place, kind, (place_note, kind_note), offline)
     model, tokenizer, weights_note = _from_pretrained(entry, found, kind, offline)
     _check_decoder(entry.name, model, tokenizer)
     model.eval().requires_grad_(False)
-    try:
-        model.to(place)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise ModelError(f"model {entry.name!r} does not fit on {place}: {first_line(error)}") from error
+    _move(entry.name, model, place)
     return Decoder(
         name=entry.name,
         model=model,
@@ -73,6 +77,47 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
         dtype=kind,
         fingerprint=found.fingerprint or _hub_fingerprint(entry),
         notes=tuple(text for text in (place_note, kind_note, found.note, weights_note) if text),
+    )
+
+
+def _move(name: str, model: PreTrainedModel, place: torch.device) -> None:
+    try:
+        model.to(place)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise ModelError(f"model {name!r} does not fit on {place}: {first_line(error)}") from error
+
+
+def _load_adapted(
+    entry: ZooEntry, folder: Path, place: torch.device, dtype: torch.dtype, notes: tuple[str, str], offline: bool
+) -> Decoder:
+    """A base model with an adapter merged into its weights in float32, which are then rounded to `dtype`."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from fluxentropy.forward import probe_rows
+
+    if missing := missing_files(folder):
+        raise ModelError(f"folder {folder} holds no adapter: it has no {', '.join(missing)}")
+    base = load_decoder(base_entry(entry, folder), device="cpu", dtype="fp32", offline=offline)
+    model = merge_adapter(entry.name, base.model, folder, probe_rows(base.model)[1])
+    tokenizer = base.tokenizer
+    if any(path.is_file() for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if dtype != torch.float32:
+        cast_weights(model, dtype)
+    model.eval().requires_grad_(False)
+    _move(entry.name, model, place)
+    prints = {"adapter": fingerprint_folder(folder), "base": base.fingerprint}
+    note = f"adapter {folder} merged in float32 into its base {base.name}"
+    return Decoder(
+        name=entry.name,
+        model=model,
+        tokenizer=tokenizer,
+        device=place,
+        dtype=dtype,
+        fingerprint="sha256:" + fingerprint_json(prints),
+        notes=(*notes, *base.notes[2:], note),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fluxentropy.batching import Row, plan_batches, windows
 from fluxentropy.encoding import Encoded, Encoder
@@ -22,14 +22,18 @@ from fluxentropy.forward import (
     ForwardPath,
     PlainPath,
     can_pack,
+    distance,
     embedding_rows,
+    entropies,
     is_causal,
     logit_columns,
     path_error,
-    reference_entropies,
+    probe_logits,
+    probe_rows,
 )
 from fluxentropy.memory import is_out_of_memory
 from fluxentropy.models import Decoder, load_decoder
+from fluxentropy.neighbours import ALONE, FreshState, Grouped, row_limit
 from fluxentropy.scores import Scores
 from fluxentropy.textstats import TextStats
 from fluxentropy.zoo_entries import ZooEntry
@@ -298,22 +302,58 @@ def open_path(
 def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | None, str]:
     """The fastest path that agrees with the model's plain forward, and a note; None when `pack` was tried and failed.
 
-    Packing rewrites the model: after a None the model must be loaded again.
+    Where padded rows together do not agree, rows of one length are tried, then each row alone, then the plain path.
+    The decoder must be as it was loaded: nothing has gone through it. Packing rewrites the model: after a None the
+    model must be loaded again.
+
+    Errors: ModelError for a model that is not causal, or that gives a text other numbers when it is asked again.
     """
     model = decoder.model
-    reference = reference_entropies(model)
-    if not is_causal(model):
+    state: FreshState | None = FreshState(model)
+    reference, remembers = _own_numbers(decoder, state)
+    hint = row_limit(model)
+    if hint is None and not remembers:
+        state = None  # nothing to give back
+    limits: list[int | None] = [hint, *(limit for limit in (0, ALONE) if hint is None or limit < hint)]
+    tolerance = PROBE_TOLERANCE[decoder.dtype]
+    try:
+        fast = FastPath(model, packed=pack)
+        reason = ""
+        for limit in limits[1:] if remembers and hint is None else limits:
+            path = fast if limit is None else Grouped(fast, limit, state)
+            error = path_error(path, model, reference)
+            if error <= tolerance:
+                return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
+            reason = reason or f"deviates by {error:.2g} nats from the plain forward"
+    except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
+        reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
+    if pack:
+        return None, ""
+    plain = PlainPath(model)  # one row at a time
+    return Grouped(plain, ALONE, state) if state else plain, f"path plain, slow: this model {reason}"
+
+
+def _own_numbers(decoder: Decoder, state: FreshState) -> tuple[Tensor, bool]:
+    """Entropies of the probe rows, each alone from the fresh state; and whether the model remembers earlier rows."""
+    model = decoder.model
+    rows = probe_rows(model)
+    logits = probe_logits(model, rows, before=state.restore)
+    reference = entropies(logits)
+
+    def change(before: Callable[[], None] | None) -> float:
+        return distance(entropies(probe_logits(model, rows[:1], before)), reference[: len(rows[0])], exact=True)
+
+    tolerance = PROBE_TOLERANCE[decoder.dtype] / 10
+    remembers = change(None) > tolerance
+    if remembers and change(state.restore) > tolerance:
+        raise ModelError(
+            f"model {decoder.name!r} ({model.config.model_type}) gives the same tokens other numbers each time: its "
+            f"forward is random, or keeps what it read before; such a model has no score"
+        )
+    if not is_causal(logits):
         raise ModelError(
             f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: "
             f"a later token changes earlier predictions"
         )
-    tolerance = PROBE_TOLERANCE[decoder.dtype]
-    try:
-        path = FastPath(model, packed=pack)
-        error = path_error(path, model, reference)
-        if error <= tolerance:
-            return path, f"path {path.name}: mean deviation from the plain forward {error:.1g} nats on probe rows"
-        reason = f"deviates by {error:.2g} nats from the plain forward"
-    except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
-        reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
-    return (None, "") if pack else (PlainPath(model), f"path plain, slow: this model {reason}")
+    state.restore()
+    return reference, remembers

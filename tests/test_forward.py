@@ -8,7 +8,17 @@ from fakes import make_model
 from torch import Tensor, nn
 
 from fluxentropy.estimators import token_stats
-from fluxentropy.forward import FastPath, PlainPath, TailHead, can_pack, is_causal, path_error, reference_entropies
+from fluxentropy.forward import (
+    FastPath,
+    PlainPath,
+    TailHead,
+    can_pack,
+    entropies,
+    is_causal,
+    path_error,
+    probe_logits,
+    probe_rows,
+)
 
 KINDS = ["llama", "gpt2", "gemma3"]
 CPU = torch.device("cpu")
@@ -78,7 +88,7 @@ def test_packing_leaves_no_unpacked_layer_and_keeps_the_embedding() -> None:
 
 def test_probe_error_is_small_for_a_right_path_and_large_for_a_wrong_one() -> None:
     model = make_model()
-    reference = reference_entropies(model)
+    reference = entropies(probe_logits(model, probe_rows(model)))
     assert path_error(FastPath(model), model, reference) < 1e-5
     wrong = FastPath(model)
     wrong.head = lambda hidden: model.lm_head(hidden) * 0.9
@@ -89,13 +99,13 @@ def test_causality_is_told_from_bidirectional_attention() -> None:
     from transformers import BertConfig, BertLMHeadModel
 
     model = make_model()
-    assert is_causal(model)
+    assert is_causal(probe_logits(model, probe_rows(model)))
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
     bert = BertLMHeadModel(config).eval()
-    assert not is_causal(bert)
+    assert not is_causal(probe_logits(bert, probe_rows(bert)))
 
 
 def test_a_model_without_separate_head_is_refused_by_name() -> None:
