@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
+PREDICTED_BYTES = "own bytes of tokens"  # the rule, by which a run is told from those of another one
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 SPACE = "\u2581"  # what SentencePiece writes for a space
 BYTE_SPACE = "\u0120"  # what stands for a space in a byte-level vocabulary
