@@ -11,6 +11,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.parts import prefetch
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.scores import SCORE_NAMES, Scores
+from fluxentropy.tokenbytes import PREDICTED_BYTES
 from fluxentropy.zoo_entries import find_model
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def score_dataset(
         scorer.stride,
         text_field,
         batch_size,
+        PREDICTED_BYTES,
     )
     return dataset.map(add, batched=True, batch_size=batch_size, new_fingerprint=Hasher.hash(key), desc="scoring")
 

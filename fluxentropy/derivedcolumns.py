@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -29,7 +29,7 @@ from fluxentropy.exactsums import ExactSums
 from fluxentropy.registry import REGISTRY
 from fluxentropy.scorecolumn import as_floats
 from fluxentropy.scoreexpression import Expression, result_name
-from fluxentropy.scorejoin import JOINED, join_scores
+from fluxentropy.scorejoin import JOINED, check_alike, join_scores
 from fluxentropy.split import SCAN_ROWS, ScoredFile
 from fluxentropy.store import atomic_path
 from fluxentropy.tablefiles import reading, table_files
@@ -56,7 +56,8 @@ class Derived:
 def find_derived(by: Sequence[str], names: Sequence[str], source: str, other: str | None) -> dict[str, Derived]:
     """Those of `by` that are no columns of `source`, whose columns are `names`; `other` is the run of `--scores`.
 
-    Errors: UsageError for what is neither a column, here or there, nor an expression of columns.
+    Errors: UsageError for what is neither a column, here or there, nor an expression of columns, and for values per
+    token of a run that was made otherwise.
     """
     there = _names(other) if other else []
     found: dict[str, Derived] = {}
@@ -81,6 +82,8 @@ def find_derived(by: Sequence[str], names: Sequence[str], source: str, other: st
             )
         taken = [*names, *(item.column for item in found.values())]
         found[name] = Derived(name=name, column=_free(result_name(name), taken), expression=expression)
+    if other is not None:
+        check_alike(source, other, _joined(found.values(), names), there)
     return found
 
 
@@ -102,8 +105,7 @@ def derive_columns(
     Errors: UsageError for columns that hold no numbers, and for z of values that are all the same.
     """
     expressions = [item.expression for item in derived if item.expression]
-    asked = [name for item in derived for name in (item.expression.columns if item.expression else (item.name,))]
-    joined = tuple(dict.fromkeys(name for name in asked if name not in names))
+    joined = _joined(derived, names)
     found = list(files)
     if joined:
         found = join_scores(found, str(other), joined, folder / "joined")
@@ -215,6 +217,12 @@ def _expression(name: str) -> Expression | None:
             raise
         return None
     return None if found.is_column else found
+
+
+def _joined(derived: Iterable[Derived], names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of the other run that are needed, each once."""
+    asked = [name for item in derived for name in (item.expression.columns if item.expression else (item.name,))]
+    return tuple(dict.fromkeys(name for name in asked if name not in names))
 
 
 def _names(run: str) -> list[str]:

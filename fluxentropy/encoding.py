@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fluxentropy.tokenbytes import TokenBytes, token_end
+
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +24,8 @@ class Encoded:
 
     `ids` int64 (T,) start with the `n_prefix` special tokens that the tokenizer adds by itself (a BOS). A text that
     tokenises to nothing has T = 0, also where a BOS would have been added. `n_bytes` counts the whole text in UTF-8,
-    `n_predicted_bytes` the part of it that tokens 1..T-1 cover: what `surprisal_sum` is the code length of.
+    `n_predicted_bytes` the own bytes of its tokens 1..T-1 (see `tokenbytes`): what `surprisal_sum` is the code length
+    of.
     """
 
     ids: np.ndarray
@@ -41,6 +44,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.bytes = TokenBytes(tokenizer)
         self.fast = bool(getattr(tokenizer, "is_fast", False))
         probe = self._tokenize(["a"])[0]
         self.n_prefix = probe.n_prefix
@@ -99,7 +103,7 @@ class Encoder:
         while stop > start and special[stop - 1]:
             stop -= 1
         if cut and encoding is not None:
-            while stop > start and _end(encoding, stop - 1) > len(text) - SAFE_CHARS:
+            while stop > start and token_end(encoding, stop - 1) > len(text) - SAFE_CHARS:
                 stop -= 1
         if stop == start:
             return Encoded(ids=np.zeros(0, dtype=np.int64), n_bytes=n_bytes)
@@ -111,24 +115,6 @@ class Encoder:
             ids=kept,
             n_prefix=start,
             n_bytes=n_bytes,
-            n_predicted_bytes=self._predicted_bytes(text, kept, start, encoding, truncated),
+            n_predicted_bytes=self.bytes.predicted(kept, start, text, encoding),
             truncated=truncated,
         )
-
-    def _predicted_bytes(
-        self, text: str, ids: np.ndarray, start: int, encoding: Encoding | None, truncated: bool
-    ) -> int:
-        """UTF-8 bytes of the text that the tokens after the first cover; the first token has no prediction."""
-        if encoding is not None:
-            first = 0 if start else _end(encoding, 0)
-            last = _end(encoding, len(ids) - 1) if truncated else len(text)
-            return len(text[first:last].encode())
-        whole = str(self.tokenizer.decode(ids[start:])) if truncated else text
-        first_token = "" if start else str(self.tokenizer.decode(ids[:1]))
-        return max(len(whole.encode()) - len(first_token.encode()), 0)
-
-
-def _end(encoding: Encoding, token: int) -> int:
-    """The character of the text at which a token ends."""
-    chars = encoding.token_to_chars(token)
-    return chars[1] if chars else 0

@@ -130,11 +130,11 @@ REGISTRY: dict[str, Score] = {
         ),
         Score(
             name="learnability",
-            formula="mean of S_t of RUN - that of the run in `bin --scores`: a small model's and a large one's",
-            units="nats",
+            formula="bits per byte of RUN - those of the run in `--scores`: a small model's and a large one's",
+            units="bits per byte",
             source="Mindermann et al. 2022, arXiv:2206.07137; Evans et al. 2024, arXiv:2406.17711",
             needs="two runs",
-            expression="surprisal_mean - surprisal_mean_joined",
+            expression="bits_per_byte - bits_per_byte_joined",
         ),
         Score(
             name="mean_rank",
@@ -148,6 +148,12 @@ REGISTRY: dict[str, Score] = {
 EXTRA = tuple(name for name, score in REGISTRY.items() if score.function)
 COUNTS_NEEDED = tuple(name for name in EXTRA if REGISTRY[name].needs == COUNTED)
 ALL_NAMES = (*SCORE_NAMES, *EXTRA)
+PER_BYTE = ("bits_per_byte", "n_bytes", "n_predicted_bytes", "zlib_ratio")  # compare between tokenizers and windows
+PER_TOKEN = tuple(
+    name
+    for name in (*ALL_NAMES, *(name for name, score in REGISTRY.items() if score.needs == "columns"))
+    if name not in (*PER_BYTE, "truncated", "status")
+)
 
 
 def chosen_extra(names: Sequence[str], *, counts: bool) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from fluxentropy.tablefiles import run_parts
 from fluxentropy.yamlfile import did_you_mean
 
 CONSENSUS = "consensus"  # the folder of what all models say together: never one of the models
-UNCOMPARED = ("bos_added",)  # policies that a tokenizer decides by itself
+UNCOMPARED = ("bos_added", "tokenizer")  # policies that a tokenizer decides by itself
 
 
 def run_folders(path: Path) -> list[Path]:

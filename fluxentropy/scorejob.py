@@ -23,7 +23,7 @@ from fluxentropy.extrascores import ExtraScores
 from fluxentropy.scorer import Scorer, Work, open_scorer
 from fluxentropy.scores import SCORE_FIELDS, score_columns
 from fluxentropy.store import RunDirectory
-from fluxentropy.tokencounts import checked_counts
+from fluxentropy.tokencounts import checked_counts, vocabulary_fingerprint
 from fluxentropy.zoo_entries import find_model
 
 
@@ -66,6 +66,7 @@ class OpenModel:
     batch_tokens: int
     stride: int | None  # of sliding windows
     bos_added: bool
+    tokenizer: str  # the fingerprint of its vocabulary
     notes: tuple[str, ...]
 
 
@@ -123,6 +124,7 @@ class ScoreParts:
             batch_tokens=scorer.batch_tokens,
             stride=scorer.stride if scorer.sliding else None,
             bos_added=scorer.encoder.n_prefix > 0,
+            tokenizer=vocabulary_fingerprint(scorer.decoder.tokenizer),
             notes=self._notes,
         )
 

@@ -29,6 +29,7 @@ from fluxentropy.scorejob import OpenModel, ScoredPart, ScoreParts, TextPart, pe
 from fluxentropy.scorer import Work
 from fluxentropy.scores import SCORE_NAMES
 from fluxentropy.store import RunDirectory, atomic_path, read_json, sha256_file, write_json
+from fluxentropy.tokenbytes import PREDICTED_BYTES
 from fluxentropy.versions import versions
 from fluxentropy.zoo_entries import find_model
 
@@ -176,6 +177,7 @@ class _ScoreRun:
         return {
             "bos_policy": "tokenizer",
             "bos_added": self.model.bos_added,
+            "tokenizer": self.model.tokenizer,
             "max_tokens": self.config.max_tokens,
             "positions": "entropy and varentropy at all T positions, surprisal at the T-1 that have a target",
             "window": self.config.window,
@@ -275,6 +277,7 @@ def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str
         "on_error": config.on_error,
         "part_tokens": _part_tokens(config, model),
         "batch_tokens": model.batch_tokens,
+        "predicted_bytes": PREDICTED_BYTES,
         **_extra_identity(config),
     }
 

@@ -321,10 +321,10 @@ def test_standardised_columns_and_their_edges_for_another_corpus(run: Any, tmp_p
 def test_learnability_of_two_runs(run: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     loss = {name: rng.normal(3, 1, 500) for name in ("small", "large")}
-    small = corpus(tmp_path / "small", surprisal_mean=loss["small"])
+    small = corpus(tmp_path / "small", bits_per_byte=loss["small"])
     ids = small["id"].to_pylist()
     (tmp_path / "large").mkdir()
-    pq.write_table(pa.table({"id": ids[:490], "surprisal_mean": loss["large"][:490]}), tmp_path / "large" / "l.parquet")
+    pq.write_table(pa.table({"id": ids[:490], "bits_per_byte": loss["large"][:490]}), tmp_path / "large" / "l.parquet")
     command = (tmp_path / "small", "--by", "learnability", "--bins", 4)
     code, data, _ = run(*command, "--scores", tmp_path / "large", "--out", tmp_path / "out")
     values = np.append(loss["small"][:490] - loss["large"][:490], [np.nan] * 10)
@@ -336,7 +336,7 @@ def test_learnability_of_two_runs(run: Any, tmp_path: Path) -> None:
     assert (code, data["by"]) == (0, ["learnability", "entropy_mean"])
     assert main(["verify", str(tmp_path / "grid")]) == 0
     code, data, _ = run(*command, "--out", tmp_path / "alone")
-    assert (code, "surprisal_mean_joined in " in data["error"], "--scores" in data["error"]) == (2, True, True)
+    assert (code, "bits_per_byte_joined in " in data["error"], "--scores" in data["error"]) == (2, True, True)
 
 
 def test_surprisal_minus_entropy_from_the_columns_of_a_run(run: Any, tmp_path: Path) -> None:

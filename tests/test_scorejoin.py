@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
+from scoredruns import write_run
 
+from fluxentropy.derivedcolumns import find_derived
 from fluxentropy.errors import RunError, SourceError, UsageError
-from fluxentropy.scorejoin import join_scores
+from fluxentropy.scorejoin import check_alike, join_scores
 from fluxentropy.split import ScoredFile
 
 
@@ -100,3 +102,53 @@ def test_input_without_ids(tmp_path: Path) -> None:
         join_scores([file], run, ["s"], tmp_path / "joined")
     with pytest.raises(SourceError, match="no Parquet file there"):
         join_scores([file], str(tmp_path / "nowhere"), ["s"], tmp_path / "joined")
+
+
+def test_values_per_token_of_texts_with_other_tokens_are_refused(tmp_path: Path) -> None:
+    """Also where nobody wrote down how the scores were made; values per byte compare."""
+    table = {"id": ["a", "b", "c"], "n_tokens": [3, 4, None], "n_bytes": [9, 9, 9], "bits_per_byte": [1.0, 2.0, 3.0]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    file = ScoredFile(number=0, path=tmp_path / "a.parquet", start=0, rows=3, row_bytes=10)
+    there = table | {"n_tokens": [3, 5, 7], "n_bytes": [9, 9, 9], "surprisal_mean": [1.0, 2.0, 3.0]}
+    tokens = other(tmp_path / "tokens", there)
+    with pytest.raises(UsageError, match=r"text b has 4 tokens in .*a\.parquet and 5 in .*tokens.*use bits_per_byte"):
+        join_scores([file], tokens, ["surprisal_mean"], tmp_path / "one")
+    (found,) = join_scores([file], tokens, ["bits_per_byte_joined"], tmp_path / "two")
+    assert joined(found) == {"bits_per_byte_joined": [1.0, 2.0, 3.0]}
+    texts = other(tmp_path / "texts", there | {"n_tokens": [3, 4, 7], "n_bytes": [9, 9, 8]})
+    with pytest.raises(UsageError, match=r"--by surprisal_mean: text c has 9 bytes in .* and 8 in .*texts"):
+        join_scores([file], texts, ["bits_per_byte_joined", "surprisal_mean"], tmp_path / "three")
+    same = other(tmp_path / "same", there | {"n_tokens": [3, 4, 7], "id": ["a", "b", "x"]})
+    (found,) = join_scores([file], same, ["surprisal_mean", "n_tokens_joined"], tmp_path / "four")
+    assert joined(found) == {"surprisal_mean": [1.0, 2.0, None], "n_tokens_joined": [3.0, 4.0, None]}
+
+
+@pytest.mark.parametrize(
+    ("policies", "identity", "message"),
+    [
+        (
+            {"tokenizer": "sha256:bb"},
+            {},
+            r"tokenizer is that of 'one' \(sha256:aa\) in .*one and that of 'two' \(sha256:bb\) in .*two",
+        ),
+        ({"max_tokens": 128}, {}, r"max_tokens is 512 in .*one and 128 in .*two"),
+        ({"window": "sliding"}, {}, r"window is 'first' in .*one and 'sliding' in .*two"),
+        ({"bos_added": True}, {}, r"bos_added is False in .*one and True in .*two"),
+        ({}, {"text_field": "body"}, r"text_field is 'text' in .*one and 'body' in .*two"),
+        ({}, {"stride": 7}, r"stride is None in .*one and 7 in .*two"),
+    ],
+)  # fmt: skip
+def test_runs_made_otherwise_are_refused_unless_the_values_are_per_byte(
+    policies: dict[str, Any], identity: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    made = {"tokenizer": "sha256:aa", **policies}
+    one = write_run(tmp_path / "one", [1.0, 2.0], policies={"tokenizer": "sha256:aa"}, stride=None)
+    two = write_run(tmp_path / "two", [1.0, 3.0], policies=made, **{"stride": None, **identity})
+    names = pq.read_schema(next((one / "scores").glob("*.parquet"))).names
+    for by in ("entropy_mean_joined", "surprisal_mean_joined - surprisal_mean", "entropy_mean/n_tokens_joined"):
+        for path in (two, two / "scores", next((two / "scores").glob("*.parquet"))):
+            with pytest.raises(UsageError, match=rf"--by \w+_joined: {message}.*: use bits_per_byte"):
+                find_derived([by], names, str(one), str(path))
+    check_alike(str(one), str(two), ["bits_per_byte_joined", "quality"], ["id", "bits_per_byte", "quality"])
+    alike = write_run(tmp_path / "alike", [1.0, 3.0], policies={"tokenizer": "sha256:aa"}, stride=None)
+    assert set(find_derived(["entropy_mean_joined"], names, str(one), str(alike))) == {"entropy_mean_joined"}
