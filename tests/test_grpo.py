@@ -299,6 +299,17 @@ def test_an_entropy_batch_on_the_prompts_of_the_update_has_pairs_of_one_prompt(t
     assert kinds[1] and kinds[2] and sum(kinds) == pytest.approx(row["probe_kernel_total"])
 
 
+def test_a_checker_that_fails_ends_no_run_and_is_counted(tmp_path: Path) -> None:
+    class Fragile(Digits):
+        def score(self, problem: Problem, response: str) -> float:
+            return float(int(response) == int(problem.answer))  # a ValueError for what is no number
+
+    grpo(config(tmp_path / "run", steps=2), task=Fragile())
+    first, *steps = rows(tmp_path / "run")
+    assert 0 < first["eval_checker_errors"] <= 6
+    assert all(0 < row["checker_errors"] <= 12 and row["reward"] <= 1 - row["checker_errors"] / 12 for row in steps)
+
+
 @pytest.mark.parametrize(
     "loss",
     [

@@ -255,11 +255,10 @@ def test_variants_resume_to_the_same_bits(
         assert manifest["average_horizon"] == {"averages": 2.0, "last": 3.0}[name]
         capsys.readouterr()
         assert main(argv) == 0
-        about = "about " if name == "averages" else ""
-        assert (
-            f"averaged over {about}the last {manifest['average_horizon']:.0f} of 12 steps: {last['val_loss_averaged']:.4f}"
-            in capsys.readouterr().out
+        said = (
+            f"averaged over {'about ' * (name == 'averages')}the last {manifest['average_horizon']:.0f} of 12 steps: "
         )
+        assert f"{said}{last['val_loss_averaged']:.4f} nats" in capsys.readouterr().out
 
 
 def test_questions_are_answered_on_the_way(bins: Path, tmp_path: Path) -> None:

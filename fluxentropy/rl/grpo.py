@@ -36,7 +36,7 @@ from fluxentropy.yamlfile import to_plain, to_yaml
 OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, attribution.FOLDER, "export*", "figures")
 # what changes how a run is done, but not its result
 FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator", "plots")
-RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "math-verify", "peft")
+RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "peft")
 
 log = logging.getLogger(__name__)
 
