@@ -1,5 +1,14 @@
 """Averages of a model's weights over training, float32: exponential, and of the last k.
 
+An exponential average with a fixed decay d begins with the first weights and keeps a share d^(n-1) of them after n:
+77.5 % after 256 at 0.999. It is warmed up here: the n-th weights come in with the decay
+
+    d_n = min(d, n / (n + 9)),      horizon 1 / (1 - d_n) = min(1 / (1 - d), 1 + n / 9) updates
+
+so that what is averaged is about the last ninth of the weights so far until that is as far as d reaches, and the share
+of the first ones, the product of d_2 ... d_n, is soon below 1e-9. The rule is that of TensorFlow's
+ExponentialMovingAverage with `num_updates`.
+
 Both see the named parameters; a tied weight counts once. Their state is a plain dictionary for `torch.save` and goes
 back bit for bit; like a module's, it shares its tensors.
 """
@@ -14,45 +23,76 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluxentropy.errors import RunError
+
 Weights = dict[str, Tensor]
+WARMED_UP = "warmed up"  # how an exponential average begins; that of earlier versions kept the first weights
 
 
 class EMA:
-    """The exponential moving average a <- decay a + (1 - decay) w, which starts at the first weights it is given.
+    """The exponential moving average a <- d_n a + (1 - d_n) w, warmed up: see the module.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> ema = EMA(decay=0.5)
-    >>> for value in (0.0, 8.0, 8.0):
+    >>> for value in (0.0, 11.0, 11.0):  # with decays 2/11 and 3/12
     ...     _ = nn.init.constant_(model.weight, value)
     ...     ema.update(model)
-    >>> ema.average()["weight"].item()
-    6.0
+    >>> round(ema.average()["weight"].item(), 4)  # 11 - 11 * 2/11 * 3/12
+    10.5
     """
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay {decay}: use a number from 0 to below 1")
         self.decay = decay
+        self.updates = 0
         self.weights: Weights = {}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the model's weights."""
-        if not self.weights:
+        self.updates += 1
+        if self.updates == 1:
             self.weights = weights_of(model)
             return
+        decay = decay_at(self.updates, self.decay)
         for name, parameter in model.named_parameters():
             average = self.weights[name].to(parameter.device)  # a loaded state may be elsewhere
-            self.weights[name] = average.lerp_(parameter.float(), 1 - self.decay)
+            self.weights[name] = average.lerp_(parameter.float(), 1 - decay)
 
     def average(self) -> Weights:
         return self.weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": dict(self.weights)}
+        return {"weights": dict(self.weights), "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Errors: RunError for the state of an earlier version, whose shares were others."""
+        if "updates" not in state:
+            raise RunError(
+                "the exponential average in this checkpoint is of an earlier version, which kept most of the first "
+                "weights, and cannot be gone on with: train afresh with --overwrite"
+            )
+        self.updates = int(state["updates"])
         self.weights = {name: tensor.clone() for name, tensor in state["weights"].items()}
+
+
+def decay_at(update: int, decay: float) -> float:
+    """d_n of the n-th weights, n >= 1.
+
+    >>> decay_at(9, 0.999), decay_at(100_000, 0.999)
+    (0.5, 0.999)
+    """
+    return min(decay, update / (update + 9))
+
+
+def ema_horizon(updates: int, decay: float) -> float:
+    """1 / (1 - d_n), the updates that the average reaches back after n of them.
+
+    >>> round(ema_horizon(256, 0.999), 1), round(ema_horizon(100_000, 0.999), 1)
+    (29.4, 1000.0)
+    """
+    return 1 / (1 - decay_at(updates, decay))
 
 
 class LastK:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from fluxentropy.averaging import WARMED_UP
 from fluxentropy.cellwork import Cell, run_cell
 from fluxentropy.errors import RunError
 from fluxentropy.gpt_export import from_export
@@ -36,6 +37,7 @@ def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:
     options = {name: value for name, value in to_plain(config).items() if name not in FREE}
     blocks, held_out = open_blocks(config)
     facts = [options, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), sources]
+    facts += [WARMED_UP] if config.average.kind == "ema" else []
     return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fluxentropy.averaging import averaged
+from fluxentropy.averaging import WARMED_UP, averaged
 from fluxentropy.blockset import FOLDER, BlockSet
 from fluxentropy.errors import SourceError, UsageError
 from fluxentropy.gpt import GPT
@@ -23,12 +23,20 @@ from fluxentropy.gptconfig import GPTConfig
 from fluxentropy.ledger import PIECES, Ledger
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
-from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.pretrainoptions import AverageOptions, PretrainConfig
 from fluxentropy.schedule import group_bins
 from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json, sha256_file
 from fluxentropy.tokenbytes import token_bytes
-from fluxentropy.traincallbacks import Averaging, Bookkeeping, Checkpoints, StepCallback, Throughput, Validation
+from fluxentropy.traincallbacks import (
+    Averaging,
+    Bookkeeping,
+    Checkpoints,
+    StepCallback,
+    Throughput,
+    Validation,
+    average_horizon,
+)
 from fluxentropy.trainer import BlockData, GPTModule, Training, latest_checkpoint, make_trainer, quiet_lightning
 from fluxentropy.trainquestions import QuestionRounds
 from fluxentropy.validation import HeldOut
@@ -253,7 +261,8 @@ def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
     if config.allow_changed_bins:  # the run stays what it was begun as
         before = (read_json(config.out / "manifest.json") or {}).get("identity") or {}
         data |= {name: before[name] for name in data if name in before}
-    return {"kind": "pretrain", **plain, **data}
+    warmed = {"ema": WARMED_UP} if config.average.kind == "ema" else {}  # earlier versions had another average
+    return {"kind": "pretrain", **plain, **data, **warmed}
 
 
 def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
@@ -262,8 +271,13 @@ def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
         "tokens": training.budget,
         "parameters": gpt.num_parameters(),
         "losses": [list(losses) for losses in training.sampler.plan.history],  # that an adaptive schedule was told
+        **_average_facts(training.config.average, training.steps),
         "versions": versions(),
     }
+
+
+def _average_facts(options: AverageOptions, steps: int) -> dict[str, Any]:
+    return {} if options.kind == "none" else {"average_horizon": average_horizon(options, steps)}  # in steps
 
 
 def _written(out: Path) -> dict[str, str]:
@@ -277,7 +291,19 @@ def _outcome(config: PretrainConfig, training: Training, gpt: GPT) -> Outcome:
     lines = [
         f"{gpt.num_parameters():,} parameters trained on {training.budget:,} tokens in {training.steps:,} steps",
         f"validation loss {row['val_loss']:.4f} nats per token, {row['val_bpb']:.4f} bits per byte",
+        *_said_of_average(config.average, training.steps, row),
         f"metrics in {config.out / 'metrics.csv'}, what was seen in {config.out / 'ledger.parquet'}",
         f"score with it: fluxentropy score SOURCE --model {config.out / 'export'} --out DIR",
     ]
     return Outcome(lines=lines, data={"out": str(config.out), **row, **_facts(training, gpt)})
+
+
+def _said_of_average(options: AverageOptions, steps: int, row: dict[str, float]) -> list[str]:
+    """What averaged weights are worth, and over how many steps they are averaged."""
+    if options.kind == "none":
+        return []
+    horizon = average_horizon(options, steps)
+    said = f"averaged over {'about ' * (options.kind == 'ema')}the last {horizon:,.0f} of {steps:,} steps"
+    if options.kind == "ema" and (full := options.every / (1 - options.decay)) > horizon:
+        said += f" (a decay of {options.decay:g} reaches back {full:,.0f} in longer runs)"
+    return [f"{said}: {row['val_loss_averaged']:.4f} nats per token, {row['val_bpb_averaged']:.4f} bits per byte"]

@@ -58,7 +58,8 @@ class AverageOptions:
     kind: Annotated[Literal["none", "ema", "last"], TRAINING] = "none"
     """none, ema (exponential), or last (the mean of the last k)."""
     decay: Annotated[float, TRAINING] = 0.999
-    """Of the exponential average, for each step."""
+    """Of the exponential average, for each set of weights. It is warmed up: after n of them it reaches back over \
+1 + n / 9, until that is 1 / (1 - decay)."""
     k: Annotated[int, TRAINING] = 5
     """Number of weights in the mean of the last ones."""
     every: Annotated[int, TRAINING] = 1

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from fluxentropy.adaptive import Adaptive
-from fluxentropy.averaging import EMA, LastK, averaged
+from fluxentropy.averaging import EMA, LastK, averaged, ema_horizon
 from fluxentropy.ledger import Ledger, step_row
 from fluxentropy.metricsfile import MetricsFile
 from fluxentropy.pretrainoptions import AverageOptions
@@ -55,6 +55,13 @@ class Averaging(StepCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average.load_state_dict(state_dict)
+
+
+def average_horizon(options: AverageOptions, steps: int) -> float:
+    """The steps that the average of a run of `steps` reaches back over: about, where it is exponential."""
+    updates = -(-steps // options.every)  # the last step always counts
+    reach = ema_horizon(updates, options.decay) if options.kind == "ema" else min(options.k, updates)
+    return min(float(reach * options.every), float(steps))
 
 
 class Validation(StepCallback):

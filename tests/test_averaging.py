@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fluxentropy.averaging import EMA, LastK, averaged, weights_of
+from fluxentropy.averaging import EMA, LastK, averaged, ema_horizon, weights_of
+from fluxentropy.errors import RunError
 from fluxentropy.gpt import GPT
 from fluxentropy.gptconfig import GPTConfig
 
@@ -33,19 +35,55 @@ def put(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.data.copy_(weights[name])
 
 
+def shares(n: int, decay: float) -> list[float]:
+    """What each of n weights is of the average, by the recursion on unit vectors, in float64."""
+    found = np.zeros(n)
+    for i in range(n):
+        kept = min(decay, (i + 1) / (i + 10)) if i else 0.0
+        found *= kept
+        found[i] = 1 - kept
+    return found.tolist()
+
+
+@pytest.mark.parametrize("decay", [0.8, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_moving_average_is_its_sum(dtype: torch.dtype) -> None:
-    model, ema, decay, n = make_model(dtype), EMA(0.8), 0.8, 12
+def test_the_moving_average_is_its_sum(dtype: torch.dtype, decay: float) -> None:
+    model, ema, n = make_model(dtype), EMA(decay), 50
     steps = path(model, n)
     for weights in steps:
         put(model, weights)
         ema.update(model)
-    shares = [decay ** (n - 1), *((1 - decay) * decay ** (n - 1 - i) for i in range(1, n))]
-    assert sum(shares) == pytest.approx(1)
+    assert sum(shares(n, decay)) == pytest.approx(1)
     for name, average in ema.average().items():
-        want = sum(share * weights[name] for share, weights in zip(shares, steps, strict=True))
+        want = sum(share * weights[name] for share, weights in zip(shares(n, decay), steps, strict=True))
         assert average.dtype == torch.float32
         torch.testing.assert_close(average.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [20, 256, 3000])
+def test_the_first_weights_are_forgotten_and_the_horizon_is_stated(n: int) -> None:
+    found = np.array(shares(n, 0.999))
+    assert found[0] < 1e-5 and 0.999 ** (n - 1) > 0.04  # with a fixed decay, 0.775 at 256
+    age = float(found @ np.arange(n)[::-1])  # of the weights, on the average
+    assert age == pytest.approx(ema_horizon(n, 0.999) - 1, rel=0.12)
+    assert ema_horizon(n, 0.999) == pytest.approx(1 + n / 9)
+    model, ema = nn.Linear(1, 1, bias=False), EMA(0.999)
+    for i in range(n):  # a unit jump after the first: what is left of it
+        nn.init.constant_(model.weight, float(i > 0))
+        ema.update(model)
+    assert float(ema.average()["weight"]) == pytest.approx(1 - found[0], abs=1e-5)
+
+
+def test_long_runs_have_the_decay_itself() -> None:
+    found = np.array(shares(40_000, 0.999))
+    assert found[-1000:] == pytest.approx(0.001 * 0.999 ** np.arange(1000)[::-1], rel=1e-9)
+    assert ema_horizon(40_000, 0.999) == pytest.approx(1000)
+
+
+def test_the_state_of_an_earlier_version_is_refused() -> None:
+    """Its average has other shares, and the first weights, which could be taken out of it, are gone."""
+    with pytest.raises(RunError, match="of an earlier version.*train afresh with --overwrite"):
+        EMA().load_state_dict({"weights": weights_of(make_model())})
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])

@@ -24,6 +24,7 @@ from fluxentropy.cli import main
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.rl.grpo import grpo, open_experiment
 from fluxentropy.rl.grpocallbacks import Rows, StateCheckpoints
+from fluxentropy.rl.grpoloss import Objective, normaliser, token_loss
 from fluxentropy.rl.grpooptions import (
     GRPOConfig,
     GRPOOptim,
@@ -296,6 +297,48 @@ def test_an_entropy_batch_on_the_prompts_of_the_update_has_pairs_of_one_prompt(t
     row = rows(tmp_path / "run")[1]
     kinds = [row[f"probe_kernel_{kind}"] for kind in ("identical", "same_prompt", "cross_prompt")]
     assert kinds[1] and kinds[2] and sum(kinds) == pytest.approx(row["probe_kernel_total"])
+
+
+def test_a_checker_that_fails_ends_no_run_and_is_counted(tmp_path: Path) -> None:
+    class Fragile(Digits):
+        def score(self, problem: Problem, response: str) -> float:
+            return float(int(response) == int(problem.answer))  # a ValueError for what is no number
+
+    grpo(config(tmp_path / "run", steps=2), task=Fragile())
+    first, *steps = rows(tmp_path / "run")
+    assert 0 < first["eval_checker_errors"] <= 6
+    assert all(0 < row["checker_errors"] <= 12 and row["reward"] <= 1 - row["checker_errors"] / 12 for row in steps)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossOptions(average="tokens"),
+        LossOptions(average="constant", advantages="leave_one_out"),
+        LossOptions(average="responses", advantages="centred"),
+        LossOptions(average="responses", ratio="sequence"),
+    ],
+    ids=lambda loss: f"{loss.average}-{loss.advantages}-{loss.ratio}",
+)
+def test_the_covariance_is_of_the_update_that_the_loss_makes(loss: LossOptions, tmp_path: Path) -> None:
+    """-mean S w with w the weights of ∇S in minus the gradient of the loss, by autograd, times the responses."""
+    probe = ProbeOptions(every=1, prompts=3, responses=2, parts=("measured", "kernel"))
+    grpo(config(tmp_path / "run", probe=probe, steps=1, loss=loss, clip=1e-4), task=Digits())
+    row, table = rows(tmp_path / "run")[1], pq.read_table(tmp_path / "run" / "responses.parquet").to_pydict()
+    S, A = (torch.tensor(table[name], dtype=torch.float64) for name in ("logp", "advantage"))
+    lengths = torch.tensor(table["length"])
+    mask = torch.arange(3) < lengths[:, None]
+    logp = torch.zeros(mask.shape, dtype=torch.float64, requires_grad=True)
+    factors = normaliser(mask, loss.average, 3).double()
+    one = token_loss(logp, logp.detach(), torch.zeros(mask.shape), A, mask, Objective(ratio=loss.ratio))
+    (slope,) = torch.autograd.grad((one.loss * factors).sum(), logp)
+    weights = -slope[:, 0] * len(A)
+    torch.testing.assert_close(slope, slope[:, :1] * mask)  # a weight a response
+    groups = S.view(4, 3)
+    centred = (groups - groups.mean(1, keepdim=True)).flatten()
+    clip = 1e-4 / (row["grad_norm"] + 1e-6)
+    assert clip < 1
+    assert row["probe_covariance_per_lr"] == pytest.approx(-clip * float((centred * weights).mean()), rel=1e-4)
 
 
 def test_a_controller_without_a_probe_sees_the_same_entropy_batch(

@@ -14,7 +14,9 @@ import yaml
 
 from fluxentropy.cli import main
 from fluxentropy.rl.grpo_figures import read_metrics
-from fluxentropy.rl.probedruns import find_probed, grouped, other_options
+from fluxentropy.rl.grpostudy import answers
+from fluxentropy.rl.grpostudyoptions import GRPOStudyConfig
+from fluxentropy.rl.probedruns import find_probed, grouped, other_options, read_run
 from fluxentropy.store import read_json, write_json
 
 pytest.importorskip("reasoning_gym")
@@ -117,6 +119,22 @@ def test_what_is_missing_is_named_with_the_option_that_writes_it(
     for option in ("--probe.parts with kernel", "--probe.parts with split", "--probe.attribution", "by this version"):
         assert option in text
     assert "tokens.png" not in text
+
+
+def test_the_covariance_of_an_earlier_version_is_left_out(runs: Path, tmp_path: Path) -> None:
+    """It was of A, not of A / norm, under the same name; the manifest of such a run does not say what it is of."""
+    run = read_run(runs / "a" / "first", "new")
+    assert run.identity["covariance"] == "A / norm" and np.isfinite(run.columns["probe_covariance_per_lr"]).all()
+    old = tmp_path / "old"
+    shutil.copytree(runs / "a" / "first", old)
+    manifest = read_json(old / "manifest.json") or {}
+    del manifest["identity"]["covariance"]
+    write_json(old / "manifest.json", manifest)
+    found = read_run(old, "old")
+    assert "probe_covariance_per_lr" not in found.columns and "probe_kernel_total" in found.columns
+    (group,) = grouped([found])
+    config = GRPOStudyConfig(runs=(str(old),), out=tmp_path / "out", bootstrap=100)
+    assert answers(group, config)["missing"] == {"diagonal": "--probe.parts with kernel, by this version"}
 
 
 def test_runs_that_cannot_be_used_are_refused_by_name(

@@ -228,7 +228,12 @@ VARIANTS: dict[str, list[object]] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_resume_to_the_same_bits(
-    name: str, bins: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    bins: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     argv = command(bins, tmp_path / "one", *VARIANTS[name], "--checkpoint-every", 4)
     assert main(argv) == 0
@@ -246,6 +251,14 @@ def test_variants_resume_to_the_same_bits(
         by_bin = [last[f"val_loss_bin_{number:02d}_averaged"] or 0 for number in range(3)]
         assert np.mean(by_bin) == pytest.approx(last["val_loss_averaged"])
         assert (tmp_path / "one" / "export-averaged" / "model.safetensors").exists()
+        manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
+        assert manifest["average_horizon"] == {"averages": 2.0, "last": 3.0}[name]
+        capsys.readouterr()
+        assert main(argv) == 0
+        said = (
+            f"averaged over {'about ' * (name == 'averages')}the last {manifest['average_horizon']:.0f} of 12 steps: "
+        )
+        assert f"{said}{last['val_loss_averaged']:.4f} nats" in capsys.readouterr().out
 
 
 def test_questions_are_answered_on_the_way(bins: Path, tmp_path: Path) -> None:

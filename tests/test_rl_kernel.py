@@ -9,6 +9,7 @@ import torch
 from rl_enumeration import tuples, world
 
 from fluxentropy.errors import UsageError
+from fluxentropy.rl.advantages import advantages
 from fluxentropy.rl.kernel import (
     covariance_change,
     entropy_side,
@@ -91,8 +92,35 @@ def test_natural_gradient_makes_the_kernel_diagonal_and_the_covariance_exact():
     assert carried(scores @ scores.T) == pytest.approx(-covariance(S, p * (A - (p * A).sum())))
     assert abs(carried(scores @ scores.T) + covariance(S, A)) > 0.01
     pick = tuples(4, 3)  # and the sampled covariance is unbiased
-    expected = sum(float(p[i].prod()) * covariance_change(S[i][None], A[i][None]) for i in pick)
+    expected = sum(float(p[i].prod()) * covariance_change(S[i][None], A[i][None], relative=False) for i in pick)
     assert expected == pytest.approx(-covariance(S, A))
+    halved = sum(float(p[i].prod()) * covariance_change(S[i][None], A[i][None], 2.0, relative=False) for i in pick)
+    assert halved == pytest.approx(-covariance(S, A) / 2)
+
+
+@pytest.mark.parametrize("kind", ["standardised", "centred", "leave_one_out"])
+@pytest.mark.parametrize("G", [2, 3])
+def test_the_covariance_is_the_natural_steps_change_for_advantages_within_groups(kind: str, G: int) -> None:
+    """By the gradient of the entropy over a table of logits, group by group: ∇𝓗 · F⁺ (1/G) Σ (A/norm) ∇S."""
+    z = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    S = z.log_softmax(0)
+    (slope,) = torch.autograd.grad(-(S.exp() * S).sum(), z)
+    S = S.detach()
+    p, rewards = S.exp(), torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64)
+    scores = torch.eye(4, dtype=torch.float64) - p
+    natural = torch.linalg.pinv(p.diag() - p[:, None] * p)
+    expected = 0.0
+    for i in tuples(4, G):
+        A = advantages(rewards[i][None], kind)[0]
+        step = natural @ ((A / NORM) @ scores[i] / G)
+        found = covariance_change(S[i][None], A[None], NORM)
+        assert found == pytest.approx(float(slope @ step), abs=1e-12)
+        assert found == pytest.approx(covariance_change(S[i][None], A[None] / NORM), abs=1e-15)
+        expected += float(p[i].prod()) * found
+    if kind != "standardised":  # whose baselines differ by the factor alone
+        truth = float((p * S * rewards).sum() - (p * S).sum() * (p * rewards).sum())
+        factor = 1.0 if kind == "leave_one_out" else (G - 1) / G
+        assert expected == pytest.approx(-factor * truth / NORM)
 
 
 def test_the_sampled_sides_are_unbiased():
@@ -139,3 +167,6 @@ def test_what_gives_no_kernel_is_refused():
         fisher_gradients(Policy(w.policy), w.batch, preconditioner=negative)
     with pytest.raises(UsageError, match="at least 2"):
         entropy_side(torch.zeros(2, 1))
+    for side in (lambda: update_side(torch.ones(2, 2), 0.0), lambda: covariance_change(S := torch.ones(2, 2), S, -1.0)):
+        with pytest.raises(UsageError, match=r"norm (0|-1)\.0: use the positive constant"):
+            side()

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.rl import entropy as rl
+from fluxentropy.rl.attribution import row as attribution_row
 from fluxentropy.rl.gradient import update_weights
 
 NORM = 5.0
@@ -135,6 +136,31 @@ def test_the_row_has_every_number_by_name(scene):
     assert {"batch_per_token", "momentum_per_token_se", "kernel_total", "u_statistic_per_sequence"} <= set(row)
     short = rl.EntropyProbe(w.policy, w.sample(6, 2, torch.Generator()), parts=["measured"]).measure().row()
     assert "first_per_token" not in short and short["measured_per_token"] == 0
+
+
+def test_two_descriptions_of_one_update_have_one_record(scene):
+    """Advantages, norm and clipping: the record knows A / norm times the clipping alone."""
+    w, batch, update = scene
+    relative = update.advantages - update.advantages.mean(1, keepdim=True)
+    start = rl.snapshot(w.policy)
+    descriptions = [
+        (relative, NORM, 1.0),
+        (relative / NORM, 1.0, 1.0),
+        (3 / 2 * relative, 3 / 2 * NORM, 1.0),  # leave-one-out advantages of three responses
+        (relative, NORM / 2, 0.5),
+    ]
+    rows = []
+    for advantages, norm, clip in descriptions:
+        w.policy.load_state_dict(start)
+        told = dataclasses.replace(update, advantages=advantages)
+        sgd = torch.optim.SGD(w.policy.parameters(), lr=0.03)
+        parts = ["two_batch", "kernel", "u_statistic"]
+        probe = rl.EntropyProbe(w.policy, batch, optimizer=sgd, update=told, norm=norm, parts=parts, sketch=None)
+        _ascend(w, dataclasses.replace(update, advantages=relative), sgd)
+        rows.append(probe.measure(clip=clip).row() | attribution_row(probe.attribute(clip=clip)))
+    assert rows[0]["covariance_per_lr"] != 0
+    for row in rows[1:]:
+        assert row == pytest.approx(rows[0], rel=1e-9)
 
 
 def test_differences_to_predictions_have_the_errors_of_paired_numbers(scene):

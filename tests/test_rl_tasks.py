@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fluxentropy.errors import FluxentropyError, SourceError, UsageError
-from fluxentropy.rl.tasks import Task, TaskChoice, open_task
+from fluxentropy.errors import FluxentropyError, RunError, SourceError, UsageError
+from fluxentropy.rl.tasks import Problem, Scores, Task, TaskChoice, open_task
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
 DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -52,6 +52,46 @@ def test_other_data_sets_of_reasoning_gym() -> None:
     assert task.score(problem, problem.answer) == 1
 
 
+ODD = ["", "abc", "None", "((((", "[[1,2", "{}", "1e400", "9" * 5000, "\\boxed{", "a*b", "١٢", "(" * 3000]
+
+
+@pytest.mark.parametrize("name", ["prime_factorization", "game_of_life", "coin_flip", "countdown", "sudoku"])
+def test_a_checker_that_fails_gives_0_and_is_counted(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of the first three raises on answers that it does not expect: a ValueError, a KeyError, an OverflowError."""
+    pytest.importorskip("reasoning_gym")
+    task = open_task(TaskChoice(name=name, held_out=2))
+    score, problem = Scores(task), task.held_out[0]
+    assert score(problem, problem.answer) == 1 and score.errors == 0
+    assert all(0 <= score(problem, text) <= 1 for text in ODD)
+    raises = name in ("prime_factorization", "game_of_life", "coin_flip")
+    assert (score.errors > 0) == raises
+    assert (f"the checker of {name} fails on the response" in caplog.text) == raises
+    assert caplog.text.count("fails on") == raises  # once
+
+
+def test_what_a_task_says_of_itself_is_no_failure_of_its_checker() -> None:
+    class Broken:
+        name, held_out, fingerprint = "broken", (), ""
+
+        def score(self, problem: Problem, response: str) -> float:
+            if response == "nan":
+                return float("nan")
+            raise UsageError("give --task.data")
+
+    problem = Problem(prompt="a", answer="b")
+    with pytest.raises(UsageError, match=r"give --task\.data"):
+        Scores(Broken())(problem, "c")  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="the reward of the response 'nan' to the prompt 'a' is nan"):
+        Scores(Broken())(problem, "nan")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"])
+def test_tasks_without_answers_are_refused_by_name(name: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(UsageError, match=f"task {name}: its problems have no answer"):
+        open_task(TaskChoice(name=name, held_out=2))
+
+
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
@@ -79,7 +119,6 @@ def write(path: Path, answers: list[str]) -> None:
 
 
 def gsm8k(data: Path | None, **options: Any) -> Task:
-    pytest.importorskip("math_verify")
     return open_task(TaskChoice(name="gsm8k", data=None if data is None else str(data), **{"held_out": 2, **options}))
 
 
@@ -91,9 +130,11 @@ def test_gsm8k_reads_its_own_format(tmp_path: Path) -> None:
     rounds = [[task.train(4 * r + n).prompt for n in range(4)] for r in range(6)]
     assert all(sorted(prompts) == sorted(rounds[0]) for prompts in rounds) and len(set(map(tuple, rounds))) > 1
     problem = next(task.train(n) for n in range(4) if task.train(n).answer == "1000")
-    right = ["1000", "They have $1,000.", "3 + 4\n#### 1,000", r"\boxed{1000}", "It is 1000.0"]
-    assert [task.score(problem, text) for text in right] == [1.0] * 5
+    right = ["1000", "They have $1,000.", "3 + 4\n#### 1,000", r"\boxed{1000}", "It is 1000.0", "1e3"]
+    assert [task.score(problem, text) for text in right] == [1.0] * 6
     assert [task.score(problem, text) for text in ["100", "", "none", "1000 and so 7", "#### 10000"]] == [0.0] * 5
+    (minus,) = {task.train(n) for n in range(4) if task.train(n).answer == "-3"}
+    assert task.score(minus, "- 3") == 1 and task.score(minus, "3") == 0
     one = gsm8k(tmp_path / "train.jsonl", held_out=1)
     assert [problem.answer for problem in one.held_out] == ["-3"]
     assert {one.train(n).answer for n in range(9)} == {"72", "1000", "5"}
@@ -110,6 +151,9 @@ def test_gsm8k_refuses_what_it_cannot_use(tmp_path: Path) -> None:
         gsm8k(path, held_out=3)
     path.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "1"}\n')
     with pytest.raises(SourceError, match=r"train.jsonl, line 2: the answer has no ####"):
+        gsm8k(path)
+    path.write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "#### 1 or 2"}\n')
+    with pytest.raises(SourceError, match=r"line 2: the answer '1 or 2' after #### is not one number"):
         gsm8k(path)
     path.write_text("[]\n")
     with pytest.raises(SourceError, match="line 1: no JSON object"):

@@ -16,7 +16,7 @@ from fluxentropy.rl.policies import TrainedPolicy
 from fluxentropy.rl.policy import Parameters
 from fluxentropy.rl.responses import Responses, Sampler
 from fluxentropy.rl.rollouts import Rollout, greedy, roll_out, sample, stream_seed
-from fluxentropy.rl.tasks import Problem, Task, TaskChoice
+from fluxentropy.rl.tasks import Problem, Scores, Task, TaskChoice
 from fluxentropy.rl.warmup import shown_problems
 
 FAR = 2**31  # where the problems of entropy batches begin
@@ -91,13 +91,16 @@ class Experiment:
                 seed=stream_seed(self.config.seed, "evaluation"),
                 rows=rows,
             )
-            rewards = found.rewards[:, 0].tolist()
+            rewards, errors = found.rewards[:, 0].tolist(), found.checker_errors
         else:
             texts = greedy(self.policy, self.task.held_out, max_tokens=options.max_tokens, rows=rows)
-            rewards = [self.task.score(problem, text) for problem, text in zip(self.task.held_out, texts, strict=True)]
+            score = Scores(self.task)
+            rewards = [score(problem, text) for problem, text in zip(self.task.held_out, texts, strict=True)]
+            errors = score.errors
         return {
             "eval_reward": sum(rewards) / len(rewards),
             "eval_solved": sum(reward >= 1 for reward in rewards) / len(rewards),
+            "eval_checker_errors": errors,
         }
 
 

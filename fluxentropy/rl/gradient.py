@@ -125,9 +125,14 @@ def update_weights(advantages: Tensor, mask: Tensor, norm: float) -> Weights:
 
     `norm` is L, the constant that token sums are divided by (Dr. GRPO: the generation limit; not the longest response).
     """
-    if not norm > 0:
-        raise UsageError(f"norm {norm}: use the positive constant that the update divides sums over tokens by")
+    check_norm(norm)
     return Weights((advantages.double() / (advantages.shape[-1] * norm))[..., None] * mask)
+
+
+def check_norm(norm: float) -> None:
+    """Raise `UsageError` for a norm that is no positive number."""
+    if not 0 < norm < float("inf"):
+        raise UsageError(f"norm {norm}: use the positive constant that the update divides sums over tokens by")
 
 
 def entropy_gradient(

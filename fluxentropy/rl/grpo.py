@@ -23,6 +23,7 @@ from fluxentropy.rl.grpomodule import GRPOModule
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoprobe import check_parts
 from fluxentropy.rl.policies import export_policy, open_policy
+from fluxentropy.rl.proberecord import COVARIANCE
 from fluxentropy.rl.responselog import PIECES, drop_pieces, gather
 from fluxentropy.rl.rollouts import stream_seed
 from fluxentropy.rl.tasks import Task, open_task
@@ -35,7 +36,7 @@ from fluxentropy.yamlfile import to_plain, to_yaml
 OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, attribution.FOLDER, "export*", "figures")
 # what changes how a run is done, but not its result
 FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator", "plots")
-RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "math-verify", "peft")
+RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "peft")
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +169,11 @@ class Restoring(lightning.Callback):
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
-    """Everything that decides the result."""
+    """Everything that decides the result, and what `probe_covariance_per_lr` is of."""
     plain = {name: value for name, value in to_plain(experiment.config).items() if name not in FREE}
     fingerprints = {"problems": experiment.task.fingerprint, "initial_policy": experiment.policy.fingerprint}
-    return {"kind": "grpo", **plain, **fingerprints}
+    covariance = {"covariance": COVARIANCE} if "kernel" in (experiment.config.probe.parts or ()) else {}
+    return {"kind": "grpo", **plain, **fingerprints, **covariance}
 
 
 def _written(experiment: Experiment) -> dict[str, str]:

@@ -142,6 +142,7 @@ def facts_of(rollout: Rollout, gradients: list[Gradient], norms: list[float]) ->
     return {
         "reward": float(rewards.mean()),
         "reward_sd": float(rewards.std(correction=0)),
+        "checker_errors": rollout.checker_errors,
         "length": entropy.mean_length,
         "tokens": int(batch.lengths.sum()),
         "entropy_per_token": entropy.per_token.value,

@@ -31,6 +31,7 @@ WRITTEN_BY = {
     "range": "--probe.parts with range",
     "optimizer": "--probe.parts with split, and AdamW without a controller of steps",
     "pairs": "--probe.parts with kernel, without a controller",
+    "diagonal": "--probe.parts with kernel, by this version",
     "tokens": "--probe.attribution, for AdamW without a controller",
     "prompts": "--rollout.prompts 3 or more",
 }
@@ -106,6 +107,7 @@ def answers(group: Group, config: GRPOStudyConfig) -> dict[str, Any]:
     missing += [] if stepanswers.some(columns, f"probe_measured_per_{unit}") else ["measured"]
     missing += [] if "ghost_radius" in found["validity"] else ["range"]
     missing += [name for name in ("optimizer", "pairs", "tokens", "prompts") if found[name] is None]
+    missing += ["diagonal"] if found["pairs"] and not found["diagonal"] else []
     return found | {"missing": {name: WRITTEN_BY[name] for name in missing}}
 
 

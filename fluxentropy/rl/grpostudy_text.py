@@ -227,7 +227,7 @@ def _diagonal(record: Record) -> Iterator[str]:
                 rows.append(row)
     if rows:
         head = ["learning rate", "against", "correlation", "same sign", "sum predicted / sum"]
-        yield "The diagonal kernel's account, −lr Cov(S, A) of the update's responses (Cui et al.), over the steps:"
+        yield "The diagonal kernel's account, −lr Cov(S, A/norm) of the update (Cui et al.), over the steps:"
         yield table(head, rows)
 
 

@@ -1,7 +1,7 @@
 """GSM8K (Cobbe et al. 2021, arXiv:2110.14168) in its own format: JSON Lines of question and answer, `#### 72` last.
 
-A response is right where math-verify (`pip install 'fluxentropy[rl]'`) finds the same number in it: in its last
-`#### ...` or boxed expression, else in the last one of the text.
+A response is right where the number that it gives (`numberanswers`) is that of the solution, exactly: in its last
+`#### ...` or boxed expression, else the last one of the text.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fluxentropy.errors import SourceError, UsageError
+from fluxentropy.rl.numberanswers import MARK, answer_of, number_of
 from fluxentropy.rl.tasks import Problem, TaskChoice, shown
 from fluxentropy.shuffling import keys, permuted
 from fluxentropy.store import fingerprint_file, fingerprint_json
 
 FILES = ("train.jsonl", "train.jsonl.gz"), ("test.jsonl", "test.jsonl.gz")
-MARK = "####"
 
 
 class GSM8KTask:
@@ -36,7 +35,6 @@ class GSM8KTask:
             raise UsageError(f"--task.options {dict(choice.options)}: {choice.name} has none")
         if choice.data is None:
             raise UsageError("task gsm8k: give --task.data, the folder of train.jsonl and test.jsonl (or .jsonl.gz)")
-        self._verify = _math_verify()
         files = _files(Path(choice.data))
         problems = self._read(files[0])
         if len(files) > 1:
@@ -60,10 +58,7 @@ class GSM8KTask:
 
     def score(self, problem: Problem, response: str) -> float:
         """1 for the right number, else 0."""
-        parse, verify = self._verify
-        final = response.rsplit(MARK, 1)[-1]
-        gold, found = (parse(text, parsing_timeout=None, raise_on_error=False) for text in (problem.answer, final))
-        return float(bool(found) and verify(gold, found, timeout_seconds=None, raise_on_error=False))
+        return float(answer_of(response) == number_of(problem.answer))
 
     def _read(self, path: Path) -> list[Problem]:
         found = []
@@ -77,6 +72,8 @@ class GSM8KTask:
                 raise SourceError(f"{path}, line {number}: the answer has no {MARK} before its number")
             prompt = shown(self._choice, {"question": question})
             answer = solution.rsplit(MARK, 1)[-1].strip().replace(",", "")
+            if number_of(answer) is None:
+                raise SourceError(f"{path}, line {number}: the answer {answer!r} after {MARK} is not one number")
             found.append(Problem(prompt=prompt, answer=answer, data={"solution": solution}))
         return found
 
@@ -98,11 +95,3 @@ def _files(path: Path) -> list[Path]:
             f"--task.data {path} holds no train.jsonl and test.jsonl, nor with .gz: name the folder of both"
         )
     return [file for file in found if file is not None]
-
-
-def _math_verify() -> tuple[Any, Any]:
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise UsageError("task gsm8k needs math-verify: pip install 'fluxentropy[rl]'") from error
-    return parse, verify

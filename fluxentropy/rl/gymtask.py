@@ -41,11 +41,16 @@ class GymTask:
         )
 
     def score(self, problem: Problem, response: str) -> float:
-        """What the data set's own checker gives."""
+        """What the data set's own checker gives. It raises what it likes on answers that it did not expect."""
         return float(self._items.score_answer(response.strip(), problem.data["item"]))
 
     def _problem(self, number: int) -> Problem:
         item = self._items[number]
+        if item["answer"] is None:
+            raise UsageError(
+                f"task {self.name}: its problems have no answer in reasoning-gym, so that none can be shown in a "
+                f"warm-up or compared with: choose another --task.name"
+            )
         fields = {"question": item["question"], **item.get("metadata", {})}
         return Problem(prompt=shown(self._choice, fields), answer=str(item["answer"]), data={"item": item})
 

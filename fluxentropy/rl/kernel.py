@@ -6,7 +6,7 @@
 for the step of plain ascent d = η (1/BG) Σ (A/L) ∇S. Source: RL studies, section 2.1, with the expectation over *all*
 prompts: the terms between prompts are part of the change, often the larger one. L is a constant (see `update_weights`).
 
-Natural gradient makes the kernel diagonal, K = δ_tt' / π, and then only then δ𝓗₁ = -η Cov(S, A) (Cui et al.).
+Natural gradient makes the kernel diagonal, K = δ_tt' / π, and then and only then δ𝓗₁ = -η Cov(S, A / L) (Cui et al.).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.estimate import leave_one_out
+from fluxentropy.rl.gradient import check_norm
 from fluxentropy.rl.passes import ROWS, Weights, derivatives, row_gradients
 from fluxentropy.rl.policy import Parameters, Policy, flatten
 from fluxentropy.rl.responses import Responses
@@ -132,16 +133,29 @@ def entropy_side(logp: Tensor) -> Tensor:
 
 def update_side(advantages: Tensor, norm: float) -> Tensor:
     """y_j = A_j / (BGL), so that the step is d = η Σ y_j ∇S_j. (B, G) -> (N,)"""
+    check_norm(norm)
     return (advantages.double() / (advantages.numel() * norm)).flatten()
 
 
-def covariance_change(logp: Tensor, advantages: Tensor) -> float:
-    """-mean over prompts of Cov(S, A) within the prompt (unbiased, G >= 2): the diagonal-kernel formula of Cui et al.
+def covariance_change(logp: Tensor, advantages: Tensor, norm: float = 1.0, *, relative: bool = True) -> float:
+    """-mean of (S - mean of the prompt's S) A / norm: the diagonal-kernel formula of Cui et al., for this update.
 
-    logp S and advantages (B, G), nats; times η: the first-order change of a *natural* gradient step on free logits.
+    logp S and advantages (B, G), nats, G >= 2; `norm` is what the update divides sums over tokens by. Times η it is
+    the first-order change by the *natural* gradient step η (1/BG) Σ (A/norm) ∇S on free logits. It depends on A/norm
+    alone. Advantages `relative` to their group sum to 0 in it, so that any mean of S would do, and nothing is left to
+    correct: the value is that of this very step, for A of any kind. Those of each response alone are not; there the
+    mean is of the other responses, G/(G-1) times as much, and the value unbiased for -Cov(S, A) / norm.
+
+    Errors: `UsageError` for G < 2, and a norm that is not positive.
+
+    >>> S, r = torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, 0.0]])
+    >>> covariance_change(S, r - r.mean(), 2.0), covariance_change(S, (r - r.mean()) / 2, 1.0)
+    (-0.25, -0.25)
     """
-    centred = (logp - leave_one_out(logp)) * advantages
-    return -float(centred.mean())
+    check_norm(norm)
+    others = logp - leave_one_out(logp)
+    G = logp.shape[-1]
+    return -float((others * ((G - 1) / G if relative else 1.0) * advantages / norm).mean())
 
 
 def kernel_statistics(kernel: Tensor, prompts: Tensor) -> KernelStatistics:

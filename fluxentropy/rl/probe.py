@@ -231,7 +231,7 @@ class EntropyProbe:
         return KernelReport(
             change=kernel_change(features[0] @ features[1].T, x, y, *pairs(self._batch, update)),
             statistics=kernel_statistics(features[0] @ features[0].T, torch.arange(B).repeat_interleave(G)),
-            covariance=covariance_change(S, update.advantages.double()),
+            covariance=clip * covariance_change(S, update.advantages.double(), norm),
             sketch=self._sketch,
         )
 

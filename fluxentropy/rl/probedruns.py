@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from fluxentropy.errors import RunError, SourceError
 from fluxentropy.reportruns import DEPTH, recognise
 from fluxentropy.rl.grpo_figures import Columns, read_metrics
+from fluxentropy.rl.proberecord import COVARIANCE
 from fluxentropy.store import difference
 from fluxentropy.tablefiles import reading
 
@@ -135,6 +136,8 @@ def read_run(path: Path, name: str) -> ProbedRun:
     if not len(rows):
         raise RunError(f"{path} has no probed step: run it with --probe.every 10")
     columns = {name: every[name][rows] for name in (*OF_STEPS, *probed) if name in every}
+    if found.identity.get("covariance") != COVARIANCE:  # of an earlier version: not in the units of the step
+        columns.pop("probe_covariance_per_lr", None)
     options = found.identity["probe"]
     prompts = options["prompts"]
     if options.get("same_prompts"):

@@ -16,6 +16,8 @@ from fluxentropy.rl.snis import MeasuredChange
 from fluxentropy.rl.twobatch import TwoBatch
 from fluxentropy.rl.ustatistics import UStatistic
 
+COVARIANCE = "A / norm"  # what `covariance_per_lr` is of, with S; it was A alone in versions that did not say
+
 
 class Change(NamedTuple):
     """A first-order change of both entropies: nats a sequence, nats a token."""
@@ -29,7 +31,8 @@ class KernelReport:
     """The Fisher kernel's account of this batch's part of the step, in nats a sequence.
 
     `change`: by kind of pair. `statistics`: blocks and spectrum over the entropy batch. `covariance`: the formula of a
-    diagonal kernel, -Cov(S, A) (Cui et al.), for the update batch, per unit of rate. `sketch`: its size, None exact.
+    diagonal kernel, -Cov(S, A/norm) (Cui et al.), for the update batch with its clipping, per unit of rate: times the
+    rate it stands beside `change`. `sketch`: its size, None exact.
     """
 
     change: KernelSplit

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from fluxentropy.errors import RunError
 from fluxentropy.rl.policies import TrainedPolicy
 from fluxentropy.rl.responses import Responses, Sampler, responses
-from fluxentropy.rl.tasks import Problem, Task
+from fluxentropy.rl.tasks import Problem, Scores, Task
 from fluxentropy.shuffling import keys
 
 STREAMS = {"weights": 0, "rollout": 1, "entropy": 2, "evaluation": 3, "controller": 4, "warmup": 5}
@@ -27,12 +27,16 @@ STREAMS = {"weights": 0, "rollout": 1, "entropy": 2, "evaluation": 3, "controlle
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """B problems with G responses each: ids and log-probabilities, texts, and rewards float64 (B, G)."""
+    """B problems with G responses each: ids and log-probabilities, texts, and rewards float64 (B, G).
+
+    `checker_errors`: responses on which the task's checker raised; their reward is 0.
+    """
 
     problems: tuple[Problem, ...]
     responses: Responses
     texts: tuple[tuple[str, ...], ...]
     rewards: Tensor
+    checker_errors: int = 0
 
 
 def stream_seed(seed: int, stream: str, *numbers: int) -> int:
@@ -64,9 +68,14 @@ def roll_out(
         tuple(policy.decode(ids[: int(T)].tolist()) for ids, T in zip(tokens, lengths, strict=True))
         for tokens, lengths in zip(batch.tokens, batch.lengths, strict=True)
     )
-    rewards = [[_reward(task, problem, text) for text in row] for problem, row in zip(problems, texts, strict=True)]
+    score = Scores(task)
+    rewards = [[score(problem, text) for text in row] for problem, row in zip(problems, texts, strict=True)]
     return Rollout(
-        problems=tuple(problems), responses=batch, texts=texts, rewards=torch.tensor(rewards, dtype=torch.float64)
+        problems=tuple(problems),
+        responses=batch,
+        texts=texts,
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        checker_errors=score.errors,
     )
 
 
@@ -185,13 +194,3 @@ def _seeded(seed: int, model: Any) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _reward(task: Task, problem: Problem, text: str) -> float:
-    reward = float(task.score(problem, text))
-    if not np.isfinite(reward):
-        raise RunError(
-            f"the reward of the response {text!r} to the prompt {problem.prompt!r} is {reward}: look at task "
-            f"{task.name}"
-        )
-    return reward

@@ -171,7 +171,7 @@ def parts(columns: Columns, kind: str, unit: str, boot: StepBootstrap) -> dict[s
 
 
 def diagonal(columns: Columns, boot: StepBootstrap) -> dict[str, Any] | None:
-    """What a diagonal kernel predicts, -lr Cov(S, A), beside this batch's part and the measured change."""
+    """What a diagonal kernel predicts, -lr Cov(S, A/norm), beside this batch's part and the measured change."""
     if not some(columns, "probe_covariance_per_lr", "lr"):
         return None
     predicted = columns["probe_covariance_per_lr"] * columns["lr"]

@@ -9,13 +9,17 @@ A task is any object with these three methods; those by name are the data sets o
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fluxentropy.errors import UsageError
+from fluxentropy.errors import FluxentropyError, RunError, UsageError
 
 GSM8K = "gsm8k"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +49,36 @@ class Task(Protocol):
         ...
 
     def score(self, problem: Problem, response: str) -> float:
-        """The reward of a response, 1 for a right one."""
+        """The reward of a response, 1 for a right one. What it raises is a reward of 0: see `Scores`."""
         ...
+
+
+class Scores:
+    """The rewards of a task's checker; `errors` counts responses on which it raised, whose reward is 0.
+
+    Errors: RunError names the prompt and the response whose reward is not finite.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.errors = task, 0
+
+    def __call__(self, problem: Problem, response: str) -> float:
+        try:
+            reward = float(self.task.score(problem, response))
+        except FluxentropyError:
+            raise
+        except Exception as error:  # the checkers of others expect some answers and not others
+            self.errors += 1
+            if self.errors == 1:
+                said = f"{type(error).__name__}: {error}"
+                log.warning(f"the checker of {self.task.name} fails on the response {response!r} ({said}): reward 0")
+            return 0.0
+        if not math.isfinite(reward):
+            raise RunError(
+                f"the reward of the response {response!r} to the prompt {problem.prompt!r} is {reward}: look at task "
+                f"{self.task.name}"
+            )
+        return reward
 
 
 @dataclass(frozen=True, kw_only=True)
