@@ -2,7 +2,7 @@
 
     increasing             the arm                                     against its random arm: does it help?
     increasing-reversed    the other way round
-    increasing-shuffled    the same pacing, bins in a random order     is it the scores, or any pacing?
+    increasing-shuffled    the same pacing, bins in another order      is it the scores, or any pacing?
     increasing-static      the same mixture all the time               is it the order, or the mixture?
 
 A control that would be another arm over again is that arm: the static mixture of a schedule that draws every block once
@@ -41,13 +41,13 @@ class Arm:
     of: str | None = None  # the arm that this is a control of
     baseline: str = RANDOM  # the random arm it is judged against
     controls: Mapping[str, str] = field(default_factory=dict)  # kind of control -> the arm that is it
-    mixed: bool = False  # labels are shuffled by the seed, another order for each
+    mixed: bool = False  # each seed has the next row of balanced_labels
 
     def config(self, base: TrainingOptions, bins: Path, out: Path, place: int = 0) -> PretrainConfig:
         """The run of this arm with the seed at `place`, in the comparison in `out`."""
         plain = merged(base, self.own)
         if self.mixed:
-            plain["schedule"]["shuffle_labels"] = place
+            plain["schedule"]["balanced_labels"] += place
         seed = base.seed + place
         model_seed = (base.seed if base.model_seed is None else base.model_seed) + place
         folder = out / "cells" / self.name / f"seed-{seed}"
@@ -95,7 +95,8 @@ def _asked(config: CompareConfig, name: str, own: dict[str, Any], asked: Mapping
     """An arm as the user wrote it; one named like a control of another is this control."""
     of, _, kind = name.rpartition("-")
     if kind in CONTROLS and of in asked:
-        return Arm(name=name, own=own, kind=kind, of=of)
+        mixed = merged(config.base, own)["schedule"]["balanced_labels"] is not None
+        return Arm(name=name, own=own, kind=kind, of=of, mixed=mixed)
     random = merged(config.base, own)["schedule"]["name"] == RANDOM
     return Arm(name=name, own=own, kind="random" if random else "arm")
 
@@ -148,7 +149,8 @@ def _control(
     schedule = control_schedule(run.schedule, kind, open_blocks(run)[0].bins)
     if schedule is None:
         return None
-    own = dict(arm.own) | {"schedule": {k: v for k, v in to_plain(schedule).items() if v not in (None, False)}}
+    given = {k: v for k, v in to_plain(schedule).items() if v is not None and v is not False}
+    own = dict(arm.own) | {"schedule": given}
     control = Arm(
         name=name,
         own=own,
@@ -172,12 +174,13 @@ def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> Schedule
     ('2', '1', '0')
     """
     cls = SCHEDULES[schedule.name]
-    if cls is Adaptive or schedule.shuffle_labels is not None or schedule.static:
+    labels = (schedule.shuffle_labels, schedule.balanced_labels)
+    if cls is Adaptive or schedule.static or labels != (None, None):
         return None
     if kind == "static":
         return dataclasses.replace(schedule, static=True)
     if kind == "shuffled":
-        return dataclasses.replace(schedule, shuffle_labels=0)
+        return dataclasses.replace(schedule, balanced_labels=0)
     turned = {"increasing": "decreasing", "decreasing": "increasing"}
     if schedule.name in turned:
         return dataclasses.replace(schedule, name=turned[schedule.name])

@@ -35,6 +35,8 @@ PIECES = 60  # of the budget, at most, in which the realised mixture is kept
 def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:
     """The cell of `config`; `sources`: the column that says the source of a text."""
     options = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    if options["schedule"]["balanced_labels"] is None:  # as in the cells of earlier versions, which stay finished
+        options["schedule"] = {k: v for k, v in options["schedule"].items() if k != "balanced_labels"}
     blocks, held_out = open_blocks(config)
     facts = [options, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), sources]
     facts += [WARMED_UP] if config.average.kind == "ema" else []

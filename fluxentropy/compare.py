@@ -70,7 +70,7 @@ def _judge(
     from fluxentropy.comparison_text import markdown, summary
 
     records = finished_records(cells, failed, config.out)
-    record: dict[str, Any] = judge(arms, records, seeds=config.seeds) | {
+    record: dict[str, Any] = judge(arms, records, seeds=config.seeds, margin=config.margin) | {
         "command": f"fluxentropy compare --config {config.out / 'config.resolved.yaml'}",
         "bins": str(config.bins),
         "base": to_plain(config.base),

@@ -38,6 +38,9 @@ of pretrain under base: in the file, or as flags such as --base.tokens."""
     """Controls that each arm gets: its reverse, shuffled labels of bins, its mixture without its order."""
     seeds: Annotated[int, ARMS] = 5
     """Runs of each arm. Runs of one seed have the same initial weights, and the same order of blocks in each bin."""
+    margin: Annotated[float, ARMS] = 0.5
+    """Differences below this many per cent of the loss do not matter: two arms are equal where a larger one is ruled \
+out on either side (two one-sided tests)."""
     sources: Annotated[str | None, INPUT] = None
     """Column of the bins with the source of each text, to judge by source; of a path its last part counts."""
     gpus_per_worker: Annotated[float | None, WORK] = None
@@ -54,6 +57,8 @@ of pretrain under base: in the file, or as flags such as --base.tokens."""
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, self, "seeds")
+        if not 0 < self.margin < float("inf"):
+            raise UsageError(f"--margin {self.margin:g}: use a positive number of per cent, such as 0.5")
         if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
             raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
         if self.base.devices != 1:

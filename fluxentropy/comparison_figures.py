@@ -33,7 +33,8 @@ GREYS = (GREY, "#9a9a9a", "#c4c4c4")
 LINES = {"random": "-", "arm": "-", "reversed": (0, (5, 2)), "shuffled": (0, (1, 1.2)), "static": (0, (4, 1, 1, 1))}
 VERDICTS = {"better": "#009e73", "worse": "#d55e00"}  # else grey
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title that says what the marks are
-FOREST = f"lines: {LEVEL:.0%} t intervals; |: bootstrap; grey: what would not be detected; p after Holm"
+FOREST = f"lines: {LEVEL:.0%} t intervals; grey: what would not be detected; p after Holm"
+RESAMPLED = "; |: bootstrap"
 SHOWN_FROM = 0.1  # of the budget: losses before it would leave no room for differences
 
 Record = Mapping[str, Any]
@@ -224,8 +225,13 @@ def effects(record: Record) -> Figure | None:
     figure = new_figure(DOUBLE, 0.19 * len(rows) + 0.9)
     axes = figure.add_subplot()
     forest(axes, rows, "percent", "difference in final bits per byte (%), below 0 is better", digits=2)
-    axes.set_title(FOREST, **NOTE)
+    axes.set_title(FOREST + RESAMPLED * resampled(shown, "percent"), **NOTE)
     return figure
+
+
+def resampled(shown: Sequence[Record], measure: str) -> bool:
+    """Whether a comparison has seeds enough for a bootstrap interval of this difference."""
+    return any(one[measure]["bootstrap_low"] is not None for one in shown)
 
 
 def forest(axes: Axes, rows: Sequence[str | Record], measure: str, label: str, *, digits: int) -> None:
@@ -240,8 +246,9 @@ def forest(axes: Axes, rows: Sequence[str | Record], measure: str, label: str, *
         if found["detectable"] is not None:
             axes.barh(place, 2 * found["detectable"], left=-found["detectable"], height=0.62, color="#eeeeee", zorder=0)
         if found["low"] is not None:
-            ends = [found["bootstrap_low"], found["bootstrap_high"]]
-            axes.plot(ends, [place] * 2, color="black", marker="|", markersize=5, markeredgewidth=0.8, linewidth=0)
+            if found["bootstrap_low"] is not None:
+                ends = [found["bootstrap_low"], found["bootstrap_high"]]
+                axes.plot(ends, [place] * 2, color="black", marker="|", markersize=5, markeredgewidth=0.8, linewidth=0)
             axes.plot([found["low"], found["high"]], [place] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot([found["mean"]], [place], marker="D", markersize=3.5, color=colour, markeredgewidth=0)
         p = f", p = {row['p_holm']:.2g}" if row["p_holm"] is not None else ""

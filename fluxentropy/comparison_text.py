@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fluxentropy.markdown import by_holm, count, interval, number, table
+from fluxentropy.markdown import by_holm, count, interval, number, table, with_interval
 from fluxentropy.verdict import LEVEL, POWER, SIGNIFICANT
 
 
@@ -63,22 +63,28 @@ def _verdicts(record: Mapping[str, Any]) -> Iterable[str]:
         if not members:
             continue
         yield f"## {family.capitalize()}"
+        tested = sum(one["p_holm"] is not None and one["same_as"] is None for one in members)
         yield (
-            f"{words[0].upper()}{words[1:]}. Holm's correction is over these {len(members)}. Detectable: the "
-            f"smallest true difference that one test alone finds with probability {POWER:g}; corrected: at the level "
-            f"that the correction leaves to the first of them."
+            f"{words[0].upper()}{words[1:]}. Holm's correction is over the {tested} that are tested. Equal: two "
+            f"one-sided tests rule out a difference of {record['margin_percent']:g} % or more on either side. "
+            f"Detectable: the smallest true difference that one test alone finds with probability {POWER:g}; "
+            f"corrected: at the level that the correction leaves to the first of them. In brackets: its {LEVEL:.0%} "
+            f"interval, as the SD of few seeds is uncertain itself."
         )
         yield "\n".join(f"- {one['words']}{by_holm(one)}." for one in members)
-        head = ["arm", "against", "difference (%)", "t interval", "bootstrap interval", "p", "p (Holm)"]
-        head += ["detectable (%)", "corrected (%)", "verdict"]
-        yield table(head, [_comparison(one) for one in members])
+        resampled = any(one["percent"]["bootstrap_low"] is not None for one in members)
+        head = ["arm", "against", "difference (%)", "t interval", *["bootstrap interval"] * resampled, "p", "p (Holm)"]
+        head += ["p equal (Holm)", "detectable (%)", "corrected (%)", "verdict"]
+        yield table(head, [_comparison(one, resampled) for one in members])
 
 
-def _comparison(one: Mapping[str, Any]) -> list[str]:
+def _comparison(one: Mapping[str, Any], resampled: bool) -> list[str]:
     found = one["percent"]
-    limits = [interval(found["low"], found["high"]), interval(found["bootstrap_low"], found["bootstrap_high"])]
-    numbers = [number(found["p"], ".2g"), number(one["p_holm"], ".2g"), number(found["detectable"], ".2f")]
-    numbers.append(number(one["detectable_corrected"], ".2f"))
+    limits = [interval(found["low"], found["high"])]
+    limits += [interval(found["bootstrap_low"], found["bootstrap_high"])] * resampled
+    numbers = [number(found["p"], ".2g"), number(one["p_holm"], ".2g"), number(one["p_equal_holm"], ".2g")]
+    numbers.append(with_interval(found["detectable"], (found["detectable_low"], found["detectable_high"])))
+    numbers.append(with_interval(one["detectable_corrected"], one["detectable_corrected_interval"]))
     return [one["arm"], one["against"], number(found["mean"], "+.2f"), *limits, *numbers, one["verdict"]]
 
 

@@ -32,7 +32,16 @@ from fluxentropy.effects import (
 from fluxentropy.errors import UsageError
 from fluxentropy.logit import Z95, LogitFit, Statistic, fit_logit, likelihood_ratio, variance_inflation
 from fluxentropy.metrictable import MetricTable
-from fluxentropy.prediction import Calibration, CrossValidated, bootstrap_auc, calibrate, cross_validate, roc_auc
+from fluxentropy.prediction import (
+    Calibration,
+    CrossValidated,
+    auc_interval,
+    bootstrap_auc,
+    calibrate,
+    cross_validate,
+    optimism,
+    roc_auc,
+)
 from fluxentropy.yamlfile import did_you_mean
 
 ROWS_PER_BIN, MOST_BINS = 30, 10  # of the calibration
@@ -54,7 +63,8 @@ class Model:
 
     fit: LogitFit
     auc: float | None  # on the rows that it was fitted to
-    auc_interval: tuple[float, float] | None  # 95 %, bootstrap over rows
+    auc_optimism: float | None  # what the fit to these rows adds to it; 0 for one metric
+    auc_interval: tuple[float, float] | None  # 95 %, of the AUC on new rows: bootstrap over rows, less the optimism
     cross: CrossValidated | None
     calibration: Calibration | None  # of the cross-validated probabilities
     sample_size: Mapping[str, SampleSize]  # for each metric
@@ -168,6 +178,7 @@ def _model(
         return Model(
             fit=fit,
             auc=None if auc is None else max(auc, 1 - auc),
+            auc_optimism=None,
             auc_interval=None,
             cross=None,
             calibration=None,
@@ -176,15 +187,19 @@ def _model(
             against={},
         )
     log_odds = fit.log_odds(metrics)
+    auc = roc_auc(y, log_odds)
     rng = np.random.default_rng([seed, zlib.crc32("+".join(names).encode())])
-    drawn = bootstrap_auc(y, log_odds, rng=rng, replicates=replicates) if replicates else None
+    sd = None
+    if replicates > 1:
+        sd = float(bootstrap_auc(y, log_odds, rng=rng, replicates=replicates).std(ddof=1))
     cross = cross_validate(y, np.column_stack(list(metrics.values())), folds=folds, seed=seed)
     bins = int(np.clip(len(y) // ROWS_PER_BIN, 2, MOST_BINS))
     alone = {name: singles[name].fit for name in names if len(names) > 1 and singles[name].fit.ok}
     return Model(
         fit=fit,
-        auc=roc_auc(y, log_odds),
-        auc_interval=None if drawn is None else (float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))),
+        auc=auc,
+        auc_optimism=None if sd is None else optimism(auc, sd, len(names)),
+        auc_interval=None if sd is None else auc_interval(auc, sd, len(names)),
         cross=cross,
         calibration=None if cross is None else calibrate(y, cross.probabilities, bins),
         sample_size=_sample_sizes(fit, float(y.mean()), inflation),
@@ -195,8 +210,9 @@ def _model(
 
 def _sample_sizes(fit: LogitFit, rate: float, inflation: Mapping[str, float]) -> dict[str, SampleSize]:
     sizes = {}
-    for name, coefficient, error, scale in zip(fit.names, fit.params[1:], fit.bse[1:], fit.scales, strict=True):
-        effect, half = abs(coefficient) * scale, Z95 * error * scale
+    errors = np.sqrt(np.diag(fit.standard_cov))
+    for name, coefficient, error in zip(fit.names, fit.standard_params[1:], errors[1:], strict=True):
+        effect, half = abs(coefficient), Z95 * error
         factor = inflation.get(name, 1.0)
         sizes[name] = SampleSize(
             rows_needed=rows_needed(effect, rate, factor),

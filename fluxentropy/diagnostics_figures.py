@@ -180,9 +180,9 @@ def draw_effects(models: Mapping[str, Model]) -> Figure:
         )
         if place == 0:
             middle = height + (len(model.fit.names) - 1) / 2
-            limits = model.auc_interval or (model.auc, model.auc)
-            right.plot(limits, [middle, middle], color=TRUE, linewidth=1)
-            right.plot(model.auc, middle, "o", color=TRUE, markersize=3.5)
+            auc = model.auc - (model.auc_optimism or 0)
+            right.plot(model.auc_interval or (auc, auc), [middle, middle], color=TRUE, linewidth=1)
+            right.plot(auc, middle, "o", color=TRUE, markersize=3.5)
             if model.cross:
                 right.plot(
                     model.cross.auc.mean(), middle, "o", markerfacecolor="white", color="#303030", markersize=3.5
@@ -194,7 +194,7 @@ def draw_effects(models: Mapping[str, Model]) -> Figure:
     reference(right, x=0.5)
     right.set_xlabel("AUC")
     right.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    right.plot([], [], "o", color=TRUE, markersize=3.5, label="in sample")
+    right.plot([], [], "o", color=TRUE, markersize=3.5, label="without optimism")
     right.plot([], [], "o", markerfacecolor="white", color="#303030", markersize=3.5, label="cross-validated")
     figure.legend(loc="outside upper right", ncols=2)
     for axes in (left, right):

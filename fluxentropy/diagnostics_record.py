@@ -87,6 +87,7 @@ def _model(model: Model, key: str, result: Diagnostics) -> dict[str, Any]:
         "llr_pvalue_holm": _holm(result, "model", key),
         "pseudo_r2": fit.pseudo_r2,
         "roc_auc": model.auc,
+        "roc_auc_optimism": model.auc_optimism,
         "roc_auc_conf_int": model.auc_interval,
         "roc_auc_cv": None if model.cross is None else model.cross.auc.mean(),
         "roc_auc_cv_folds": None if model.cross is None else model.cross.auc,

@@ -17,7 +17,8 @@ NOTES = """\
   is no effect. Sizes in words follow Cohen, as the logarithm of this odds ratio is about his d: negligible below 0.1,
   very small below 0.2, small below 0.5, medium below 0.8.
 - AUC is the chance that a random true row scores above a random false one; 0.5 is guessing. It is measured on the rows
-  that the model was fitted to, which flatters it; the cross-validated AUC is not, and may fall below 0.5.
+  that the model was fitted to. A single metric has nothing to gain by that; of a pair the expected gain is taken off,
+  value and interval (`roc_auc_optimism`). The cross-validated AUC may fall below 0.5.
 - Holm's correction covers every test in the last table. Wald's p of a coefficient repeats the question of a
   likelihood-ratio test, and the point-biserial correlation that of the ANOVA, so they do not count twice.
 - Power is that of a true effect as large as the estimate. It says nothing beyond p about this table; it is there to
@@ -128,9 +129,15 @@ def _strongest(name: str, model: Model, among: int) -> str:
 
 
 def _auc(model: Model) -> str:
-    limits = model.auc_interval
-    text = f"The AUC is {model.auc:.3f}" + (f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else "")
+    text = f"The AUC is {_auc_on_new_rows(model)}"
     return text + (f", cross-validated {model.cross.auc.mean():.3f}" if model.cross else "") + "; 0.5 is chance"
+
+
+def _auc_on_new_rows(model: Model) -> str:
+    """The AUC less what the fit to the same rows adds to it, with its interval."""
+    assert model.auc is not None
+    value = f"{model.auc - (model.auc_optimism or 0):.3f}"
+    return value + (" ({:.3f} to {:.3f})".format(*model.auc_interval) if model.auc_interval else "")
 
 
 def _one_metric(result: Diagnostics, name: str) -> str:
@@ -220,7 +227,7 @@ def _table_of_models(result: Diagnostics, models: dict[str, Model]) -> str:
             rows.append([key, "no fit: " + model.fit.status.replace("_", " "), *["–"] * 6])
             continue
         ratios = [f"{ratio:.3f} ({low:.3f} to {high:.3f})" for ratio, low, high in model.fit.odds_ratios]
-        auc = f"{model.auc:.3f}" + (" ({:.3f} to {:.3f})".format(*model.auc_interval) if model.auc_interval else "")
+        auc = _auc_on_new_rows(model)
         crossed = f"{model.cross.auc.mean():.3f}" if model.cross else "–"
         ps = [_p(model.fit.llr_pvalue), _p(_holm(result, "model", key))]
         rows.append([key, " ; ".join(ratios), auc, crossed, f"{model.fit.pseudo_r2:.2g}", *ps])
@@ -280,7 +287,7 @@ def _round(rows: float) -> str:
 
 
 def _size(model: Model) -> str:
-    effect = abs(model.fit.params[1]) * model.fit.scales[0]
+    effect = abs(model.fit.standard_params[1])
     return next(name for limit, name in SIZES if effect < limit)
 
 

@@ -1,4 +1,7 @@
-"""Effects of a metric on a yes-or-no target beside the regression: group comparison, association, power, correction."""
+"""Effects of a metric on a yes-or-no target beside the regression: group comparison, association, power, correction.
+
+All of them are of the standardised metric: none depends on its unit or its zero, but the digits would.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,46 @@ POWER = 0.8
 FEW = 5.0  # expected rows in a cell, below which the chi-square approximation is poor
 
 
+ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of the largest value: a spread within it is none
+
+
+def is_constant(x: np.ndarray) -> bool:
+    """Whether all of `x` (n,) are one number, or would be but for its rounding.
+
+    >>> is_constant(np.array([0.3, 0.1 + 0.2])), is_constant(np.array([1e8, 1e8 + 1e-3]))
+    (True, False)
+    """
+    return bool(np.ptp(x) <= ROUNDING * np.abs(x).max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardised:
+    """A metric as `values` (n,) = (x - centre) / scale, of mean 0 and standard deviation 1."""
+
+    values: np.ndarray
+    centre: float
+    scale: float
+
+
+def standardised(x: np.ndarray) -> Standardised:
+    """`x` (n,), which is not constant, in standard deviations from its mean, to full precision.
+
+    A power of two is taken out first, so that no square overflows or vanishes, and the mean twice, so that what is far
+    from zero is centred too.
+
+    >>> standardised(np.array([1e-300, 3e-300])).values.round(3).tolist()
+    [-0.707, 0.707]
+    """
+    x = np.asarray(x, np.float64)
+    power = int(np.frexp(np.abs(x).max())[1])
+    small = np.ldexp(x, -power)
+    mean = small.mean()
+    away = small - mean
+    away -= (left := away.mean())
+    sd = np.sqrt(away @ away / (len(x) - 1))
+    return Standardised(values=away / sd, centre=float(np.ldexp(mean + left, power)), scale=float(np.ldexp(sd, power)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anova:
     """One-way analysis of variance of a metric between the two classes."""
@@ -24,10 +67,10 @@ class Anova:
 
 def anova(y: np.ndarray, x: np.ndarray) -> Anova | None:
     """Compare the means of `x` (n,) where `y` (n,) bool is false and true; None where x is constant in both."""
-    low, high = x[~y], x[y]
-    if len(x) < 3 or np.ptp(low) == np.ptp(high) == 0:
+    if len(x) < 3 or (is_constant(x[~y]) and is_constant(x[y])):
         return None
-    found = stats.f_oneway(low, high)
+    z = standardised(x).values
+    found = stats.f_oneway(z[~y], z[y])
     F = float(found.statistic)
     return Anova(F=F, p=float(found.pvalue), eta_squared=F / (F + len(x) - 2))
 
@@ -78,9 +121,9 @@ class Correlation:
 
 def point_biserial(y: np.ndarray, x: np.ndarray) -> Correlation | None:
     """Pearson's correlation of `x` (n,) with `y` (n,) as 0 and 1; None where x is constant. Its p is the ANOVA's."""
-    if np.ptp(x) == 0:
+    if is_constant(x):
         return None
-    found = stats.pearsonr(x, y.astype(np.float64))
+    found = stats.pearsonr(standardised(x).values, y.astype(np.float64))
     with np.errstate(all="ignore"):
         low, high = found.confidence_interval(0.95)
     return Correlation(r=float(found.statistic), p=float(found.pvalue), low=float(low), high=float(high))
@@ -94,10 +137,12 @@ def correlations(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
 
 
 def _pearson(columns: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        found = np.corrcoef(columns, rowvar=False).reshape(columns.shape[1], columns.shape[1])
-    found[np.ptp(columns, axis=0) == 0] = np.nan
-    found[:, np.ptp(columns, axis=0) == 0] = np.nan
+    found = np.full((columns.shape[1],) * 2, np.nan)
+    vary = [k for k, column in enumerate(columns.T) if not is_constant(column)]
+    if vary:
+        z = np.column_stack([standardised(columns[:, k]).values for k in vary])
+        found[np.ix_(vary, vary)] = np.clip(z.T @ z / (len(z) - 1), -1, 1)
+        found[vary, vary] = 1.0
     return found
 
 

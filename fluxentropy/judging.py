@@ -25,11 +25,14 @@ from fluxentropy.verdict import (
     Paired,
     area,
     detectable,
+    equivalence,
     forgetting,
     in_words,
     paired,
     percent,
     reached,
+    same_runs,
+    sd_limits,
     spread,
     word,
 )
@@ -46,16 +49,17 @@ FAMILIES = {
 EARLY = 0.1  # of the budget: what forgetting of early bins is about
 
 
-def judge(arms: Sequence[Arm], records: Sequence[Record], *, seeds: int) -> dict[str, Any]:
-    """What the finished cells say, as plain JSON."""
+def judge(arms: Sequence[Arm], records: Sequence[Record], *, seeds: int, margin: float) -> dict[str, Any]:
+    """What the finished cells say, as plain JSON; `margin` (%): what is too little to matter, so counts as equal."""
     runs: dict[str, dict[int, Record]] = {arm.name: {} for arm in arms}
     for record in records:
         runs[record["arm"]][record["seed"]] = record
     comparisons = [_compared(runs, *pair) for pair in pairs(arms)]
-    _correct(comparisons)
+    _correct(comparisons, same_runs(runs), margin)
     found: dict[str, Any] = plain(
         {
             "seeds": seeds,
+            "margin_percent": margin,
             "order": [arm.name for arm in arms],
             "arms": {arm.name: _arm(arm, runs) for arm in arms},
             "families": FAMILIES,
@@ -132,23 +136,56 @@ def _source(record: Record, name: str) -> float:
     return float(record["sources"][name]["bpb"])
 
 
-def _correct(comparisons: Sequence[dict[str, Any]]) -> None:
-    """Put Holm's adjusted p-value and the verdict into each comparison, and its numbers as plain mappings."""
+def _correct(comparisons: Sequence[dict[str, Any]], first: Mapping[str, str], margin: float) -> None:
+    """Put Holm's adjusted p-values and the verdict into each comparison, and its numbers as plain mappings.
+
+    `first`: the arm whose runs are those of each. What compares runs with themselves is no test, and what compares the
+    same runs as another comparison of its family is that one again, so Holm's correction counts neither.
+    """
     for family in FAMILIES:
         members = [one for one in comparisons if one["family"] == family]
-        tested = sum(np.isfinite(one["percent"].p) for one in members)
-        for one, p in zip(members, holm_known([one["percent"].p for one in members]).tolist(), strict=True):
-            verdict = word(one["percent"], p)
-            level = SIGNIFICANT / max(tested, 1)  # of the first step of Holm's: what can surely be found
-            least = detectable(one["percent"].sd, one["percent"].n, level=level)
-            words = in_words(one["percent"], verdict, one["arm"], one["against"], corrected=least)
-            one |= {"p_holm": p, "detectable_corrected": least, "verdict": verdict, "words": words}
+        tested: dict[tuple[str, str], dict[str, Any]] = {}
+        for one in members:
+            ours, theirs = (first[one[role]] for role in ("arm", "against"))
+            if ours != theirs:
+                tested.setdefault((ours, theirs), one)
+        _test(list(tested.values()), margin)
+        for one in members:
+            ours, theirs = (first[one[role]] for role in ("arm", "against"))
+            if ours == theirs:
+                words = in_words(one["percent"], "the same", one["arm"], one["against"])
+                one |= {"p_holm": None, "p_equal_holm": None, "verdict": "the same", "words": words}
+                one |= {"detectable_corrected": None, "detectable_corrected_interval": None, "same_as": one["against"]}
+            elif (other := tested[ours, theirs]) is not one:
+                kept = ("p_holm", "p_equal_holm", "verdict", "detectable_corrected", "detectable_corrected_interval")
+                words = f"{one['arm']} is the same as {other['arm']}, run by run: {other['words']}"
+                one |= {name: other[name] for name in kept} | {"words": words, "same_as": other["arm"]}
     for one in comparisons:
         for name in ("percent", "area_percent", "answer_loglikelihood"):
             if name in one:
                 one[name] = vars(one[name])
         one["bins_percent"] = [vars(each) for each in one["bins_percent"]]
         one["sources_percent"] = {name: vars(each) for name, each in one["sources_percent"].items()}
+
+
+def _test(members: Sequence[dict[str, Any]], margin: float) -> None:
+    """The verdicts of comparisons that share the level."""
+    differences = [one["percent"] for one in members]
+    level = SIGNIFICANT / max(sum(np.isfinite(d.p) for d in differences), 1)  # of the first step of Holm's
+    adjusted = holm_known([d.p for d in differences]).tolist()
+    equal = holm_known([equivalence(d, margin) for d in differences]).tolist()
+    for one, found, p, equal_p in zip(members, differences, adjusted, equal, strict=True):
+        verdict = word(found, p, equal_p)
+        least = detectable(found.sd, found.n, level=level)
+        one |= {
+            "p_holm": p,
+            "p_equal_holm": equal_p,
+            "detectable_corrected": least,
+            "detectable_corrected_interval": [least * share for share in sd_limits(found.n)],
+            "verdict": verdict,
+            "words": in_words(found, verdict, one["arm"], one["against"], level=level, margin=margin),
+            "same_as": None,
+        }
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 fit = fit_logit(y, {"entropy": x})        # y (n,) bool, x (n,)
 fit.status, fit.params["entropy"], fit.predict({"entropy": grid})
+
+The information matrix of metrics as they are is ill-conditioned where one is far from zero, tiny, or nearly a multiple
+of another, and its inverse then is anything. So the fit is to orthonormal combinations of standardised metrics, and
+coefficients and covariances are carried back:  [1, x] beta = [1, z] b = [1, q] c,  z = (x - centre) / scale = q R.
 """
 
 from __future__ import annotations
@@ -9,18 +13,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
+from scipy.linalg import solve_triangular
 from scipy.optimize import linprog
 from scipy.special import expit
-from statsmodels.discrete.discrete_model import Logit
+from statsmodels.base.model import LikelihoodModelResults
+from statsmodels.discrete.discrete_model import Logit, LogitResults
+
+from fluxentropy.effects import is_constant, standardised
 
 Status = Literal["ok", "too_few_rows", "constant", "singular", "separated", "not_converged"]
 MAX_ITERATIONS = 100
-STEEP = 10.0  # odds times exp(10) per standard deviation: no such effect is believed before separation is ruled out
+STEEP = 10.0  # log odds of a row: no such certainty is believed before separation is ruled out
 COLLINEAR = 1e-10  # share of a standardised metric's variance that the others must leave unexplained
 Z95 = float(stats.norm.ppf(0.975))
 
@@ -30,19 +38,22 @@ class LogitFit:
     """A fitted model, or, where `status` is not `ok`, only the reason in `message`.
 
     `params` and the rows of both covariances have the constant first, then the metrics in order; `cov_robust` is the
-    sandwich estimate (HC0), which holds even where the logistic curve is the wrong shape.
+    sandwich estimate (HC0), which holds even where the logistic curve is the wrong shape. Those called `standard` are
+    of the standardised metrics (x - centres) / scales; predictions are made with them, as differences of large numbers
+    have no digits left.
     """
 
     names: tuple[str, ...]  # of the metrics
     status: Status = "ok"
     message: str = ""
-    params: np.ndarray  # (k,)
-    cov: np.ndarray  # (k, k)
-    cov_robust: np.ndarray  # (k, k)
+    standard_params: np.ndarray  # (k,)
+    standard_cov: np.ndarray  # (k, k)
+    standard_cov_robust: np.ndarray  # (k, k)
     llf: float
     llnull: float
     n: int
     iterations: int
+    centres: np.ndarray  # (k - 1,) mean of each metric
     scales: np.ndarray  # (k - 1,) standard deviation of each metric
     summary: str  # the text tables of statsmodels
 
@@ -53,6 +64,27 @@ class LogitFit:
     @property
     def ok(self) -> bool:
         return self.status == "ok"
+
+    @property
+    def params(self) -> np.ndarray:  # (k,)
+        return self._to_units() @ self.standard_params
+
+    @property
+    def cov(self) -> np.ndarray:  # (k, k)
+        return _carried(self.standard_cov, self._to_units())
+
+    @property
+    def cov_robust(self) -> np.ndarray:  # (k, k)
+        return _carried(self.standard_cov_robust, self._to_units())
+
+    def _to_units(self) -> np.ndarray:
+        """Of coefficients of standardised metrics those of the metrics as they are. (k, k)"""
+        return np.block(
+            [
+                [np.ones((1, 1)), -(self.centres / self.scales)[None]],
+                [np.zeros((len(self.scales), 1)), np.diag(1 / self.scales)],
+            ]
+        )
 
     @property
     def bse(self) -> np.ndarray:
@@ -88,13 +120,13 @@ class LogitFit:
     @property
     def odds_ratios(self) -> np.ndarray:
         """(k - 1, 3): by what one standard deviation more of a metric multiplies the odds, and its 95 % interval."""
-        middle, half = self.params[1:], Z95 * self.bse[1:]
+        middle, half = self.standard_params[1:], Z95 * np.sqrt(np.diag(self.standard_cov))[1:]
         with np.errstate(over="ignore"):
-            return np.exp(np.stack([middle, middle - half, middle + half], axis=1) * self.scales[:, None])
+            return np.exp(np.stack([middle, middle - half, middle + half], axis=1))
 
     def log_odds(self, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
         """The linear predictor, in the shape of the metrics."""
-        return self._design(metrics) @ self.params
+        return self._design(metrics) @ self.standard_params
 
     def predict(self, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
         """Probabilities, in the shape of the metrics."""
@@ -103,12 +135,15 @@ class LogitFit:
     def band(self, metrics: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The 95 % limits of the probability at each point, by the delta method on the scale of log odds."""
         design = self._design(metrics)
-        middle = design @ self.params
-        half = Z95 * np.sqrt(np.einsum("...i,ij,...j->...", design, self.cov, design))
+        middle = design @ self.standard_params
+        half = Z95 * np.sqrt(np.einsum("...i,ij,...j->...", design, self.standard_cov, design))
         return expit(middle - half), expit(middle + half)
 
     def _design(self, metrics: Mapping[str, np.ndarray]) -> np.ndarray:
-        columns = [np.asarray(metrics[name], np.float64) for name in self.names]
+        columns = [
+            (np.asarray(metrics[name], np.float64) - centre) / scale
+            for name, centre, scale in zip(self.names, self.centres, self.scales, strict=True)
+        ]
         return np.stack([np.ones_like(columns[0]), *columns], axis=-1)
 
 
@@ -120,28 +155,51 @@ def fit_logit(y: np.ndarray, metrics: Mapping[str, np.ndarray], *, target: str =
     status with a message.
     """
     names = tuple(metrics)
-    x = np.column_stack(list(metrics.values()))
-    n, k = x.shape[0], x.shape[1] + 1
+    n, k = len(y), len(names) + 1
     if n <= k:
         return _failed(names, "too_few_rows", f"{n} rows cannot settle {k} parameters: give at least {k + 1}", n)
-    if flat := [name for name, column in metrics.items() if np.ptp(column) == 0]:
-        return _failed(
-            names, "constant", f"{flat[0]} is {metrics[flat[0]][0]:g} in every row, so it predicts nothing", n
-        )
-    scales = x.std(axis=0, ddof=1)
-    z = (x - x.mean(axis=0)) / scales
-    if np.linalg.eigvalsh(np.corrcoef(z, rowvar=False).reshape(k - 1, k - 1))[0] < COLLINEAR:
+    if flat := [name for name, column in metrics.items() if is_constant(column)]:
+        value = f"{metrics[flat[0]][0]:g}{' up to rounding' * bool(np.ptp(metrics[flat[0]]))}"
+        return _failed(names, "constant", f"{flat[0]} is {value} in every row, so it predicts nothing", n)
+    columns = [standardised(column) for column in metrics.values()]
+    z = np.column_stack([column.values for column in columns])
+    if np.linalg.eigvalsh(z.T @ z / (n - 1))[0] < COLLINEAR:
         return _failed(names, "singular", f"{' and '.join(names)} determine each other exactly: drop one", n)
     if k == 2 and separates(y, z):
         return _failed(names, "separated", _separated(names), n)
+    q, r = np.linalg.qr(z)
+    design = np.column_stack([np.ones(n), q * np.sqrt(n - 1)])
     with _quietly():
-        start = Logit(y.astype(np.float64), np.column_stack([np.ones(n), z])).fit(disp=0, maxiter=MAX_ITERATIONS)
-    converged = bool(start.mle_retvals["converged"])
-    if not (converged and np.abs(start.params[1:]).max() < STEEP) and separates(y, z):
+        fit = Logit(y.astype(np.float64), design).fit(disp=0, maxiter=MAX_ITERATIONS)
+        robust = Logit(y.astype(np.float64), design).fit(
+            start_params=fit.params, disp=0, maxiter=MAX_ITERATIONS, cov_type="HC0"
+        )
+    converged = bool(fit.mle_retvals["converged"])
+    if not (converged and np.abs(design @ fit.params).max() < STEEP) and separates(y, z):
         return _failed(names, "separated", _separated(names), n)
     if not converged:
         return _failed(names, "not_converged", f"no maximum of the likelihood in {MAX_ITERATIONS} steps", n)
-    return _in_units_of_the_metrics(y, metrics, start, target)
+    back = np.eye(k)
+    back[1:, 1:] = solve_triangular(r / np.sqrt(n - 1), np.eye(k - 1))
+    found = LogitFit(
+        names=names,
+        standard_params=back @ fit.params,
+        standard_cov=_carried(np.asarray(fit.cov_params()), back),
+        standard_cov_robust=_carried(np.asarray(robust.cov_params()), back),
+        llf=float(fit.llf),
+        llnull=float(fit.llnull),
+        n=n,
+        iterations=int(fit.mle_retvals["iterations"]),
+        centres=np.array([column.centre for column in columns]),
+        scales=np.array([column.scale for column in columns]),
+        summary="",
+    )
+    return replace(found, summary=_summary(y, metrics, found, fit, target))
+
+
+def _carried(cov: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """The covariance of `by` @ x, where that of x is `cov`."""
+    return np.asarray(by @ cov @ by.T)
 
 
 def _separated(names: tuple[str, ...]) -> str:
@@ -152,32 +210,20 @@ def _separated(names: tuple[str, ...]) -> str:
     )
 
 
-def _in_units_of_the_metrics(y: np.ndarray, metrics: Mapping[str, np.ndarray], start: Any, target: str) -> LogitFit:
-    """The fit to the metrics as they are, begun where the fit `start` to standardised ones ended."""
-    x = np.column_stack(list(metrics.values()))
-    means, scales = x.mean(axis=0), x.std(axis=0, ddof=1)
-    slopes = start.params[1:] / scales
-    first = np.concatenate([[start.params[0] - slopes @ means], slopes])
-    model = Logit(y.astype(np.float64), np.column_stack([np.ones(len(x)), x]))
-    with _quietly():
-        plain = model.fit(start_params=first, disp=0, maxiter=MAX_ITERATIONS)
-        robust = model.fit(start_params=first, disp=0, maxiter=MAX_ITERATIONS, cov_type="HC0")
-    cov, cov_robust = np.asarray(plain.cov_params()), np.asarray(robust.cov_params())
-    names = tuple(metrics)
-    if not (np.isfinite(cov).all() and np.isfinite(cov_robust).all() and (np.diag(cov) > 0).all()):
-        return _failed(names, "singular", f"the information matrix of {' and '.join(names)} has no inverse", len(y))
-    return LogitFit(
-        names=names,
-        params=np.asarray(plain.params),
-        cov=cov,
-        cov_robust=cov_robust,
-        llf=float(plain.llf),
-        llnull=float(plain.llnull),
-        n=len(y),
-        iterations=int(start.mle_retvals["iterations"]),
-        scales=scales,
-        summary="\n\n".join(_text(result, names, target) for result in (plain, robust)) + "\n",
-    )
+def _summary(y: np.ndarray, metrics: Mapping[str, np.ndarray], found: LogitFit, fit: Any, target: str) -> str:
+    """The text tables of statsmodels, of the metrics as they are: with plain errors, then with robust ones."""
+    model = Logit(y.astype(np.float64), np.column_stack([np.ones(len(y)), *metrics.values()]))
+    texts = []
+    for cov_type, cov in (("nonrobust", found.cov), ("HC0", found.cov_robust)):
+        carried = LikelihoodModelResults(model, found.params, cov)
+        carried.mle_retvals, carried.mle_settings = fit.mle_retvals, fit.mle_settings
+        with _quietly():
+            result = LogitResults(model, carried)
+            result.cov_type = cov_type
+            result.df_model, result.df_resid = fit.df_model, fit.df_resid  # those of `model` count lost digits
+            result._cache |= {"llf": fit.llf, "llnull": fit.llnull}
+            texts.append(_text(result, found.names, target))
+    return "\n\n".join(texts) + "\n"
 
 
 def _text(result: Any, names: tuple[str, ...], target: str) -> str:
@@ -198,13 +244,14 @@ def _failed(names: tuple[str, ...], status: Status, message: str, n: int) -> Log
         names=names,
         status=status,
         message=message,
-        params=none,
-        cov=square,
-        cov_robust=square,
+        standard_params=none,
+        standard_cov=square,
+        standard_cov_robust=square,
         llf=np.nan,
         llnull=np.nan,
         n=n,
         iterations=0,
+        centres=none[1:],
         scales=none[1:],
         summary=f"No fit: {message}.\n",
     )
@@ -269,10 +316,13 @@ def variance_inflation(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     {'a': 1.0, 'b': 1.0}
     """
     found = {}
-    for name, column in metrics.items():
-        others = np.column_stack([values - values.mean() for key, values in metrics.items() if key != name])
-        centred = column - column.mean()
-        residual = centred - others @ np.linalg.lstsq(others, centred, rcond=None)[0]
-        total, left = float(centred @ centred), float(residual @ residual)
+    standard = {
+        name: np.zeros(len(column)) if is_constant(column) else standardised(column).values
+        for name, column in metrics.items()
+    }
+    for name, z in standard.items():
+        others = np.column_stack([values for key, values in standard.items() if key != name])
+        residual = z - others @ np.linalg.lstsq(others, z, rcond=None)[0]
+        total, left = float(z @ z), float(residual @ residual)
         found[name] = total / left if left > COLLINEAR * total else np.inf
     return found

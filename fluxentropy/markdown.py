@@ -19,8 +19,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def by_holm(one: Mapping[str, Any]) -> str:
-    """The p-value of a comparison in brackets, with its seeds; nothing where there is none."""
-    return f" (p = {one['p_holm']:.2g} by Holm, {len(one['seeds'])} seeds)" if one["p_holm"] is not None else ""
+    """The p-value of a comparison's verdict in brackets, with its seeds; nothing where there is none."""
+    if one["p_holm"] is None:
+        return ""
+    tests, p = ("two one-sided tests, ", one["p_equal_holm"]) if one["verdict"] == "equal" else ("", one["p_holm"])
+    return f" ({tests}p = {p:.2g} by Holm, {len(one['seeds'])} seeds)"
 
 
 def number(value: float | None, style: str) -> str:
@@ -35,6 +38,15 @@ def number(value: float | None, style: str) -> str:
 def interval(low: float | None, high: float | None, style: str = "+.2f") -> str:
     """Two limits, or a dash where one is unknown."""
     return "-" if low is None or high is None else f"[{low:{style}}, {high:{style}}]"
+
+
+def with_interval(value: float | None, limits: Sequence[float | None] | None, style: str = ".2f") -> str:
+    """A number with its limits, or a dash.
+
+    >>> with_interval(1.5, (1.0, 2.0)), with_interval(None, None)
+    ('1.50 [1.00, 2.00]', '-')
+    """
+    return "-" if value is None or limits is None else f"{value:{style}} {interval(*limits, style)}"
 
 
 def count(number: int) -> str:

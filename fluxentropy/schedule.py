@@ -67,10 +67,14 @@ def make_schedule(config: ScheduleConfig, bins: int, grid: Sequence[int] | None 
             raise UsageError("schedule.groups with name: grid: the stages of a grid are its groups; leave groups out")
         given["grid"] = tuple(grid) if grid else None
     schedule: Schedule = cls(**given)
-    if config.shuffle_labels is not None:
+    for name, order in (("shuffle_labels", random_order), ("balanced_labels", balanced_order)):
+        if (number := getattr(config, name)) is None:
+            continue
         if isinstance(schedule, Adaptive):
-            raise UsageError("schedule.shuffle_labels: adaptive knows no order of bins, so there is nothing to shuffle")
-        schedule = shuffled(schedule, bins, config.shuffle_labels)
+            raise UsageError(f"schedule.{name}: adaptive knows no order of bins, so there is nothing to shuffle")
+        if bins < 2:
+            raise UsageError(f"schedule.{name}: {bins} bin has one order only")
+        schedule = relabelled(schedule, order(bins, number))
     if config.static and isinstance(schedule, Adaptive):
         raise UsageError("schedule.static: the mixture of adaptive over the whole budget is not known before it")
     return schedule
@@ -102,15 +106,44 @@ class RelabelledMixture(Reweighting):
         return self.base.mixture(u, sizes[list(self.labels)])[:, np.argsort(self.labels)]
 
 
-def shuffled(schedule: Permutation | Reweighting, bins: int, seed: int) -> Permutation | Reweighting:
-    """The same pacing over bins in a random order, never their own: a control for what the scores say."""
-    if bins < 2:
-        raise UsageError(f"schedule.shuffle_labels: {bins} bin has one order only")
-    orders = (np.argsort(keys(seed, attempt, np.arange(bins))).tolist() for attempt in itertools.count())
-    order = next(tuple(labels) for labels in orders if labels != [*range(bins)])
+def relabelled(schedule: Permutation | Reweighting, labels: tuple[int, ...]) -> Permutation | Reweighting:
+    """The same pacing over bins in another order: a control for what the scores say."""
     if isinstance(schedule, Permutation):
-        return RelabelledOrder(base=schedule, labels=order)
-    return RelabelledMixture(base=schedule, labels=order)
+        return RelabelledOrder(base=schedule, labels=labels)
+    return RelabelledMixture(base=schedule, labels=labels)
+
+
+def random_order(bins: int, seed: int) -> tuple[int, ...]:
+    """Two or more bins in a random order, never their own."""
+    return next(order for attempt in itertools.count() if (order := _hashed(bins, seed, attempt)) != (*range(bins),))
+
+
+def balanced_order(bins: int, number: int) -> tuple[int, ...]:
+    """Row `number` of Latin squares of orders of the bins, none of which is their own; a new square every `bins` rows.
+
+    In the rows of a square each bin stands once at each place; where their number is even it also follows each other
+    bin once (Williams 1949). First bins are of the lower and the upper half in turn, so that a few rows are balanced as
+    well as can be. Two bins have one order that is not their own.
+
+    >>> [balanced_order(4, number) for number in range(4)]
+    [(1, 0, 3, 2), (2, 3, 0, 1), (0, 2, 1, 3), (3, 1, 2, 0)]
+    """
+    if bins == 2:
+        return 1, 0
+    zigzag = [-(k // 2) if k % 2 == 0 else (k + 1) // 2 for k in range(bins)]  # 0, 1, -1, 2, -2, ...
+    for attempt in itertools.count():
+        symbols = _hashed(bins, number // bins, attempt)
+        rows = [tuple(symbols[(start + step) % bins] for step in zigzag) for start in range(bins)]
+        if (*range(bins),) not in rows:
+            break
+    low, high = (
+        [row for row in rows if (row[0] < (bins + 1) // 2) == lower] for lower in (True, False)
+    )  # the lower half is the larger one
+    return (low, high)[number % bins % 2][number % bins // 2]
+
+
+def _hashed(bins: int, seed: int, attempt: int) -> tuple[int, ...]:
+    return tuple(np.argsort(keys(seed, attempt, np.arange(bins))).tolist())
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.options import SWITCH, WORK, at_least
 
 SCHEDULE = Parameter(group=Group("Schedule", sort_key=2.5))
-COMMON = ("name", "groups", "shuffle_labels", "static")  # what every schedule takes
+COMMON = ("name", "groups", "shuffle_labels", "balanced_labels", "static")  # what every schedule takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,9 @@ grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
     """Coarser bins: their number, or which bins each holds, such as 0-1, 2, 3+5, 4."""
     shuffle_labels: Annotated[int | None, SCHEDULE] = None
     """A control: the same pacing with the bins in a random order, by this seed."""
+    balanced_labels: Annotated[int | None, SCHEDULE] = None
+    """A control: the same, by a row of a Latin square. Over as many successive numbers as there are bins, each bin is \
+first once, and last once."""
     static: Annotated[bool, SWITCH, SCHEDULE] = False
     """A control: all the time the mixture that the schedule has over the whole budget."""
 
@@ -102,5 +105,9 @@ class BudgetOptions:
         at_least(1, self, "tokens")
         at_least(1, self, "batch_size")
         at_least(0, self, "seed")
-        if self.schedule.shuffle_labels is not None and self.schedule.shuffle_labels < 0:
-            raise UsageError(f"--schedule.shuffle-labels {self.schedule.shuffle_labels}: use 0 or more")
+        for name in ("shuffle_labels", "balanced_labels"):
+            value = getattr(self.schedule, name)
+            if value is not None and value < 0:
+                raise UsageError(f"--schedule.{name.replace('_', '-')} {value}: use 0 or more")
+        if self.schedule.shuffle_labels is not None and self.schedule.balanced_labels is not None:
+            raise UsageError("schedule.balanced_labels: shuffle_labels orders the bins in another way, leave one out")

@@ -5,12 +5,16 @@ per cent of the other run's value, so that effects on different losses compare:
 
     d_s = 100 (a_s / b_s - 1) of the seeds s = 1 .. n,    t = mean(d) / (sd(d) / sqrt(n)) with n - 1 degrees of freedom
 
+"Not distinguishable" is not "equal": that takes a margin, and two one-sided tests that reject a difference as large as
+it on either side (Schuirmann 1987),  p = max(P(T > (margin + mean) / se), P(T > (margin - mean) / se)).
+
 The first half is about a curve of one run, the second about differences between runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +25,10 @@ LEVEL = 0.95  # of intervals
 SIGNIFICANT = 0.05  # two-sided, of Holm's adjusted p-values
 POWER = 0.8
 RESAMPLES = 20_000
+FEWEST = 8  # values that a bootstrap interval is made of: of fewer it is too narrow (docs/LOG.md)
+ALIKE = 1e-12  # differences that vary by less than this share of themselves have no SD to be judged by
 
-Word = Literal["better", "worse", "not distinguishable", "not judged"]
+Word = Literal["better", "worse", "equal", "not distinguishable", "the same", "not judged"]
 
 # --- curves -----------------------------------------------------------------------------------------------------------
 
@@ -70,7 +76,7 @@ def forgetting(losses: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """The mean of paired differences. What one pair, or none, cannot tell is NaN."""
+    """The mean of paired differences. What one pair, or equal ones, or fewer than FEWEST cannot tell is NaN."""
 
     n: int
     mean: float
@@ -81,7 +87,9 @@ class Paired:
     bootstrap_high: float
     t: float
     p: float  # two-sided
-    detectable: float  # the smallest true mean that would be significant with probability POWER
+    detectable: float  # the smallest true mean that would be significant with probability POWER, were the SD `sd`
+    detectable_low: float  # and with the limits of the SD's interval
+    detectable_high: float
 
 
 def percent(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -94,18 +102,24 @@ def percent(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.nda
 
 
 def paired(differences: Sequence[float] | np.ndarray, *, seed: int = 0) -> Paired:
-    """The mean of `differences` (n,), with a t interval and a bootstrap interval, and the t test against 0."""
+    """The mean of `differences` (n,), with a t interval and a bootstrap interval, and the t test against 0.
+
+    Differences that are all the same, as of a measure with few values, say nothing about how much they might vary: no
+    interval and no p, rather than a width and a p of 0.
+    """
     d = np.asarray(differences, np.float64)
     d = d[np.isfinite(d)]
     n, mean = len(d), float(d.mean()) if len(d) else np.nan
-    if n < 2:
-        nan = dict.fromkeys(("sd", "low", "high", "bootstrap_low", "bootstrap_high", "t", "p", "detectable"), np.nan)
-        return Paired(n=n, mean=mean, **nan)
-    sd = float(d.std(ddof=1))
+    sd = float(d.std(ddof=1)) if n > 1 else np.nan
+    if n < 2 or np.ptp(d) <= ALIKE * abs(mean):
+        names = ("low", "high", "bootstrap_low", "bootstrap_high", "t", "p")
+        nan = dict.fromkeys((*names, "detectable", "detectable_low", "detectable_high"), np.nan)
+        return Paired(n=n, mean=mean, sd=sd, **nan)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * sd / np.sqrt(n)
-    same = float(np.copysign(np.inf, mean)) if mean else 0.0  # t where all pairs differ by the same
-    t = mean / (sd / np.sqrt(n)) if sd else same
-    low, high = bootstrap_interval(d, seed=seed)
+    t = mean / (sd / np.sqrt(n))
+    low, high = bootstrap_interval(d, seed=seed) if n >= FEWEST else (np.nan, np.nan)
+    least = detectable(sd, n)
+    shares = sd_limits(n)
     return Paired(
         n=n,
         mean=mean,
@@ -116,7 +130,9 @@ def paired(differences: Sequence[float] | np.ndarray, *, seed: int = 0) -> Paire
         bootstrap_high=high,
         t=t,
         p=float(2 * stats.t.sf(abs(t), n - 1)),
-        detectable=detectable(sd, n),
+        detectable=least,
+        detectable_low=least * shares[0],
+        detectable_high=least * shares[1],
     )
 
 
@@ -148,32 +164,64 @@ def detectable(sd: float, n: int, *, power: float = POWER, level: float = SIGNIF
     >>> round(detectable(1.0, 5), 2)
     1.68
     """
+    if n < 2 or not sd > 0:
+        return np.nan
+    return _detectable_share(n, power, level) * sd
+
+
+@functools.cache
+def _detectable_share(n: int, power: float, level: float) -> float:
     limit = float(stats.t.ppf(1 - level / 2, n - 1))
 
     def short(shift: float) -> float:
         other_side = np.nan_to_num(stats.nct.cdf(-limit, n - 1, shift))  # NaN where it is too small to be computed
         return float(stats.nct.sf(limit, n - 1, shift) + other_side) - power
 
-    if n < 2 or not sd:
-        return 0.0 if sd == 0 else np.nan
-    return float(optimize.brentq(short, 0, 2 * limit + 3)) * sd / float(np.sqrt(n))
+    return float(optimize.brentq(short, 0, 2 * limit + 3)) / float(np.sqrt(n))
 
 
-def word(found: Paired, adjusted_p: float) -> Word:
-    """The verdict, where less is better."""
+def sd_limits(n: int) -> tuple[float, float]:
+    """The 95 % limits of a true SD, as shares of that of n normal values (chi-square), and so of what is detectable.
+
+    >>> [round(share, 2) for share in sd_limits(5)]
+    [0.6, 2.87]
+    """
+    if n < 2:
+        return np.nan, np.nan
+    low, high = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], n - 1)
+    return float(np.sqrt((n - 1) / low)), float(np.sqrt((n - 1) / high))
+
+
+def equivalence(found: Paired, margin: float) -> float:
+    """The p of two one-sided t tests that the true mean is beyond -margin or margin; NaN where nothing is tested.
+
+    >>> equivalence(paired([0.1, -0.1, 0.05, 0.0]), 0.5) < 0.01
+    True
+    """
+    if not found.sd > 0 or not np.isfinite(found.p):
+        return np.nan
+    return float(stats.t.sf((margin - abs(found.mean)) / (found.sd / np.sqrt(found.n)), found.n - 1))
+
+
+def word(found: Paired, adjusted_p: float, equal_p: float = np.nan) -> Word:
+    """The verdict, where less is better; `equal_p`: the adjusted p-value of `equivalence`."""
     if not np.isfinite(adjusted_p):
         return "not judged"
-    if adjusted_p >= SIGNIFICANT:
-        return "not distinguishable"
-    return "better" if found.mean < 0 else "worse"
+    if adjusted_p < SIGNIFICANT:
+        return "better" if found.mean < 0 else "worse"
+    return "equal" if equal_p < SIGNIFICANT else "not distinguishable"
 
 
-def in_words(found: Paired, verdict: Word, arm: str, against: str, *, corrected: float | None = None) -> str:
-    """The verdict as a sentence; `corrected`: the detectable mean where several comparisons share the level.
+def in_words(
+    found: Paired, verdict: Word, arm: str, against: str, *, level: float = SIGNIFICANT, margin: float | None = None
+) -> str:
+    """The verdict as a sentence; `level`: of the test, where several comparisons share SIGNIFICANT.
 
     >>> in_words(paired([1.0, 1.2, 0.9, 1.1]), "worse", "up", "random")
     'up is worse than random by 1.05 % [0.84, 1.26]'
     """
+    if verdict == "the same":
+        return f"{arm} is the same as {against}: the runs of each seed are equal, so there is nothing to test"
     if not found.n:
         return f"{arm} against {against}: no seed has both"
     limits = f"[{found.low:.2f}, {found.high:.2f}]"
@@ -181,8 +229,32 @@ def in_words(found: Paired, verdict: Word, arm: str, against: str, *, corrected:
         return f"{arm} is better than {against} by {-found.mean:.2f} % [{-found.high:.2f}, {-found.low:.2f}]"
     if verdict == "worse":
         return f"{arm} is worse than {against} by {found.mean:.2f} % {limits}"
+    if verdict == "equal":
+        return f"{arm} is equal to {against} within {margin:g} %: {found.mean:+.2f} % {limits}"
     if verdict == "not distinguishable":
-        least = found.detectable if corrected is None else corrected
-        seen = f"effects from {least:.2f} % on would have been seen with probability {POWER:g}"
+        least = detectable(found.sd, found.n, level=level)
+        low, high = (least * share for share in sd_limits(found.n))
+        unsure = f"{low:.2f} to {high:.2f} %, as the SD is that of {found.n} seeds"
+        seen = f"effects from {least:.2f} % on ({unsure}) would have been seen with probability {POWER:g}"
         return f"{arm} is not distinguishable from {against}: {found.mean:+.2f} % {limits}; {seen}"
-    return f"{arm} against {against}: {found.mean:+.2f} %, of {found.n} seed{'s' * (found.n != 1)}; no verdict"
+    why = f"of {found.n} seed{'s' * (found.n != 1)}"
+    why += ", all with the same difference" * (found.n > 1)
+    return f"{arm} against {against}: {found.mean:+.2f} %, {why}; no verdict"
+
+
+def same_runs(runs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, str]:
+    """The first arm whose runs are those of each arm, number for number, in all seeds that both have; often itself.
+
+    Such arms are one arm with two names, as a schedule or a controller that never acts: to compare them is no test.
+    """
+    first: dict[str, str] = {}
+    for arm, mine in runs.items():
+        first[arm] = next((other for other in first if first[other] == other and _equal(mine, runs[other])), arm)
+    return first
+
+
+def _equal(mine: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]) -> bool:
+    shared = mine.keys() & theirs.keys()
+    named = ("arm", "fingerprint")
+    ours, others = ([{k: v for k, v in of[s].items() if k not in named} for s in shared] for of in (mine, theirs))
+    return bool(shared) and ours == others

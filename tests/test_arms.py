@@ -85,7 +85,10 @@ def test_controls_draw_what_they_promise(schedule: dict[str, Any], bins: Path) -
     assert abs(np.cumsum(static, axis=0) - even).max() < 2
     shuffled = [drawn(arms["a-shuffled"], bins, place) for place in range(4)]
     assert all(one != own for one in shuffled)
-    assert len({str(one) for one in shuffled}) > 1  # another order for each seed
+    assert len({str(one) for one in shuffled}) == 4  # another order for each seed
+    # over as many seeds as bins each bin has each place of the pacing once, so together they draw evenly at each step
+    even = np.sum(shuffled, axis=(0, 2)) / 4
+    assert abs(np.cumsum(np.sum(shuffled, axis=0) - even[:, None], axis=0)).max() <= 8
 
 
 def test_seeds_are_paired(bins: Path) -> None:
@@ -113,8 +116,10 @@ def test_another_training_has_its_own_random_arm(bins: Path) -> None:
 
 def test_a_control_that_is_named_is_one_though_none_are_asked_for(bins: Path) -> None:
     asked = {"up": {"schedule": {"name": "increasing"}}}
-    asked["up-shuffled"] = {"schedule": {"name": "increasing", "shuffle_labels": 0}}
+    asked["up-shuffled"] = {"schedule": {"name": "increasing", "balanced_labels": 2}}
     arms = arms_of(bins, asked, controls=())
+    runs = [arms["up-shuffled"].config(BASE, bins, Path("out"), place) for place in range(3)]
+    assert [run.schedule.balanced_labels for run in runs] == [2, 3, 4]  # the next row for each seed
     assert [*arms] == ["random", "up", "up-shuffled"]
     assert arms["up"].controls == {"shuffled": "up-shuffled"}
     assert arms["up-shuffled"].kind == "shuffled"

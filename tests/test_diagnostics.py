@@ -59,7 +59,8 @@ def test_models_of_each_metric_and_pair(result: Diagnostics) -> None:
     assert pair.fit.params == pytest.approx(fit_logit(y, result.table.metrics).params)
     assert pair.auc == pytest.approx(roc_auc(y, pair.fit.predict(result.table.metrics)))
     assert pair.auc_interval is not None and pair.auc is not None
-    assert pair.auc_interval[0] < pair.auc < pair.auc_interval[1]
+    assert pair.auc_optimism is not None and pair.auc_optimism > 0
+    assert pair.auc_interval[0] < pair.auc - pair.auc_optimism < pair.auc_interval[1]
     single = result.models["entropy"]
     assert single.auc == pytest.approx(1 - roc_auc(y, result.table.metrics["entropy"]))  # the effect is negative
     assert pair.against["entropy"].statistic == pytest.approx(2 * (pair.fit.llf - single.fit.llf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
@@ -47,6 +48,39 @@ def test_point_biserial_has_the_p_of_the_anova(data: tuple[np.ndarray, np.ndarra
     assert (found.low, found.high) == pytest.approx(
         np.tanh(np.arctanh(found.r) + np.array([-1, 1]) * 1.959964 / np.sqrt(n - 3))
     )
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(1e8, 1.0), (-1e12, 1.0), (0.0, 1e-8), (0.0, 1e-170), (1e4, 1e-6)])
+def test_neither_unit_nor_zero_of_a_metric_matter(
+    data: tuple[np.ndarray, np.ndarray], shift: float, scale: float
+) -> None:
+    """F, and Pearson's r with another column, of the numbers as they are stored, in 60 digits."""
+    y, x = data[0][:100], shift + scale * data[1][:100]
+    other = np.sqrt(data[1][:100])
+    with mpmath.workdps(60):
+        X = [mpmath.mpf(float(value)) for value in x]
+        groups = [[value for value, side in zip(X, y, strict=True) if side == which] for which in (False, True)]
+        means, whole = [mpmath.fsum(group) / len(group) for group in groups], mpmath.fsum(X) / len(X)
+        between = mpmath.fsum(len(group) * (mean - whole) ** 2 for group, mean in zip(groups, means, strict=True))
+        within = mpmath.fsum((v - mean) ** 2 for group, mean in zip(groups, means, strict=True) for v in group)
+        ratio = float(between / within * (len(X) - 2))
+        Y = [mpmath.mpf(float(value)) for value in other]
+        centre = mpmath.fsum(Y) / len(Y)
+        cross = mpmath.fsum((v - whole) * (o - centre) for v, o in zip(X, Y, strict=True))
+        sizes = mpmath.fsum((v - whole) ** 2 for v in X) * mpmath.fsum((o - centre) ** 2 for o in Y)
+        r = float(cross / mpmath.sqrt(sizes))
+    found, biserial = anova(y, x), point_biserial(y, x)
+    assert found is not None and biserial is not None
+    assert abs(found.F / ratio - 1) < 1e-10
+    assert biserial.p == pytest.approx(found.p, rel=1e-9) and biserial.r**2 == pytest.approx(found.eta_squared)
+    assert correlations({"x": x, "other": other})[0][0, 1] == pytest.approx(r, rel=1e-10)
+
+
+def test_what_is_constant_up_to_rounding_has_no_effect() -> None:
+    y = np.arange(30) % 3 == 0
+    x = np.where(y, 0.3, 0.1 + 0.2)
+    assert point_biserial(y, x) is None and anova(y, x) is None
+    assert np.isnan(correlations({"x": x, "y": y})[0][0]).all()
 
 
 def test_quartiles(data: tuple[np.ndarray, np.ndarray]) -> None:

@@ -278,7 +278,9 @@ def test_verdicts_by_hand() -> None:
     records += [cell("good", s, 0.6 + noise[s], kept) for s in range(4)]
     records += [cell("bad", s, 0.4 + noise[s], fallen if s else kept) for s in range(4)]
     records += [cell("same", s, 0.5 + noise[s], kept) for s in range(4)]
-    found = judge({NONE: {}, "good": {}, "bad": {}, "same": {}, "absent": {}}, records, seeds=4, share=0.5)
+    for place, one in enumerate(records[4:]):
+        one["entropy"] = [value + 0.001 * (place % 7) for value in one["entropy"]]
+    found = judge({NONE: {}, "good": {}, "bad": {}, "same": {}, "absent": {}}, records, seeds=4, share=0.5, margin=0.01)
     verdicts = {one["arm"]: one["verdict"] for one in found["comparisons"] if one["family"] == "final reward"}
     assert verdicts == {"good": "better", "bad": "worse", "same": "not distinguishable", "absent": "not judged"}
     assert {one["family"] for one in found["comparisons"]} >= {"pass@4", "distinct@4"}
@@ -295,3 +297,24 @@ def test_verdicts_by_hand() -> None:
         f"none: reward 0.500; entropy collapsed: {final(fallen):.3f} nats a token after 1.000 at the start"
     )
     assert found["arms"]["absent"]["words"] == "absent: no finished run"
+
+
+def test_an_arm_that_never_acts_is_the_same_and_one_that_hardly_acts_is_equal() -> None:
+    rng = np.random.default_rng(0)
+    curve = np.linspace(1, 0.5, 20).tolist()
+    records = [cell(NONE, s, 0.5 + 0.01 * s, curve) for s in range(5)]
+    records += [cell("idle", s, 0.5 + 0.01 * s, curve) for s in range(5)]
+    records += [cell("near", s, 0.5 + 0.01 * s + rng.normal(0, 0.002), curve) for s in range(5)]
+    records += [
+        cell("twin", *[one[key] for key in ("seed", "greedy", "entropy")]) for one in records if one["arm"] == "near"
+    ]
+    found = judge({name: {} for name in (NONE, "idle", "near", "twin")}, records, seeds=5, share=0.5, margin=0.01)
+    reward = {one["arm"]: one for one in found["comparisons"] if one["family"] == "final reward"}
+    assert (reward["idle"]["verdict"], reward["idle"]["p_holm"]) == ("the same", None)
+    assert reward["near"]["p_holm"] == reward["near"]["difference"]["p"]  # one test, not three
+    assert reward["near"]["verdict"] == "equal" and reward["near"]["p_equal_holm"] < 0.05
+    assert (reward["twin"]["same_as"], reward["twin"]["p_holm"]) == ("near", reward["near"]["p_holm"])
+    assert found["arms"]["idle"]["words"].startswith("idle: the same as none, run by run; entropy")
+    assert found["arms"]["near"]["words"].startswith("near: reward equal to none (")
+    distinct = [one for one in found["comparisons"] if one["arm"] == "near" and one["family"] == "distinct@4"]
+    assert distinct[0]["p_equal_holm"] is None

@@ -61,7 +61,7 @@ def test_families() -> None:
 
 
 def test_p_values_are_those_of_scipy_and_statsmodels(records: list[dict[str, Any]]) -> None:
-    found = judge(ARMS, records, seeds=6)["comparisons"]
+    found = judge(ARMS, records, seeds=6, margin=0.5)["comparisons"]
     final = {arm.name: np.array([one["bpb"][-1] for one in records if one["arm"] == arm.name]) for arm in ARMS}
     family = found[:3]
     p = [stats.ttest_1samp(100 * (final[one["arm"]] / final["random"] - 1), 0).pvalue for one in family]
@@ -75,8 +75,34 @@ def test_p_values_are_those_of_scipy_and_statsmodels(records: list[dict[str, Any
     assert found[0]["sources_percent"]["news"]["mean"] == found[0]["percent"]["mean"]
 
 
+def test_equal_arms_are_said_to_be_so() -> None:
+    """Not by a p-value that is large, but where the margin is ruled out on either side."""
+    records = [record(arm.name, seed) for seed in range(12) for arm in ARMS]
+    wide, narrow = (judge(ARMS, records, seeds=12, margin=margin)["comparisons"][2] for margin in (0.5, 0.05))
+    assert (wide["verdict"], narrow["verdict"]) == ("equal", "not distinguishable")
+    assert wide["p_equal_holm"] < 0.05 < narrow["p_equal_holm"] and wide["p_holm"] == narrow["p_holm"]
+    assert "wave is equal to random within 0.5 %" in wide["words"]
+    assert wide["percent"]["bootstrap_low"] is not None  # of 12 seeds
+    low, high = narrow["detectable_corrected_interval"]
+    assert low < narrow["detectable_corrected"] < high
+
+
+def test_arms_whose_runs_are_those_of_another_are_not_tested(records: list[dict[str, Any]]) -> None:
+    twins = [one | {"arm": "wave"} for one in records if one["arm"] == "random"]
+    twins += [one | {"arm": "twin"} for one in records if one["arm"] == "up"]
+    arms = [*ARMS, Arm(name="twin", own={}, kind="arm")]
+    found = judge(arms, [one for one in records if one["arm"] != "wave"] + twins, seeds=6, margin=0.5)["comparisons"]
+    up, down, wave, twin = found[:4]
+    assert (wave["verdict"], wave["p_holm"], wave["same_as"]) == ("the same", None, "random")
+    assert "wave is the same as random" in wave["words"]
+    p = [up["percent"]["p"], down["percent"]["p"]]
+    assert [up["p_holm"], down["p_holm"]] == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert (twin["p_holm"], twin["verdict"], twin["same_as"]) == (up["p_holm"], "worse", "up")
+    assert twin["words"] == f"twin is the same as up, run by run: {up['words']}"
+
+
 def test_what_an_arm_does_on_the_way(records: list[dict[str, Any]]) -> None:
-    arms = judge(ARMS, records, seeds=6)["arms"]
+    arms = judge(ARMS, records, seeds=6, margin=0.5)["arms"]
     assert arms["random"]["reach"]["tokens"] == [300.0] * 6
     assert arms["up"]["reach"] == {"tokens": [None] * 6, "runs": 0, "share_of_budget": None}
     early = arms["down"]["reach"]["share_of_budget"]
@@ -89,9 +115,9 @@ def test_what_an_arm_does_on_the_way(records: list[dict[str, Any]]) -> None:
 
 def test_pairs_that_are_not_whole_are_left_out(records: list[dict[str, Any]]) -> None:
     some = [one for one in records if one["seed"] < 3 or one["arm"] != "up"]
-    found = judge(ARMS, some, seeds=6)
+    found = judge(ARMS, some, seeds=6, margin=0.5)
     assert found["comparisons"][0]["seeds"] == [0, 1, 2] and found["comparisons"][0]["percent"]["n"] == 3
-    without = judge(ARMS, [one for one in records if one["arm"] != "up"], seeds=6)
+    without = judge(ARMS, [one for one in records if one["arm"] != "up"], seeds=6, margin=0.5)
     assert without["comparisons"][0]["verdict"] == "not judged"
     assert without["comparisons"][0]["words"] == "up against random: no seed has both"
     assert without["comparisons"][1]["p_holm"] > found["comparisons"][1]["percent"]["p"]
@@ -99,15 +125,16 @@ def test_pairs_that_are_not_whole_are_left_out(records: list[dict[str, Any]]) ->
 
 def test_a_bin_without_held_out_blocks_has_no_numbers(records: list[dict[str, Any]]) -> None:
     empty = [one | {"bpb_by_bin": [[row[0], None] for row in one["bpb_by_bin"]]} for one in records]
-    found = judge(ARMS, empty, seeds=6)
+    found = judge(ARMS, empty, seeds=6, margin=0.5)
     assert found["arms"]["up"]["bins"][1]["mean"] is None and found["arms"]["up"]["bins"][0]["mean"] > 0
     assert found["comparisons"][0]["bins_percent"][1]["n"] == 0
 
 
 def test_words(records: list[dict[str, Any]]) -> None:
     rest = {"command": "c", "fingerprints": {"blocks": "b", "cells": {}}, "failed": {"up, seed 9": "why"}}
-    found = judge(ARMS, records, seeds=7) | rest | {"versions": {"torch": "2"}}
+    found = judge(ARMS, records, seeds=7, margin=0.5) | rest | {"versions": {"torch": "2"}}
     text = markdown(found)
+    assert "bootstrap" not in text and "rule out a difference of 0.5 % or more" in text  # 6 seeds
     assert "30 of 35 runs" in text and "failed: up, seed 9: why" in text
     assert "Log-likelihood of the right answers" in text
     for table in (part.splitlines() for part in text.split("\n\n") if part.startswith("|")):

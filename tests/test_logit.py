@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
@@ -77,6 +78,73 @@ def test_units_do_not_matter(scale: float, shift: float) -> None:
     np.testing.assert_allclose(scaled.params[1:] * [scale, 1], plain.params[1:], rtol=1e-4)
     np.testing.assert_allclose(scaled.bse[1:] * [scale, 1], plain.bse[1:], rtol=1e-4)
     np.testing.assert_allclose(scaled.odds_ratios, plain.odds_ratios, rtol=1e-4)
+
+
+def in_eighty_digits(y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients, their standard errors and their robust ones, by Newton's method in 80 digits."""
+    with mpmath.workdps(80):
+        rows, b = mpmath.matrix(X.tolist()), mpmath.zeros(X.shape[1], 1)
+        for step in range(60):
+            eta = rows * b
+            p = [1 / (1 + mpmath.exp(-eta[i])) for i in range(len(y))]
+            weighted = mpmath.matrix([[p[i] * (1 - p[i]) * X[i, j] for j in range(X.shape[1])] for i in range(len(y))])
+            bread = (rows.T * weighted) ** -1
+            residuals = mpmath.matrix([int(y[i]) - p[i] for i in range(len(y))])
+            change = bread * (rows.T * residuals)
+            b += change
+            if step and max(abs(change[j] / b[j]) for j in range(len(b))) < mpmath.mpf(10) ** -30:
+                break
+        scores = mpmath.matrix([[residuals[i] * X[i, j] for j in range(X.shape[1])] for i in range(len(y))])
+        robust = bread * (scores.T * scores) * bread
+        errors = [[float(mpmath.sqrt(cov[j, j])) for j in range(len(b))] for cov in (bread, robust)]
+        return np.array([float(value) for value in b]), *map(np.array, errors)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"a": lambda a, b: a},
+        {"a": lambda a, b: 1e8 + a},
+        {"a": lambda a, b: 1e-8 * a, "b": lambda a, b: 1e8 * b},
+        {"a": lambda a, b: -1e8 + 3 * a, "b": lambda a, b: 1e4 + b},
+        {"a": lambda a, b: a, "b": lambda a, b: a + 1e-4 * b},  # nearly collinear
+        {"a": lambda a, b: 1e6 + a, "b": lambda a, b: 1e6 + a + 1e-2 * b},
+        {"a": lambda a, b: 1e-20 * a},
+    ],
+)
+def test_metrics_far_from_zero_tiny_or_nearly_collinear(columns: dict[str, Callable[..., np.ndarray]]) -> None:
+    """Against 80 digits: 8 of ours, where statsmodels on the metrics as they are has none left."""
+    rng = np.random.default_rng(12)
+    a, b = rng.normal(size=(2, 40))
+    y = rng.random(40) < expit(0.5 * a - 0.3 * b)
+    metrics = {name: column(a, b) for name, column in columns.items()}
+    fit = fit_logit(y, metrics)
+    params, errors, robust = in_eighty_digits(y, design(metrics))
+    assert fit.ok
+    np.testing.assert_allclose(fit.params, params, rtol=1e-8)
+    np.testing.assert_allclose(fit.bse, errors, rtol=1e-8)
+    np.testing.assert_allclose(fit.bse_robust, robust, rtol=1e-8)
+    np.testing.assert_allclose(fit.pvalues, 2 * stats.norm.sf(abs(params / errors)), rtol=1e-6)
+    low, high = fit.band(metrics)
+    assert ((low < fit.predict(metrics)) & (fit.predict(metrics) < high)).all()
+    if len(metrics) == 1:  # what is printed is what was found
+        printed = next(line for line in fit.summary.splitlines() if line.startswith("a  ")).split()
+        assert float(printed[1]) == pytest.approx(params[1], rel=1e-3, abs=1e-4)
+        assert float(printed[4]) == pytest.approx(fit.pvalues[1], abs=5e-4)
+
+
+def test_a_metric_that_varies_by_its_rounding_is_constant() -> None:
+    y = np.arange(20) % 3 == 0
+    fit = fit_logit(y, {"x": np.where(y, 0.3, 0.1 + 0.2)})
+    assert fit.status == "constant" and "0.3 up to rounding in every row" in fit.message
+
+
+def test_one_row_apart_is_a_separation_beside_another_metric_too() -> None:
+    """The coefficient of a metric that is 1 in one row alone is infinite, however small per standard deviation."""
+    rng = np.random.default_rng(13)
+    y = rng.random(3000) < 0.5
+    alone = (np.arange(3000) == np.flatnonzero(y)[0]).astype(float)
+    assert fit_logit(y, {"a": rng.normal(size=3000), "alone": alone}).status == "separated"
 
 
 def test_intervals_and_band_cover_the_truth() -> None:

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, cross_val_score
 
-from fluxentropy.prediction import bootstrap_auc, calibrate, cross_validate, roc_auc, shares
+from fluxentropy.prediction import auc_interval, bootstrap_auc, calibrate, cross_validate, roc_auc, shares
 
 
 def sample(n: int, seed: int, slope: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +59,41 @@ def test_bootstrap_interval_covers_the_true_auc() -> None:
         low, high = np.quantile(drawn, [0.025, 0.975])
         hits += low <= truth <= high
     assert stats.binom.ppf(0.0005, 150, 0.95) <= hits <= 150
+
+
+@pytest.mark.parametrize(
+    ("rows", "shift"), [(200, (0.0, 0.0)), (300, (0.15, 0.1)), (120, (0.6, 0.0)), (60, (0.9, 0.0))]
+)
+def test_interval_of_a_fitted_pair_covers_its_auc_on_new_rows(rows: int, shift: tuple[float, float]) -> None:
+    """Two normals with a correlation of 0.8 in both classes, so the AUC of a direction is known; fitted by Fisher's.
+
+    The SD is DeLong's, which is that of the bootstrap.
+    """
+    rng, runs = np.random.default_rng(8), 800
+    cov, d = np.array([[1, 0.8], [0.8, 1]]), np.array(shift)
+    root = np.linalg.cholesky(cov)
+    y = np.arange(rows) % 2 == 0
+    hits = np.zeros(2)
+    for _ in range(runs):
+        x = rng.normal(size=(rows, 2)) @ root.T + d * y[:, None]
+        within = np.cov(x[y], rowvar=False) + np.cov(x[~y], rowvar=False)
+        w = np.linalg.solve(within, x[y].mean(axis=0) - x[~y].mean(axis=0))
+        truth = stats.norm.cdf(w @ d / np.sqrt(2 * w @ cov @ w))
+        wins = (x[y] @ w)[:, None] > x[~y] @ w
+        auc = float(wins.mean())
+        sd = np.sqrt(2 / rows * (wins.mean(axis=1).var(ddof=1) + wins.mean(axis=0).var(ddof=1)))
+        low, high = auc_interval(auc, sd, 2)
+        hits += [low <= truth <= high, abs(auc - truth) < 1.96 * sd]
+    corrected, plain = hits / runs
+    assert 0.92 <= corrected <= 0.97
+    if not d.any():
+        assert plain < 0.88
+
+
+def test_a_single_metric_has_no_optimism() -> None:
+    low, high = auc_interval(0.6, 0.02, 1)
+    assert (low, high) == pytest.approx((0.5602, 0.6385), abs=2e-4)  # 0.6 ± 1.96 · 0.02, on the scale of log odds
+    assert auc_interval(0.5, 0.02, 2) == pytest.approx((0.4608, 0.5392), abs=2e-4)
 
 
 def test_cross_validation_is_that_of_scikit_learn() -> None:

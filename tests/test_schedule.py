@@ -15,7 +15,7 @@ from fluxentropy.adaptive import Adaptive
 from fluxentropy.errors import FluxentropyError, SourceError, UsageError
 from fluxentropy.mixtures import Reweighting
 from fluxentropy.orders import Permutation
-from fluxentropy.schedule import SCHEDULES, group_bins, make_schedule
+from fluxentropy.schedule import SCHEDULES, balanced_order, group_bins, make_schedule
 from fluxentropy.scheduleoptions import ScheduleConfig
 
 SIZES = np.array([50, 20, 0, 80, 50])
@@ -345,6 +345,30 @@ def test_shuffled_labels_keep_the_pacing(name: str) -> None:
 def test_one_bin_cannot_be_shuffled() -> None:
     with pytest.raises(UsageError, match="1 bin has one order"):
         made("window", np.ones(1), shuffle_labels=0)
+    with pytest.raises(UsageError, match="balanced_labels: 1 bin has one order"):
+        made("window", np.ones(1), balanced_labels=0)
+
+
+@pytest.mark.parametrize("bins", [3, 4, 5, 8, 16])
+def test_balanced_orders_are_latin_squares(bins: int) -> None:
+    for square in range(3):
+        rows = np.array([balanced_order(bins, square * bins + row) for row in range(bins)])
+        for lines in (rows, rows.T):  # each bin once in each order, and once at each place
+            assert (np.sort(lines, axis=1) == np.arange(bins)).all()
+        assert [*range(bins)] not in rows.tolist()
+        lower = np.cumsum(rows[:, 0] < (bins + 1) // 2)
+        assert np.abs(lower - np.arange(1, bins + 1) / 2).max() <= 0.5  # the first five of eight are 3 and 2
+        follows = {(a, b) for row in rows.tolist() for a, b in itertools.pairwise(row)}
+        assert bins % 2 or len(follows) == bins * (bins - 1)
+    assert balanced_order(bins, 0) != balanced_order(bins, bins)
+
+
+def test_balanced_labels_relabel_as_their_order_says() -> None:
+    sizes = np.array([10, 20, 30, 40])
+    schedule, base = made("increasing", sizes, balanced_labels=2), made("increasing", sizes)
+    order = list(balanced_order(4, 2))
+    u = np.linspace(0, 1, 20, endpoint=False)
+    np.testing.assert_allclose(schedule.mixture(u, sizes)[:, order], base.mixture(u, sizes[order]))
 
 
 @pytest.mark.parametrize(

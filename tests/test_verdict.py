@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import DescrStatsW
 
 from fluxentropy.verdict import (
+    FEWEST,
     Paired,
     area,
     bootstrap_interval,
     detectable,
+    equivalence,
     forgetting,
     in_words,
     paired,
     percent,
     reached,
+    same_runs,
+    sd_limits,
     word,
 )
 
@@ -69,9 +74,54 @@ def test_few_pairs_and_equal_pairs() -> None:
     assert (one.n, one.mean) == (1, 1.5) and math.isnan(one.p) and math.isnan(one.detectable)
     assert none.n == 0 and math.isnan(none.mean)
     assert paired([1.0, math.nan, 3.0]).n == 2
-    same = paired([0.0] * 4)
-    assert (same.p, same.low, same.high, same.detectable) == (1.0, 0.0, 0.0, 0.0)
-    assert paired([2.0] * 4).p == 0.0
+    for value in (0.0, 2.0, 0.1):  # three seeds that agree by chance, as of a measure with few values, prove nothing
+        same = paired([value] * 3)
+        assert same.mean == pytest.approx(value) and np.isnan([same.t, same.p, same.low, same.detectable]).all()
+    assert "all with the same difference; no verdict" in in_words(paired([2.0] * 3), "not judged", "up", "random")
+    assert np.isnan(equivalence(paired([0.0] * 3), 0.5))
+
+
+def test_bootstrap_intervals_need_eight_values() -> None:
+    rng = np.random.default_rng(6)
+    few, enough = paired(rng.normal(size=FEWEST - 1)), paired(rng.normal(size=FEWEST))
+    assert math.isnan(few.bootstrap_low) and math.isfinite(few.low)
+    assert enough.bootstrap_low < enough.mean < enough.bootstrap_high and FEWEST == 8
+
+
+def test_what_is_detectable_is_as_uncertain_as_its_sd() -> None:
+    """The interval of the detectable mean covers the one of the true SD in 95 % of samples."""
+    rng, truth = np.random.default_rng(7), detectable(1.0, 5)
+    samples = rng.normal(size=(20_000, 5)).std(axis=1, ddof=1)
+    low, high = sd_limits(5)
+    found = truth * samples  # detectable(sd, n) is in the unit of sd
+    assert np.mean((low * found <= truth) & (truth <= high * found)) == pytest.approx(0.95, abs=0.006)
+    one = paired([0.1, -0.2, 0.3, 0.05, 0.2])
+    assert (one.detectable_low, one.detectable_high) == pytest.approx((low * one.detectable, high * one.detectable))
+    assert one.detectable == pytest.approx(one.sd * truth)
+
+
+def test_equivalence_is_that_of_statsmodels_and_holds_its_level() -> None:
+    rng = np.random.default_rng(8)
+    d = rng.normal(0.1, 0.3, 9)
+    assert equivalence(paired(d), 0.5) == pytest.approx(DescrStatsW(d).ttost_mean(-0.5, 0.5)[0])
+    at_the_margin = [equivalence(paired(sample), 0.5) < 0.05 for sample in rng.normal(0.5, 0.2, (3000, 5))]
+    assert 0.04 < np.mean(at_the_margin) < 0.06
+
+
+def test_runs_that_are_equal_number_for_number_are_one() -> None:
+    def run(arm: str, seed: int, loss: float) -> dict[str, object]:
+        return {"arm": arm, "seed": seed, "fingerprint": arm, "bpb": [4.0, loss]}
+
+    runs = {
+        "random": {0: run("random", 0, 2.0), 1: run("random", 1, 2.1)},
+        "pool": {0: run("pool", 0, 2.0), 1: run("pool", 1, 2.1 + 1e-15)},
+        "again": {1: run("again", 1, 2.1), 2: run("again", 2, 2.3)},
+        "late": {5: run("late", 5, 2.0)},
+        "none": {},
+    }
+    assert same_runs(runs) == {
+        "random": "random", "pool": "pool", "again": "random", "late": "late", "none": "none"
+    }  # fmt: skip
 
 
 def test_verdicts() -> None:
@@ -80,8 +130,13 @@ def test_verdicts() -> None:
     assert word(worse, 0.05) == "not distinguishable"
     assert word(paired([1.0]), math.nan) == "not judged"
     assert in_words(better, "better", "up", "random").startswith("up is better than random by 1.03 % [0.65, 1.41]")
+    assert word(none, 0.4, 0.04) == "equal" and word(none, 0.4, 0.06) == "not distinguishable"
+    assert word(worse, 0.04, 0.01) == "worse"
     text = in_words(none, "not distinguishable", "up", "random")
-    assert f"effects from {none.detectable:.2f} % on" in text
+    assert f"effects from {none.detectable:.2f} % on ({none.detectable_low:.2f} to {none.detectable_high:.2f} %" in text
+    assert "as the SD is that of 3 seeds) would have been seen with probability 0.8" in text
+    text = in_words(none, "equal", "up", "random", margin=0.5)
+    assert text.startswith("up is equal to random within 0.5 %: +0.07 % [")
     assert "of 1 seed; no verdict" in in_words(paired([1.0]), "not judged", "up", "random")
 
 

@@ -75,7 +75,9 @@ def _judge(config: GRPOCompareConfig, cells: Sequence[Cell], failed: dict[str, s
     from fluxentropy.rl.grpocomparison_text import markdown, summary
 
     records = finished_records(cells, failed, config.out)
-    record: dict[str, Any] = judge(config.all_arms(), records, seeds=config.seeds, share=config.collapse) | {
+    record: dict[str, Any] = judge(
+        config.all_arms(), records, seeds=config.seeds, share=config.collapse, margin=config.margin
+    ) | {
         "command": f"fluxentropy grpo-compare --config {config.out / 'config.resolved.yaml'}",
         "task": config.base.task.name,
         "base": to_plain(config.base),

@@ -34,6 +34,9 @@ none is always there."""
     """Responses to each held-out problem after the training, for pass@k."""
     collapse: Annotated[float, EVALUATION] = 0.5
     """An entropy has collapsed that is below this share of that of the first step."""
+    margin: Annotated[float, EVALUATION] = 0.01
+    """Differences of reward, accuracy and pass@k below this do not matter: an arm equals none where a larger one is \
+ruled out on either side (two one-sided tests)."""
     gpus_per_worker: Annotated[float | None, WORK] = None
     """GPUs of each Ray actor, or a share of one."""
     train: Annotated[bool, WORK] = True
@@ -49,6 +52,8 @@ none is always there."""
         super().__post_init__()
         at_least(1, self, "seeds")
         at_least(1, self, "samples")
+        if not 0 < self.margin < float("inf"):
+            raise UsageError(f"--margin {self.margin:g}: use a positive difference of rewards, such as 0.01")
         if not 0 < self.collapse < 1:
             raise UsageError(f"--collapse {self.collapse:g}: use a share between 0 and 1")
         if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):

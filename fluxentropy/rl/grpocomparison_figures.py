@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fluxentropy.comparison_figures import COLOURS, FOREST, NOTE, band, forest, unique
+from fluxentropy.comparison_figures import COLOURS, FOREST, NOTE, RESAMPLED, band, forest, resampled, unique
 from fluxentropy.figures import DOUBLE, GREY, SINGLE, new_figure, paper, save
 from fluxentropy.rl.grpocompareoptions import NONE
 from fluxentropy.rl.grpojudging import ENTROPY, LOWEST, REWARD
@@ -121,7 +121,8 @@ def effects(record: Record) -> Figure | None:
     upper, lower = figure.subplots(2, 1, height_ratios=[len(part) + 1 for part in rows])
     forest(upper, rows[0], "difference", f"difference to {NONE}; above 0 is better", digits=3)
     forest(lower, rows[1], "difference", f"difference to {NONE} (nats per token)", digits=3)
-    upper.set_title(FOREST, **NOTE)
+    shown = [one for one in record["comparisons"] if one["seeds"]]
+    upper.set_title(FOREST + RESAMPLED * resampled(shown, "difference"), **NOTE)
     return figure
 
 

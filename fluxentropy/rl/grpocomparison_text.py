@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fluxentropy.markdown import count, interval, number, table
+from fluxentropy.markdown import count, interval, number, table, with_interval
 from fluxentropy.rl.grpocompareoptions import NONE
-from fluxentropy.rl.grpojudging import LAST, NATS
+from fluxentropy.rl.grpojudging import LAST, NATS, has_margin
 from fluxentropy.verdict import LEVEL, SIGNIFICANT
 
 Record = Mapping[str, Any]
@@ -63,7 +63,9 @@ def _rule(record: Record) -> str:
         f"An entropy has collapsed where it is, over the last {LAST:.0%} of the steps, below {record['collapse']:.0%} "
         f"of that of the first step of the same run. It falls in every training that succeeds: a lower entropy alone "
         f"is neither better nor worse. Verdicts on rewards are of paired t tests with Holm's correction over the arms; "
-        f"significant is p < {SIGNIFICANT:g}."
+        f"significant is p < {SIGNIFICANT:g}. Equal: two one-sided tests, with the same correction, rule out a "
+        f"difference of {record['margin']:g} or more on either side. An arm whose runs are those of another is not "
+        f"tested."
     )
 
 
@@ -102,6 +104,7 @@ def _passes(record: Record) -> str:
 
 
 def _differences(record: Record) -> Iterable[str]:
+    resampled = any(one["difference"]["bootstrap_low"] is not None for one in record["comparisons"])
     for family in dict.fromkeys(one["family"] for one in record["comparisons"]):
         rows = []
         for one in record["comparisons"]:
@@ -109,11 +112,14 @@ def _differences(record: Record) -> Iterable[str]:
             if one["family"] != family or not one["seeds"]:
                 continue
             row = [one["arm"], number(found["mean"], "+.3f"), interval(found["low"], found["high"], "+.3f")]
-            row += [interval(found["bootstrap_low"], found["bootstrap_high"], "+.3f"), number(found["p"], ".2g")]
-            row += [number(one["p_holm"], ".2g"), number(one["detectable_corrected"], ".3f"), one["verdict"]]
-            rows.append(row)
+            row += [interval(found["bootstrap_low"], found["bootstrap_high"], "+.3f")] * resampled
+            row += [number(found["p"], ".2g"), number(one["p_holm"], ".2g")]
+            row += [number(one["p_equal_holm"], ".2g")] * has_margin(family)
+            row += [with_interval(one["detectable_corrected"], one["detectable_corrected_interval"], ".3f")]
+            rows.append([*row, one["verdict"] if one["same_as"] in (None, NONE) else f"as {one['same_as']}"])
         if rows:
-            head = ["arm", "difference", "t interval", "bootstrap interval", "p", "p (Holm)", "detectable", "verdict"]
+            head = ["arm", "difference", "t interval", *["bootstrap interval"] * resampled, "p", "p (Holm)"]
+            head += [*["p equal (Holm)"] * has_margin(family), "detectable", "verdict"]
             yield f"{family.capitalize()}{', nats a token' * (family in NATS)}:\n\n" + table(head, rows)
 
 
@@ -128,6 +134,7 @@ def _repeat(record: Record) -> str:
         f"What each arm has of its own:\n\n{own}",
         failed,
         f"Versions: {said}. Detectable: the smallest true difference that is found with probability 0.8 at the level "
-        f"that the correction leaves to the first arm.",
+        f"that the correction leaves to the first arm, with its {LEVEL:.0%} interval, as the SD of few seeds is "
+        f"uncertain itself.",
     )
     return "\n\n".join(part for part in parts if part)

@@ -5,6 +5,9 @@ correction is over the arms. The verdict on an arm rests on its reward; an entro
 worse, but it has collapsed or is kept:
 
     collapsed    final entropy < share · entropy at the first step, in that run
+
+Rewards, accuracies and pass@k, all of them shares, are equal where a difference of the margin is ruled out on either
+side; for entropies and numbers of responses there is no margin, so they are at most not distinguishable.
 """
 
 from __future__ import annotations
@@ -17,7 +20,17 @@ import numpy as np
 from fluxentropy.effects import holm_known
 from fluxentropy.jsonvalues import plain
 from fluxentropy.rl.grpocompareoptions import NONE
-from fluxentropy.verdict import SIGNIFICANT, Paired, detectable, paired, spread, word
+from fluxentropy.verdict import (
+    SIGNIFICANT,
+    Paired,
+    detectable,
+    equivalence,
+    paired,
+    same_runs,
+    sd_limits,
+    spread,
+    word,
+)
 
 Record = Mapping[str, Any]  # of a cell, as grpocells.judged makes it
 Runs = Mapping[str, Mapping[int, Record]]  # arm -> seed -> record
@@ -59,19 +72,20 @@ def measures(record: Record) -> dict[str, float]:
 
 
 def judge(
-    arms: Mapping[str, Mapping[str, Any]], records: Sequence[Record], *, seeds: int, share: float
+    arms: Mapping[str, Mapping[str, Any]], records: Sequence[Record], *, seeds: int, share: float, margin: float
 ) -> dict[str, Any]:
     """What the finished cells say, as plain JSON; `arms`: what each has of its own, `share`: of a collapse."""
     runs: dict[str, dict[int, Record]] = {name: {} for name in arms}
     for record in records:
         runs[record["arm"]][record["seed"]] = record
-    comparisons = [one for measure in measures(records[0]) for one in _compared(runs, measure)]
+    comparisons = [one for measure in measures(records[0]) for one in _compared(runs, measure, margin)]
     found: dict[str, Any] = plain(
         {
             "seeds": seeds,
             "samples": int(numbers_of(records[0])[-1]),
             "order": list(arms),
             "collapse": share,
+            "margin": margin,
             "arms": {name: _arm(own, runs[name], share) for name, own in arms.items()},
             "comparisons": comparisons,
         }
@@ -84,35 +98,52 @@ def judge(
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def _compared(runs: Runs, measure: str) -> list[dict[str, Any]]:
-    """Each arm against `none` by one measure."""
-    found = []
+def _compared(runs: Runs, measure: str, margin: float) -> list[dict[str, Any]]:
+    """Each arm against `none` by one measure. Arms whose runs are those of another are neither tested nor counted."""
+    first = same_runs(runs)
+    found: dict[str, tuple[list[int], Paired]] = {}
     for name in runs:
-        if name == NONE:
-            continue
-        shared = sorted(runs[name].keys() & runs[NONE].keys())
-        ours, theirs = ([measures(runs[arm][seed])[measure] for seed in shared] for arm in (name, NONE))
-        found.append((name, shared, paired(np.array(ours) - np.array(theirs))))
-    tested = sum(np.isfinite(difference.p) for *_, difference in found)
-    level = SIGNIFICANT / max(tested, 1)  # of the first step of Holm's: what can surely be found
-    return [
-        {
-            "arm": name,
-            "against": NONE,
-            "family": measure,
-            "seeds": shared,
-            "difference": vars(difference),
-            "p_holm": p,
-            "detectable_corrected": detectable(difference.sd, difference.n, level=level),
-            "verdict": verdict(measure, difference, p),
-        }
-        for (name, shared, difference), p in zip(found, holm_known([d.p for *_, d in found]).tolist(), strict=True)
-    ]
+        if name != NONE:
+            shared = sorted(runs[name].keys() & runs[NONE].keys())
+            ours, theirs = ([measures(runs[arm][seed])[measure] for seed in shared] for arm in (name, NONE))
+            found[name] = shared, paired(np.array(ours) - np.array(theirs))
+    tested = [name for name in found if first[name] == name]
+    differences = [found[name][1] for name in tested]
+    level = SIGNIFICANT / max(sum(np.isfinite(d.p) for d in differences), 1)  # of the first step of Holm's
+    adjusted = dict(zip(tested, holm_known([d.p for d in differences]).tolist(), strict=True))
+    beyond = [equivalence(d, margin) if has_margin(measure) else np.nan for d in differences]
+    equal = dict(zip(tested, holm_known(beyond).tolist(), strict=True))
+    comparisons = []
+    for name, (shared, difference) in found.items():
+        same = None if first[name] == name else first[name]
+        p, equal_p = adjusted.get(first[name], np.nan), equal.get(first[name], np.nan)  # NaN of `none`
+        least = detectable(difference.sd, difference.n, level=level)
+        comparisons.append(
+            {
+                "arm": name,
+                "against": NONE,
+                "family": measure,
+                "seeds": shared,
+                "difference": vars(difference),
+                "p_holm": p,
+                "p_equal_holm": equal_p,
+                "detectable_corrected": least,
+                "detectable_corrected_interval": [least * limit for limit in sd_limits(difference.n)],
+                "verdict": "the same" if same == NONE else verdict(measure, difference, p, equal_p),
+                "same_as": same,
+            }
+        )
+    return comparisons
 
 
-def verdict(measure: str, difference: Paired, p: float) -> str:
-    """better, worse, or of entropies higher, lower; not distinguishable; not judged."""
-    said = word(difference, p)
+def has_margin(measure: str) -> bool:
+    """Whether a measure is a share, whose margin is one for all tasks."""
+    return measure not in NATS and not measure.startswith("distinct")
+
+
+def verdict(measure: str, difference: Paired, p: float, equal_p: float = np.nan) -> str:
+    """better, worse, or of entropies higher, lower; equal; not distinguishable; not judged."""
+    said = word(difference, p, equal_p)
     if said not in ("better", "worse"):
         return said
     up, down = ("higher", "lower") if measure in NATS else ("better", "worse")
@@ -164,6 +195,8 @@ def _words(name: str, arm: Mapping[str, Any], comparisons: Sequence[Mapping[str,
     found = one["difference"]
     limits = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
     p = "" if one["p_holm"] is None else f", p = {one['p_holm']:.2g} by Holm"
+    if one["same_as"] is not None:
+        return f"{name}: the same as {one['same_as']}, run by run; {entropy}"
     said = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
-    against = said.get(one["verdict"], "against")
+    against = (said | {"equal": "equal to"}).get(one["verdict"], "against")
     return f"{name}: reward {against} {NONE} ({found['mean']:+.3f}{limits}{p}); {entropy}"
