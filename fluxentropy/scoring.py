@@ -71,6 +71,8 @@ def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
         offline=config.offline,
         reserved=(*SCORE_NAMES, *config.scores),
         scans=read_json(folder / SCANS),
+        columns=config.columns,
+        drop=config.drop,
     )
 
 
@@ -275,6 +277,8 @@ def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str
         "on_error": config.on_error,
         "part_tokens": _part_tokens(config, model),
         "batch_tokens": model.batch_tokens,
+        **({} if config.columns is None else {"columns": list(config.columns)}),
+        **({"drop": list(config.drop)} if config.drop else {}),
         **_extra_identity(config),
     }
 
