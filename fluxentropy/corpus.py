@@ -233,7 +233,7 @@ def _other_spelling(columns: Sequence[Columns], text_field: str) -> str | None:
 
 
 def _check_ids(file: SourceFile, reader: Reader, name: str) -> None:
-    """Refuse ids that are no strings and no whole numbers; the first one is named. Those that are null do not matter."""
+    """Refuse ids that are neither strings nor whole numbers; the first one is named. Null ones do not matter."""
     if isinstance(reader, TextReader):
         if name not in reader.found or reader.found[name].kinds <= {"string", "integer"}:
             return

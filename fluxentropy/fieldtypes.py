@@ -1,7 +1,7 @@
 """What a field of a text file holds in all its rows, and the Arrow type that keeps every value as it is.
 
-A `FieldType` grows with the rows: `json_field` and `csv_field` look at some values, and `|` joins what was seen. Neither
-the order of the rows nor how they are grouped matters, except that the fields of an object keep their order.
+A `FieldType` grows with the rows: `json_field` and `csv_field` look at some values, and `|` joins what was seen.
+Neither the order of the rows nor how they are grouped matters, except that the fields of an object keep their order.
 """
 
 from __future__ import annotations

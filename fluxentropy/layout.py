@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,8 +26,8 @@ OWN_COLUMNS = ("id", "source_file", "source_row", "input_status")
 class Columns:
     """The columns of one source: `label` for messages, `empty` where it has no row, so that it may lack any.
 
-    `names` are all columns, `schema` those that are wanted. Of a text file, `found` is what its fields hold, and `cells`
-    whether it is a CSV file.
+    `names` are all columns, `schema` those that are wanted. Of a text file, `found` is what its fields hold, and
+    `cells` whether it is a CSV file.
     """
 
     label: str
@@ -102,8 +103,8 @@ class Layout:
 def make_layout(sources: Sequence[Columns], text_field: str, id_field: str | None, reserved: Collection[str]) -> Layout:
     """Settle names and types over all sources.
 
-    Errors: `SourceError` when a source lacks the text field or `id_field`, when the first cannot be a text, or when types
-    cannot be merged.
+    Errors: `SourceError` when a source lacks the text field or `id_field`, when the first cannot be a text, or when
+    types cannot be merged.
     """
     filled = [source for source in sources if not source.empty]
     for source in filled:
@@ -157,14 +158,16 @@ def _common_type(name: str, sources: Sequence[Columns]) -> pa.DataType | None:
     types do not fit together.
     """
     there = [source for source in sources if name in source.schema.names]
-    typed = [(source.label, source.schema.field(name).type) for source in there if source.found is None]
-    kind, label = (typed[0][1], typed[0][0]) if typed else (None, "")
+    typed: list[tuple[str, Any]] = [
+        (source.label, source.schema.field(name).type) for source in there if source.found is None
+    ]
+    label, kind = typed[0] if typed else ("", None)
     for other_label, other in typed[1:]:
         merged = _merged(kind, other)
         if merged is None:
             raise SourceError(
-                f"{label} and {other_label}: column {name!r} is {kind} in the first and {other} in the second, which do "
-                f"not fit together: convert one, read them one by one, or leave it out with --drop {name}"
+                f"{label} and {other_label}: column {name!r} is {kind} in the first and {other} in the second, which "
+                f"do not fit together: convert one, read them one by one, or leave it out with --drop {name}"
             )
         if not kind.equals(merged):
             kind, label = merged, other_label
@@ -239,8 +242,8 @@ def _column(piece: Piece, name: str, kind: pa.DataType | None) -> pa.Array:
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
         raise pa.ArrowInvalid(
-            f"column {name!r} is {column.type}, and {kind} with the other files: {reason}: convert one, or leave it out "
-            f"with --drop {name}"
+            f"column {name!r} is {column.type}, and {kind} with the other files: {reason}: convert one, or leave it "
+            f"out with --drop {name}"
         ) from error
 
 
