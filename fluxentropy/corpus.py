@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fluxentropy.errors import SourceError, UsageError
-from fluxentropy.layout import OWN_COLUMNS, Columns, Layout, make_layout
+from fluxentropy.layout import OWN_COLUMNS, Choice, Columns, Layout, can_be_id, make_layout
 from fluxentropy.readers import ArrowReader, HubReader, ParquetReader, Reader, TextReader, is_string
 from fluxentropy.scan import Scan, scan_file
 from fluxentropy.sources import Found, find_sources
 from fluxentropy.store import fingerprint_file, fingerprint_json
-from fluxentropy.textfiles import Rejected, TextFile, reading
+from fluxentropy.textfiles import Rejected, TextFile, kind_of, reading
 
 BATCH_ROWS, BATCH_BYTES = 1024, 2**25  # of a batch, at most; a row that is larger comes alone
 
@@ -83,6 +83,11 @@ class Corpus:
         return _rebatch(self._pieces(start), batch_rows, BATCH_BYTES)
 
     @property
+    def json_text(self) -> tuple[str, ...]:
+        """The columns that hold JSON text, since no type holds all values of the text files among the sources."""
+        return self._layout.json_text
+
+    @property
     def rejected(self) -> RejectedRows:
         """The rows that were left out with `on_error="skip"`, in order."""
         return RejectedRows([reader for reader in self._readers if isinstance(reader, TextReader)])
@@ -126,6 +131,8 @@ def open_corpus(
     offline: bool = False,
     scans: Mapping[str, Any] | None = None,
     reserved: Collection[str] = (),
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
 ) -> Corpus:
     """Find the files, read their schemas, and pass once over the text files among them.
 
@@ -137,9 +144,11 @@ def open_corpus(
     - the text, under its own name: string, null where the row has none.
     - `input_status`: string: null, `null_text`, or `invalid_utf8` or `lone_surrogates` where a string of the row was
       mended with U+FFFD (inside lists and structs of Parquet and Arrow, bytes are left as they are).
-    - all other columns with their types. Columns that one file lacks are null there; types that differ between files
-      are merged as Arrow's "permissive" rule does. A column of the source whose name is one of those above or in
-      `reserved` gets `source_` in front, more than once if need be. An `id` that serves as the id is not repeated.
+    - all other columns with their types, or those named in `columns`, or all but those in `drop`. Columns that one file
+      lacks are null there; types that differ between files are merged as Arrow's "permissive" rule does. Where no type
+      holds all values of a field of a text file unchanged, they become JSON text (of CSV, the cells). A column of the
+      source whose name is one of those above or in `reserved` gets `source_` in front, more than once if need be. An
+      `id` that serves as the id is not repeated.
 
     `on_error="skip"` leaves bad rows of text files out; they are in `Corpus.rejected`. `limit` keeps
     the first rows, and reads no further. `spool` is where standard input is kept. `offline` refuses Hub datasets.
@@ -151,6 +160,7 @@ def open_corpus(
         raise UsageError("no source: give files, folders or globs, - for standard input, or a dataset")
     if text_field in OWN_COLUMNS or text_field in reserved:
         raise UsageError(f"the text field cannot be named {text_field!r}: the result has a column of that name")
+    choice = Choice(columns=columns, drop=drop, needed=(text_field, id_field or "id"), text_field=text_field)
     files: list[SourceFile] = []
     readers: list[Reader] = []
     new_scans: dict[str, Any] = {}
@@ -161,15 +171,12 @@ def open_corpus(
         if found.path is None and offline:
             raise SourceError(f"{found.name}: no such file or folder, and --offline refuses to look for it on the Hub")
         request = _ScanRequest(text_field=text_field, id_field=id_field or "id", limit=left, skip=on_error == "skip")
-        file, reader = _open(found, request, scans or {}, new_scans)
+        file, reader = _open(found, request, choice, scans or {}, new_scans)
         files.append(file)
         readers.append(reader)
         left = left if left is None or file.n_rows is None else left - file.n_rows
-    columns = [
-        Columns(label=str(file.path or file.name), schema=reader.schema, empty=reader.n_rows == 0)
-        for file, reader in zip(files, readers, strict=True)
-    ]
-    if found_field := _other_spelling(columns, text_field):
+    described = [_columns(file, reader) for file, reader in zip(files, readers, strict=True)]
+    if found_field := _other_spelling(described, text_field):
         log.info(f"no field {text_field!r}: the texts are taken from {found_field!r}")
         return open_corpus(
             sources,
@@ -181,8 +188,17 @@ def open_corpus(
             offline=offline,
             scans=scans,
             reserved=reserved,
+            columns=columns,
+            drop=drop,
         )
-    layout = make_layout(columns, text_field, id_field, reserved)
+    choice.check(described)
+    layout = make_layout(described, text_field, id_field, reserved)
+    readers = [reader.with_types(layout.types) if isinstance(reader, TextReader) else reader for reader in readers]
+    if layout.id_field is not None:
+        for file, reader in zip(files, readers, strict=True):
+            _check_ids(file, reader, layout.id_field)
+    if layout.json_text:
+        log.info(f"values of several types, kept as JSON text: {', '.join(layout.json_text)}")
     return Corpus(
         files=tuple(files),
         schema=layout.schema,
@@ -195,13 +211,53 @@ def open_corpus(
     )
 
 
+def _columns(file: SourceFile, reader: Reader) -> Columns:
+    text = reader if isinstance(reader, TextReader) else None
+    return Columns(
+        label=str(file.path or file.name),
+        schema=reader.schema,
+        names=reader.names,
+        empty=reader.n_rows == 0,
+        found=text.found if text else None,
+        cells=text is not None and text.file.cells,
+    )
+
+
 def _other_spelling(columns: Sequence[Columns], text_field: str) -> str | None:
     """`Text` where the default field `text` stands in no source, and `Text`, or `TEXT`, in all of them."""
-    names = [set(source.schema.names) for source in columns if not source.empty]
+    names = [set(source.names) for source in columns if not source.empty]
     if text_field != "text" or not names or any("text" in found for found in names):
         return None
     spellings = {name for name in set.intersection(*names) if name.lower() == "text"}
     return spellings.pop() if len(spellings) == 1 else None
+
+
+def _check_ids(file: SourceFile, reader: Reader, name: str) -> None:
+    """Refuse ids that are neither strings nor whole numbers; the first one is named. Null ones do not matter."""
+    if isinstance(reader, TextReader):
+        if name not in reader.found or reader.found[name].kinds <= {"string", "integer"}:
+            return
+        ids = ((row, fields.get(name)) for row, fields in reader.fields())
+        row, value = next((row, value) for row, value in ids if value is not None and type(value) not in (str, int))
+        said = f"{kind_of(value)}, {str(value)[:40]}, in line {row + 1}"
+    else:
+        if name not in reader.schema.names or can_be_id(kind := reader.schema.field(name).type):
+            return
+        first = next(
+            (
+                (piece.rows[place].as_py(), piece.batch.column(name)[place])
+                for piece in reader.pieces(0)
+                for place in np.flatnonzero(piece.batch.column(name).is_valid())[:1]
+            ),
+            None,
+        )
+        if first is None:
+            return
+        said = f"{kind}, {str(first[1])[:40]} in row {first[0]}"
+    raise SourceError(
+        f"{file.path or file.name}: the id field {name!r} holds {said}: make the ids strings or whole numbers, or "
+        f"{'leave the column out with --drop id' if name == 'id' else 'name another with --id-field'}"
+    )
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
@@ -218,27 +274,27 @@ class _ScanRequest:
 
 
 def _open(
-    found: Found, request: _ScanRequest, scans: Mapping[str, Any], new_scans: dict[str, Any]
+    found: Found, request: _ScanRequest, choice: Choice, scans: Mapping[str, Any], new_scans: dict[str, Any]
 ) -> tuple[SourceFile, Reader]:
     """A reader for `found`. For a text file, takes the scan from `scans` or makes it, and puts it into `new_scans`."""
     reader: Reader
     if found.path is None:
-        reader = HubReader(found.name, request.text_field)
+        reader = HubReader(found.name, request.text_field, choice.keeps)
         fingerprint = "schema:" + fingerprint_json([found.name, str(reader.schema)])
     else:
         with reading(found.path):
             fingerprint = fingerprint_file(found.path)
         if found.format == "parquet":
-            reader = ParquetReader(found.path, request.text_field)
+            reader = ParquetReader(found.path, request.text_field, choice.keeps)
         elif found.format == "arrow":
-            reader = ArrowReader(found.path, request.text_field)
+            reader = ArrowReader(found.path, request.text_field, choice.keeps)
         else:
             text_file = TextFile(path=found.path, name=found.name, format=found.format, text_field=request.text_field)
             key = {**asdict(request), "fingerprint": fingerprint}
             scan = _known_scan(scans.get(found.name), key)
             scan = scan or scan_file(text_file, id_field=request.id_field, limit=request.limit, skip=request.skip)
             new_scans[found.name] = {"request": key, **scan.to_json()}
-            reader = TextReader(text_file, scan)
+            reader = TextReader(text_file, scan, choice.keeps)
     n_rows = reader.n_rows
     if n_rows is not None and request.limit is not None:
         n_rows = min(n_rows, request.limit)
@@ -250,7 +306,7 @@ def _known_scan(value: Any, request: Mapping[str, Any]) -> Scan | None:
     """The scan that an earlier corpus made of the same file with the same arguments; None if this is another's."""
     try:
         return Scan.from_json(value) if value["request"] == request else None
-    except (KeyError, TypeError, ValueError, pa.ArrowException):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

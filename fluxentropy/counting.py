@@ -30,6 +30,8 @@ def count(config: CountConfig) -> Outcome:
         id_field=config.id_field,
         limit=config.limit,
         offline=config.offline,
+        columns=config.columns,
+        drop=config.drop,
     )
     try:
         with quiet_transformers():

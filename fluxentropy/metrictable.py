@@ -7,6 +7,7 @@ Tables are CSV, TSV, JSON Lines, Parquet or Arrow files, folders or globs of the
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -225,10 +226,12 @@ def _read_columns(files: Sequence[_File], wanted: Sequence[str], target: str) ->
     parts: dict[str, list[_Column]] = {name: [_Column(np.empty(0), np.empty(0, bool))] for name in wanted}
     for file in files:
         row = 0
+        mixed = [name for name, kind in getattr(file.reader, "types", {}).items() if kind is None]
         for piece in file.reader.pieces(0):
             for name in wanted:
                 parse = _truth if name == target else _number
-                parts[name].append(_column(piece.batch.column(name), parse, f"{file.name}: column {name!r}", row))
+                where = f"{file.name}: column {name!r}"
+                parts[name].append(_column(piece.batch.column(name), parse, where, row, name in mixed))
             row += piece.batch.num_rows
     return {
         name: _Column(np.concatenate([c.values for c in columns]), np.concatenate([c.missing for c in columns]))
@@ -265,8 +268,10 @@ EXPECTED: dict[Callable[[object], float | None], str] = {
 }
 
 
-def _column(array: pa.Array, parse: Callable[[object], float | None], where: str, first_row: int) -> _Column:
-    """`array` as floats; `SourceError` names the first value that `parse` does not understand."""
+def _column(
+    array: pa.Array, parse: Callable[[object], float | None], where: str, first_row: int, mixed: bool = False
+) -> _Column:
+    """`array`, JSON text if `mixed`, as floats; `SourceError` names the first value that is none to `parse`."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if parse is _number and not is_string(array.type):
@@ -275,7 +280,7 @@ def _column(array: pa.Array, parse: Callable[[object], float | None], where: str
         except pa.ArrowException:
             raise SourceError(f"{where} holds {array.type}, not numbers") from None
         return _Column(np.asarray(pc.fill_null(numbers, math.nan)), np.asarray(array.is_null()))
-    cells = array.to_pylist()
+    cells = [json.loads(cell or "null") if mixed else cell for cell in array.to_pylist()]
     values = [parse(cell) for cell in cells]
     if None in values:
         row = values.index(None)

@@ -52,10 +52,19 @@ hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
     """Column that holds the text."""
     id_field: Annotated[str | None, INPUT] = None
     """Column that identifies a text. Default: id where it exists, else file name and row number."""
+    columns: Annotated[tuple[str, ...] | None, INPUT] = None
+    """Other columns to keep, separated by commas. Default: all."""
+    drop: Annotated[tuple[str, ...], INPUT] = ()
+    """Columns to leave out, separated by commas."""
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise UsageError("no source: name a file, a folder, a glob, a data set, or - for JSONL on stdin")
+        object.__setattr__(self, "drop", separated(self.drop))
+        if self.columns is not None:
+            object.__setattr__(self, "columns", separated(self.columns))
+        if self.columns is not None and self.drop:
+            raise UsageError("--columns and --drop: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

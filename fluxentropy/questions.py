@@ -7,6 +7,7 @@ for batch in questions.batches(start=0):            # list[Question]
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -150,6 +151,7 @@ class Questions:
             for row in range(batch.num_rows):
                 try:
                     (record,) = batch.slice(row, 1).to_pylist()
+                    record |= {name: json.loads(record[name] or "null") for name in self.corpus.json_text}
                     questions.append(make_question(record, self.task, start + row))
                 except ValueError as error:  # also for bytes inside lists that are not UTF-8
                     file, number = batch["source_file"][row].as_py(), batch["source_row"][row].as_py()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import SourceError
-from fluxentropy.scan import Scan, chunks, to_array
+from fluxentropy.scan import Scan, chunks, column_type, to_array
 from fluxentropy.sources import HUB_NAME
 from fluxentropy.textfiles import Record, Rejected, TextFile, reading
 
@@ -28,18 +28,33 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 @dataclass(frozen=True)
 class Piece:
-    """Some consecutive rows (n of them) of a file, as they are in it."""
+    """Some consecutive rows (n of them) of a file, as they are in it; `settled`: its types are those of the corpus."""
 
     batch: pa.RecordBatch
     rows: pa.Array  # (n,) int64: the row of each in its file
     status: pa.Array  # (n,) string: null, or how its strings had to be mended
+    settled: bool = False
+
+
+Keep = Callable[[str], bool]  # whether a column of this name is wanted
+
+
+def keep_all(_: str) -> bool:
+    """Every column is wanted."""
+    return True
 
 
 class Reader(Protocol):
-    """Rows of one file. `pieces(start)` begins with the row after the first `start` rows that can be used."""
+    """Rows of one file. `pieces(start)` begins with the row after the first `start` rows that can be used.
+
+    `schema` is of the columns that are wanted, `names` are those of all.
+    """
 
     @property
     def schema(self) -> pa.Schema: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
 
     @property
     def n_rows(self) -> int | None: ...
@@ -51,13 +66,30 @@ class Reader(Protocol):
 
 
 class TextReader:
-    """JSON Lines, CSV, TSV and plain text, with the types of an earlier scan."""
+    """JSON Lines, CSV, TSV and plain text, with the types of an earlier scan.
 
-    def __init__(self, file: TextFile, scan: Scan) -> None:
-        self.file = file
-        self.schema: pa.Schema = scan.schema
+    `types` are others that a column shall have, None being JSON text.
+    """
+
+    def __init__(
+        self,
+        file: TextFile,
+        scan: Scan,
+        keep: Keep = keep_all,
+        types: Mapping[str, pa.DataType | None] | None = None,
+    ) -> None:
+        self.file, self.scan = file, scan
+        self.found = {name: found for name, found in scan.types.items() if keep(name)}
+        self.types = {name: column_type(file, found) for name, found in self.found.items()} | dict(types or {})
+        self.names = tuple(scan.types)
+        self.schema = pa.schema({name: kind or pa.string() for name, kind in self.types.items()})
         self.n_rows, self.n_rejected = scan.n_rows, scan.n_rejected
-        self._limit = scan.limit
+
+    def with_types(self, types: Mapping[str, pa.DataType | None]) -> TextReader:
+        """The same rows, with these types of the columns that are among its own."""
+        return TextReader(
+            self.file, self.scan, self.found.__contains__, {name: types[name] for name in self.found if name in types}
+        )
 
     def pieces(self, start: int) -> Iterator[Piece]:
         blind = 0 if self.n_rejected else start
@@ -67,20 +99,26 @@ class TextReader:
             if kept:
                 yield self._piece(kept)
 
+    def fields(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows that can be used, each with its number, as they are parsed."""
+        for _, chunk in chunks(self.file.records(), self.scan.limit):
+            yield from ((record[0], record[1]) for record in chunk)
+
     def rejected(self) -> Iterator[Rejected]:
         """The rows that cannot be used."""
         if self.n_rejected:
-            for rejected, _ in chunks(self.file.records(), self._limit):
+            for rejected, _ in chunks(self.file.records(), self.scan.limit):
                 yield from rejected
 
     def _piece(self, chunk: list[Record]) -> Piece:
         with reading(self.file.path):
             columns = [
-                to_array(self.file, [row[1].get(field.name) for row in chunk], field.type) for field in self.schema
+                to_array(self.file, [row[1].get(name) for row in chunk], kind, self.found[name])
+                for name, kind in self.types.items()
             ]
             batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
         rows = pa.array([row[0] for row in chunk], pa.int64())
-        return Piece(batch, rows, pa.array([row[2] for row in chunk], pa.string()))
+        return Piece(batch, rows, pa.array([row[2] for row in chunk], pa.string()), settled=True)
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -89,10 +127,11 @@ class TextReader:
 class ParquetReader:
     """A Parquet file; whole row groups before `start` are not read."""
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: Path, text_field: str, keep: Keep = keep_all) -> None:
         self.path, self.text_field = path, text_field
         with reading(path), self._open() as file:
-            self.schema, self.n_rows = plain_schema(path, file.schema_arrow), file.metadata.num_rows
+            self.schema, self.n_rows = plain_schema(path, file.schema_arrow, keep), file.metadata.num_rows
+            self.names = tuple(file.schema_arrow.names)
             groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
             self._groups = [(group.num_rows, group.total_byte_size) for group in groups]
 
@@ -108,7 +147,8 @@ class ParquetReader:
                     first += n_rows
                     continue
                 size = max(min(PIECE_ROWS, PIECE_BYTES * n_rows // max(n_bytes, 1)), 1)
-                for batch in file.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
+                columns = None if len(self.schema) == len(self.names) else self.schema.names
+                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns, use_threads=False):
                     skip = min(max(start - first, 0), batch.num_rows)
                     if skip < batch.num_rows:
                         yield _columnar(batch.slice(skip), first + skip, self.text_field)
@@ -124,15 +164,18 @@ class ArrowReader:
     Record batches before `start` are not decoded; those of a compressed stream, which has no index, are.
     """
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: Path, text_field: str, keep: Keep = keep_all) -> None:
         self.path, self.text_field = path, text_field
         with reading(path):
             mapped = _mapped(path)
             self._is_file = mapped[:6] == b"ARROW1"
-            self.schema = plain_schema(path, self._open(mapped, None).schema)
+            whole = self._open(mapped, None).schema
+            self.names, self.schema = tuple(whole.names), plain_schema(path, whole, keep)
+            kept = [place for place, name in enumerate(self.names) if keep(name)]
+            self._fields = None if len(kept) == len(self.names) else kept
             if not self._is_file and mapped[-8:] != END_OF_STREAM:
                 raise SourceError(f"{path}: cannot be read: the Arrow stream ends without its end mark, it was cut off")
-            narrow = next((i for i, field in enumerate(self.schema) if pa.types.is_primitive(field.type)), 0)
+            narrow = next((i for i, field in enumerate(whole) if pa.types.is_primitive(field.type)), 0)
             self._sizes = [batch.num_rows for _, batch in self._batches(mapped, 0, [narrow])]
         self.n_rows = sum(self._sizes)
 
@@ -154,7 +197,7 @@ class ArrowReader:
         row = 0
         with reading(self.path, lambda: f" after row {row}"):
             mapped = _mapped(self.path)
-            for number, batch in self._batches(mapped, int(np.searchsorted(ends, start, side="right")), None):
+            for number, batch in self._batches(mapped, int(np.searchsorted(ends, start, side="right")), self._fields):
                 first = int(ends[number]) - batch.num_rows
                 for row in range(max(start, first), int(ends[number]), PIECE_ROWS):
                     yield _columnar(batch.slice(row - first, PIECE_ROWS), row, self.text_field)
@@ -179,7 +222,7 @@ class HubReader:
 
     n_rows = None
 
-    def __init__(self, name: str, text_field: str) -> None:
+    def __init__(self, name: str, text_field: str, keep: Keep = keep_all) -> None:
         match = HUB_NAME.fullmatch(name)
         assert match is not None
         self.name, self.text_field = name, text_field
@@ -199,14 +242,14 @@ class HubReader:
             else:
                 head: dict[str, list[Any]] = next(self._dataset.iter(PIECE_ROWS), {})
                 schema = pa.schema([(field, pa.array(values).type) for field, values in head.items()])
-        self.schema = plain_schema(name, schema)
+        self.names, self.schema = tuple(schema.names), plain_schema(name, schema, keep)
 
     def pieces(self, start: int) -> Iterator[Piece]:
         row = start
         dataset = self._dataset.skip(start) if start else self._dataset
         with _hub_errors(lambda: f"{self.name}: the Hub dataset cannot be read after row {row}"):
             for fields in dataset.iter(HUB_ROWS):
-                if new := fields.keys() - set(self.schema.names):
+                if new := fields.keys() - set(self.names):
                     raise KeyError(f"fields that the first rows do not have: {', '.join(sorted(new))}")
                 n_rows = len(next(iter(fields.values())))
                 columns = [pa.array(fields.get(field.name, [None] * n_rows), field.type) for field in self.schema]
@@ -227,16 +270,20 @@ def _hub_errors(message: Callable[[], str]) -> Iterator[None]:
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def plain_schema(path: Path | str, schema: pa.Schema) -> pa.Schema:
-    """`schema` without metadata. `SourceError` where two columns share a name, or Parquet has no such type."""
+def plain_schema(path: Path | str, schema: pa.Schema, keep: Keep = keep_all) -> pa.Schema:
+    """`schema` without metadata, of the columns to `keep`.
+
+    Errors: `SourceError` where two of them share a name, or Parquet has no such type.
+    """
+    schema = pa.schema([pa.field(field.name, field.type) for field in schema if keep(field.name)])
     twice = [name for name in schema.names if schema.names.count(name) > 1]
     if twice:
-        raise SourceError(f"{path}: two columns are named {twice[0]!r}: rename one")
-    schema = pa.schema([pa.field(field.name, field.type) for field in schema])
+        raise SourceError(f"{path}: two columns are named {twice[0]!r}: rename one, or leave both out with --drop")
     if not _storable(schema):
         odd = next(field for field in schema if not _storable(pa.schema([field])))
         raise SourceError(
-            f"{path}: column {odd.name!r} is {odd.type}, which no Parquet file can hold: convert or drop it"
+            f"{path}: column {odd.name!r} is {odd.type}, which no Parquet file can hold: convert it, or leave "
+            f"it out with --drop"
         )
     return schema
 

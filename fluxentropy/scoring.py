@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
         offline=config.offline,
         reserved=(*SCORE_NAMES, *config.scores),
         scans=read_json(folder / SCANS),
+        columns=config.columns,
+        drop=config.drop,
     )
 
 
@@ -156,9 +159,16 @@ class _ScoreRun:
                 file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
 
     def _parts(self, done: dict[int, int]) -> Iterator[TextPart]:
-        """The parts that are not among those done (part -> its rows), and fall to this rank."""
+        """The parts that are not among those done (part -> its rows), and fall to this rank.
+
+        A corpus without rows has one part, so that its columns are known.
+        """
         rank, ranks = self.config.share
-        for number, table in missing_parts(done, self._tables):
+        parts = missing_parts(done, self._tables)
+        first = next(parts, None)
+        if first is None and not done:
+            first = 0, self.corpus.schema.empty_table()
+        for number, table in chain([] if first is None else [first], parts):
             if number % ranks == rank:
                 yield TextPart(number=number, table=table, text_field=self.corpus.text_field)
 
@@ -278,6 +288,8 @@ def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str
         "part_tokens": _part_tokens(config, model),
         "batch_tokens": model.batch_tokens,
         "predicted_bytes": PREDICTED_BYTES,
+        **({} if config.columns is None else {"columns": list(config.columns)}),
+        **({"drop": list(config.drop)} if config.drop else {}),
         **_extra_identity(config),
     }
 

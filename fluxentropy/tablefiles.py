@@ -249,7 +249,7 @@ class _ParquetGroups:
 class _JsonLines:
     def __init__(self, stream: pa.NativeFile, schema: pa.Schema) -> None:
         self.stream = stream
-        self.schema = pa.schema([field.with_type(_json_type(field.type)) for field in schema])
+        self.schema = pa.schema([field.with_type(json_type(field.type)) for field in schema])
 
     def write(self, table: pa.Table) -> None:
         for start in range(0, len(table), JSON_ROWS):
@@ -267,12 +267,12 @@ def json_line(row: dict[str, Any]) -> str:
     '{"text": "a\\\\nb", "x": null, "y": [1.5, null]}\\n'
     """
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_json_value) + "\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=json_value) + "\n"
     except ValueError:
-        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_json_value) + "\n"
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=json_value) + "\n"
 
 
-def _json_value(value: Any) -> str:
+def json_value(value: Any) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
@@ -286,24 +286,24 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _json_type(kind: pa.DataType) -> pa.DataType:
+def json_type(kind: pa.DataType) -> pa.DataType:
     """The type a column is cast to before it becomes JSON: dates, times and decimals turn into strings."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _json_type(kind.storage_type)
+        return json_type(kind.storage_type)
     if pa.types.is_dictionary(kind):
-        return _json_type(kind.value_type)
+        return json_type(kind.value_type)
     if (pa.types.is_temporal(kind) and not pa.types.is_interval(kind)) or pa.types.is_decimal(kind):
         return pa.large_string()
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_json_type(field.type)) for field in kind])
+        return pa.struct([field.with_type(json_type(field.type)) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(_json_type(kind.key_type), _json_type(kind.item_type))
+        return pa.map_(json_type(kind.key_type), json_type(kind.item_type))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_json_type(kind.value_type), kind.list_size)
+        return pa.list_(json_type(kind.value_type), kind.list_size)
     if pa.types.is_large_list(kind):
-        return pa.large_list(_json_type(kind.value_type))
+        return pa.large_list(json_type(kind.value_type))
     if pa.types.is_list(kind):
-        return pa.list_(_json_type(kind.value_type))
+        return pa.list_(json_type(kind.value_type))
     return kind

@@ -23,7 +23,8 @@ from fluxentropy.errors import SourceError
 from fluxentropy.sources import COMPRESSIONS
 
 EXCERPT = 200  # characters of a rejected line that are shown
-MAX_DEPTH = 32  # of nested JSON; Arrow files allow 64, and lists cost two
+MAX_DEPTH = 200  # of nested JSON, which Python reads by calling itself
+MAX_DIGITS = 4300  # of an integer, Python's own limit
 CELL_LIMIT = 2**28  # characters of a CSV cell; an opening quote without its end stops here
 TEXT_LIMIT = 2**30  # bytes of a plain text file, which is one text
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -68,6 +69,11 @@ class TextFile:
     name: str
     format: str
     text_field: str
+
+    @property
+    def cells(self) -> bool:
+        """Whether all values are strings, whatever they look like."""
+        return self.format in ("csv", "tsv")
 
     def records(self, blind: int = 0) -> Iterator[Record | Rejected]:
         """All records, or those after the first `blind`, which are not looked at (only where none is rejected).
@@ -152,13 +158,13 @@ _KINDS = {
 }
 
 
-def _int64(digits: str) -> int:
-    if len(digits) > 18 and (len(digits) > 20 or not -(2**63) <= int(digits) < 2**63):
-        raise ValueError(f"the integer {digits[:24]} does not fit into 64 bits: write it as a string")
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"the integer {digits[:24]}… has {len(digits):,} digits: write it as a string")
     return int(digits)
 
 
-_parse = json.JSONDecoder(parse_int=_int64).decode
+_parse = json.JSONDecoder(parse_int=_integer).decode
 
 
 def _mend(value: Any) -> tuple[Any, bool]:

@@ -28,6 +28,8 @@ def tokens(config: TokensConfig) -> Outcome:
         id_field=config.id_field,
         limit=config.limit,
         offline=config.offline,
+        columns=config.columns,
+        drop=config.drop,
     )
     rows = [row for batch in corpus.batches() for row in batch.select(["id", corpus.text_field]).to_pylist()]
     texts = [(row["id"], row[corpus.text_field] or "") for row in itertools.islice(rows, config.limit)]

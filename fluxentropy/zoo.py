@@ -25,6 +25,8 @@ from fluxentropy.versions import versions
 from fluxentropy.yamlfile import did_you_mean, to_plain
 from fluxentropy.zoo_entries import ZooEntry, read_zoo, zoo_path
 
+LATER = {"scores": (), "columns": None, "drop": ()}  # options of which folders from before them say nothing
+
 log = logging.getLogger(__name__)
 
 
@@ -75,6 +77,8 @@ def _check_sources(config: ZooConfig, spool: Path) -> tuple[str, ...]:
         offline=config.offline,
         reserved=(*SCORE_NAMES, *config.scores),
         scans=None,
+        columns=config.columns,
+        drop=config.drop,
     )
     return tuple(str(spool) if source == "-" else source for source in config.sources)
 
@@ -122,7 +126,7 @@ def _identity(config: ZooConfig) -> dict[str, Any]:
         for cls in (SourceOptions, ScoringOptions)
         for field in dataclasses.fields(cls)
         if field.name not in ("overwrite", "offline", "device")
-        and not (field.name == "scores" and not config.scores)  # as in folders from before there were any
+        and not (field.name in LATER and getattr(config, field.name) == LATER[field.name])
     ]
     return {"kind": "zoo", **{name: to_plain(getattr(config, name)) for name in options}}
 

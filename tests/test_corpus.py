@@ -135,6 +135,78 @@ def test_id_column_serves_where_every_file_has_it(tmp_path: Path) -> None:
     assert got["source_id"].to_pylist() == [7, None, None, None]
 
 
+def test_ids_of_several_kinds_become_strings(tmp_path: Path) -> None:
+    values: list[Any] = [1, "2", None, 2**64, "é"]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"id": value, "text": "a"} for value in values])
+    assert read(path)["id"].to_pylist() == ["1", "2", "a.jsonl:2", "18446744073709551616", "é"]
+    by_name = read(write_jsonl(tmp_path / "b.jsonl", [{"url": value, "text": "a"} for value in values]), id_field="url")
+    assert by_name["id"].to_pylist() == ["1", "2", "b.jsonl:2", "18446744073709551616", "é"]
+    assert by_name["url"].to_pylist() == ["1", "2", None, "18446744073709551616", "é"]
+    numbers = write_jsonl(tmp_path / "c.jsonl", [{"url": 7, "text": "a"}, {"url": 2**64 - 1, "text": "b"}])
+    assert read(numbers, id_field="url")["id"].to_pylist() == ["7", str(2**64 - 1)]
+    assert read(numbers, id_field="url").schema.field("url").type == pa.uint64()
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([None, 1.5], r"double, 1\.5 in row 1"),
+        ([None, float("nan")], r"double, nan in row 1"),
+        ([b"a", b"\xff"], r"binary, b'a' in row 0"),
+        ([None, True], r"bool, True in row 1"),
+    ],
+)
+def test_ids_that_name_nothing_exactly_are_refused(tmp_path: Path, ids: list[Any], said: str) -> None:
+    source = pa.table({"text": ["a", "b"], "id": ids})
+    for path in (write_parquet(tmp_path / "a.parquet", source), write_arrow(tmp_path / "a.arrow", source)):
+        with pytest.raises(SourceError, match=f"{path.name}: the id field 'id' holds {said}: make .* --drop id"):
+            opened(path)
+        assert read(path, drop=["id"])["id"].to_pylist() == [f"{path.name}:0", f"{path.name}:1"]
+    nothing = pa.table({"text": ["a"], "id": pa.nulls(1, pa.float64())})
+    assert read(write_parquet(tmp_path / "b.parquet", nothing))["id"].to_pylist() == ["b.parquet:0"]
+
+
+@pytest.mark.parametrize("value", ["1.0", "NaN", "[1]", '{"a": 1}', "true"])
+def test_json_ids_that_name_nothing_exactly_are_refused(tmp_path: Path, value: str) -> None:
+    path = write_bytes(tmp_path / "a.jsonl", f'{{"id": 1, "text": "a"}}\n\n{{"id": {value}, "text": "b"}}\n'.encode())
+    with pytest.raises(SourceError, match=r"a\.jsonl: the id field 'id' holds an? \w+, .*, in line 3: make the ids"):
+        opened(path)
+    with pytest.raises(SourceError, match="name another with --id-field"):
+        opened(write_jsonl(tmp_path / "b.jsonl", [{"n": 1.5, "text": "a"}]), id_field="n")
+
+
+# --- columns that are wanted ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_columns_and_drop_work_for_all_formats(tmp_path: Path, name: str) -> None:
+    path = WRITERS[name](tmp_path / name, [{"id": f"i{i}", **row} for i, row in enumerate(ROWS)])
+    whole = read(path)
+    for options in ({"columns": ["x"]}, {"drop": ["n"]}):
+        got = read(path, **options)
+        assert got.equals(whole.drop_columns(["n"]))
+        assert table(opened(path, **options), 7).equals(got.slice(7))
+    assert read(path, columns=[]).schema.names == ["id", "source_file", "source_row", "text", "input_status"]
+    with pytest.raises(UsageError, match="--columns y: no source has such a field"):
+        opened(path, columns=["x", "y"])
+    with pytest.raises(UsageError, match=r"--drop m: no source has such a field.*"):
+        opened(path, drop=["m"])
+    with pytest.raises(UsageError, match="--drop text: it is needed"):
+        opened(path, drop=["text"])
+    with pytest.raises(UsageError, match="--columns and --drop: give one"):
+        opened(path, columns=["x"], drop=["n"])
+
+
+def test_a_dropped_column_may_be_of_any_kind(tmp_path: Path) -> None:
+    odd = pa.table({"text": ["a"], "odd": pa.array([{}], pa.struct([]))})
+    assert read(write_arrow(tmp_path / "a.arrow", odd), drop=["odd"])["text"].to_pylist() == ["a"]
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], ["text", "n", "n"])
+    assert read(write_arrow(tmp_path / "b.arrow", twice), columns=[])["text"].to_pylist() == ["a"]
+    one, two = (write_parquet(tmp_path / f"{i}.parquet", [{"Text": "a", "n": n}]) for i, n in enumerate([1, "x"]))
+    assert read([one, two], drop=["n"])["Text"].to_pylist() == ["a", "a"]
+    assert opened(write_bytes(tmp_path / "c.jsonl", b""), drop=["n"]).n_rows == 0
+
+
 def test_id_field_stays_under_its_own_name(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [{"id": 5, "url": "007", "text": "a"}, {"id": 6, "url": "", "text": "b"}])
     got = read(path, id_field="url")
@@ -227,10 +299,29 @@ def test_types_that_do_not_fit_name_both_files(tmp_path: Path) -> None:
         opened(paths)
 
 
-def test_integers_that_meet_floats_in_another_file_are_rounded(tmp_path: Path) -> None:
-    first = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "n": 2**53 + 1}])
-    second = write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "n": 0.5}])
-    assert read([first, second])["n"].to_pylist() == [2.0**53, 0.5]
+def test_integers_that_meet_floats_in_another_file_are_never_rounded(tmp_path: Path) -> None:
+    big = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "n": 2**53 + 1}])
+    fraction = write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "n": 0.5}])
+    table = write_parquet(tmp_path / "c.parquet", [{"text": "c", "n": 1.5}])
+    whole = write_parquet(tmp_path / "d.parquet", [{"text": "d", "n": 2**53 + 1}])
+    assert read([big, fraction])["n"].to_pylist() == ["9007199254740993", "0.5"]
+    assert read([big, table])["n"].to_pylist() == ["9007199254740993", "1.5"]
+    assert read([big, whole])["n"].to_pylist() == [2**53 + 1] * 2
+    for other in (fraction, table):
+        with pytest.raises(
+            SourceError, match=r"d\.parquet: cannot be read: column 'n' is int64.*9007199254740993.*--drop n"
+        ):
+            read([other, whole])
+
+
+def test_columns_that_meet_a_text_file_become_json_text(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "m": {"k": 1}, "h": 2**64 - 1}])
+    when = pa.array([0], pa.timestamp("s"))
+    table = write_parquet(tmp_path / "b.parquet", pa.table({"text": ["b"], "m": when, "h": [-1]}))
+    corpus = opened([lines, table])
+    assert corpus.json_text == ("m", "h")
+    assert read([lines, table])["m"].to_pylist() == ['{"k": 1}', '"1970-01-01 00:00:00.000"']
+    assert read([lines, table])["h"].to_pylist() == [str(2**64 - 1), "-1"]
 
 
 def test_values_beyond_the_merged_type_name_the_file(tmp_path: Path) -> None:

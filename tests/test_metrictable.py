@@ -193,11 +193,21 @@ def test_bad_columns(
         read_metric_table(table(**columns), "correct", metrics)
 
 
+def test_json_values_of_several_kinds_are_what_they_say(tmp_path: Path) -> None:
+    lines = [(True, 1), ("no", "2.5"), (1, "n/a"), ("false", 0.5), (None, 3), (1, 2**53)]
+    text = "".join(json.dumps({"correct": correct, "entropy": value}) + "\n" for correct, value in lines)
+    (tmp_path / "a.jsonl").write_text(text)
+    found = read_metric_table(str(tmp_path / "a.jsonl"), "correct")
+    assert found.target.tolist() == [True, False, False, True]
+    assert found.metrics["entropy"].tolist() == [1.0, 2.5, 0.5, 2.0**53]
+    assert found.excluded == {"correct": {"missing": 1}, "entropy": {"missing": 1}}
+
+
 def test_bad_files(tmp_path: Path) -> None:
     for name, content, message in [
         ("cut.parquet", b"PAR1", "cut.parquet: cannot be read"),
         ("a.txt", b"text", "plain text is no table"),
-        ("mixed.jsonl", b'{"correct": true, "entropy": 1}\n{"correct": "yes", "entropy": 2}\n', "needs one type"),
+        ("mixed.jsonl", b'{"correct": true, "entropy": 1}\n{"correct": "so", "entropy": 2}\n', "row 2: 'so' is nei"),
         ("ragged.csv", b"correct,entropy\n1,2\n1\n", "ragged.csv:3: 1 cells where the header has 2"),
         ("empty.csv", b"correct,entropy\n", "empty.csv: no rows"),
     ]:
