@@ -22,7 +22,7 @@ from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings, check_types, damage, read_record
 from fluxentropy.progress import Progress
 from fluxentropy.rowhash import NAMES, sum_of_rows
-from fluxentropy.shards import MANIFEST, bin_folder
+from fluxentropy.shards import MANIFEST, bin_folder, bins_top
 from fluxentropy.split import fingerprints
 from fluxentropy.store import sha256_file
 from fluxentropy.tablefiles import reading
@@ -114,9 +114,10 @@ class InputSum:
 
 def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
     """Check every shard, and that together they are what `bins.json`, the manifest and the input say."""
+    top = bins_top(findings.run)
     findings.look_for_leftovers(findings.run)
     record, binning = _bins_json(findings, manifest)
-    numbers = _numbers(findings, record)
+    numbers = _numbers(findings, record, top)
     shards = [shard for number, folder in numbers.items() for shard in _folder(findings, number, folder)]
     found: dict[int, list[ShardFacts]] = {number: [] for number in numbers}
     with Progress(manifest.get("rows"), unit="rows checked") as line:
@@ -160,19 +161,23 @@ def _bins_json(findings: Findings, manifest: dict[str, Any]) -> tuple[dict[str, 
         return {}, None
 
 
-def _numbers(findings: Findings, record: dict[str, Any]) -> dict[int, Path]:
+def _numbers(findings: Findings, record: dict[str, Any], top: str) -> dict[int, Path]:
     """The folders that there are, by number, after noting those that are missing and those too many."""
     run = findings.run
     if record:
         bins = len(record["counts"])
-        wanted = {n: run / bin_folder(n, bins) for n in [*range(bins), *([UNSCORED] if record["unscored"] else [])]}
+        wanted = {
+            n: run / bin_folder(n, bins, top) for n in [*range(bins), *([UNSCORED] if record["unscored"] else [])]
+        }
     else:
-        digits = {folder: folder.name.removeprefix("bin=") for folder in sorted(run.glob("bin=*"))}
+        digits = {folder: folder.name.removeprefix("bin=") for folder in sorted((run / top).glob("bin=*"))}
         wanted = {int(number): folder for folder, number in digits.items() if number.isdecimal()}
         wanted |= {UNSCORED: run / "unscored"} if (run / "unscored").is_dir() else {}
-    for path in (*sorted(run.glob("bin=*")), run / "unscored"):
+    for path in (*sorted(run.glob("bin=*")), *(sorted((run / top).glob("bin=*")) if top else ()), run / "unscored"):
         if path not in wanted.values() and path.exists():
             findings.add(path, "it is not of this run", (path,))
+    if top and (run / top).is_dir():
+        findings.look_around(run / top, {path.name for path in (run / top).glob("bin=*")}, ())
     for folder in wanted.values():
         if not folder.is_dir():
             findings.add(folder, "it is missing")
@@ -200,7 +205,7 @@ def _check_totals(
     for name, column in (("rows", "counts"), ("tokens", "tokens")):
         for number in range(bins):
             sums = _sum(name, found[number])
-            findings.differs(path, f"{name} in {bin_folder(number, bins)}", record[column][number], sums, (path,))
+            findings.differs(path, f"{name} in bin {number}", record[column][number], sums, (path,))
     everything = [facts for shards in found.values() for facts in shards]
     for name in ("rows", "hash"):
         findings.differs(path, f"as {name}", record[name], _sum(name, everything), (path,))

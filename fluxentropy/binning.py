@@ -1,4 +1,4 @@
-"""`fluxentropy bin`: a scored corpus -> `bin=NN/` folders of Arrow shards, cut at exact edges."""
+"""`fluxentropy bin`: a scored corpus -> `data/bin=NN/` folders of Arrow shards, cut at exact edges."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import JOINED
-from fluxentropy.shards import bin_folder, read_manifest
+from fluxentropy.shards import DATA, bin_folder, bins_top, read_manifest, stamp
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
@@ -34,7 +34,7 @@ from fluxentropy.tokenizing import find_tokenizer
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import did_you_mean, read_yaml
 
-OWNED = ("bin=*", "unscored", "bins.json", FOLDER)  # what a run of `bin` puts into its folder
+OWNED = (DATA, "bin=*", "unscored", "bins.json", FOLDER)  # what a run of `bin` puts into its folder, or once put
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,9 @@ def bin_corpus(config: BinConfig) -> Outcome:
         job = _Job.open(config)
         blocks = job.blocks()
         run.begin(job.identity(), to_yaml(_with_its_blocks(config)), last=_packs_anew(config))
-        for aside in config.out.glob(".aside-*"):  # of a process that was killed
-            shutil.rmtree(aside, ignore_errors=True)
+        for pattern in (".aside-*", f"{DATA}/.aside-*"):  # of a process that was killed
+            for aside in config.out.glob(pattern):
+                shutil.rmtree(aside, ignore_errors=True)
         manifest = read_json(run.manifest) or {}
         if not manifest.get("complete"):
             try:
@@ -74,6 +75,7 @@ class _Job:
     table: TableFiles
     derived: dict[str, Derived]  # those of `by` that are no columns of the input, in this order
     engine: Engine
+    top: str  # of the bins' folders in `out`
     renamed: dict[str, str]  # a column's name in the input -> in the shards
     standards: Standards = dataclasses.field(default_factory=dict)  # of z(...) in `by`
 
@@ -110,6 +112,7 @@ class _Job:
             table=table,
             derived=derived,
             engine=make_engine(config.engine, config.workers, config.address),
+            top=bins_top(config.out),
             renamed=_renamed([*names, *derived])
             | {item.name: item.column for item in derived.values() if item.name != item.column},
         )
@@ -167,6 +170,7 @@ class _Job:
         parts = self.run(split, self.files, "rows split", lambda record: record["rows"])
         gather = Gather(
             out=self.config.out,
+            top=self.top,
             bins=binning.bins,
             schema=split.schema,
             order=self.config.order,
@@ -179,7 +183,7 @@ class _Job:
         made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        record = bins_json(binning, made, stats, self.config)
+        record = bins_json(binning, made, stats, self.config, self.top)
         if any(item.expression for item in self.derived.values()):
             columns = {name: self.renamed.get(name, name) for name in self.by}
             record |= {"columns": columns, "standards": {name: list(found) for name, found in self.standards.items()}}
@@ -253,8 +257,11 @@ class _Job:
             joined=self.joined,
             seed=self.config.seed if shuffled else None,
             ranges=ranges(int(self.table.rows * self.table.row_bytes), binning.bins) if shuffled else 1,
-            only=frozenset(n for n in numbers if read_manifest(self.config.out / bin_folder(n, binning.bins)) is None),
+            only=frozenset(n for n in numbers if read_manifest(self._folder(n, binning.bins)) is None),
         )
+
+    def _folder(self, number: int, bins: int) -> Path:
+        return self.config.out / bin_folder(number, bins, self.top)
 
     def run(self, job: Any, units: Sequence[Any], unit: str, size: Any) -> list[dict[str, Any]]:
         found = []
@@ -281,6 +288,7 @@ class _Job:
             "bins_sha256": sha256_file(self.config.out / "bins.json"),
             "run": self.config.run,
             "files": [str(file.path) for file in self.files],
+            **stamp(self.top),
         }
 
 

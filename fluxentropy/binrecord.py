@@ -10,14 +10,14 @@ from fluxentropy.bins import UNSCORED, Binning
 from fluxentropy.blocks import FOLDER, read_blocks
 from fluxentropy.config import BinConfig
 from fluxentropy.outcome import Outcome
-from fluxentropy.shards import bin_folder, read_manifest
+from fluxentropy.shards import bin_folder, bins_top, read_manifest, stamp
 from fluxentropy.store import read_json
 
 
 def bins_json(
-    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig
+    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig, top: str
 ) -> dict[str, Any]:
-    """The record, of the manifests `made` of all bins and then of `unscored`, if there is one."""
+    """The record, of the manifests `made` of all bins, whose folders are in `top`, and then of `unscored`, if any."""
     bins = made[: binning.bins]
     return {
         **binning.to_json(),
@@ -29,6 +29,7 @@ def bins_json(
         "hash": sum(record["hash"] for record in made) % 2**64,
         "order": config.order,
         "seed": config.seed,
+        **stamp(top),
     }
 
 
@@ -37,16 +38,17 @@ def all_there(out: Path) -> bool:
     found = read_json(out / "bins.json")
     if found is None:
         return False
-    bins = len(found["counts"])
+    bins, top = len(found["counts"]), bins_top(out)
     numbers = [*range(bins), *([UNSCORED] if found["unscored"] else [])]
-    return all(read_manifest(out / bin_folder(number, bins)) is not None for number in numbers)
+    return all(read_manifest(out / bin_folder(number, bins, top)) is not None for number in numbers)
 
 
 def bin_outcome(config: BinConfig) -> Outcome:
     """The bins in `config.out`, by their bins.json, and their blocks where there are any."""
     found = read_json(config.out / "bins.json") or {}
     blocks = read_blocks(config.out)
-    folders = [bin_folder(number, len(found["counts"])) for number in range(len(found["counts"]))]
+    top = bins_top(config.out)
+    folders = [bin_folder(number, len(found["counts"]), top).name for number in range(len(found["counts"]))]
     by = found["by"] if isinstance(found["by"], str) else ", ".join(found["by"])
     lines = [
         f"{found['rows']:,} rows by {by} in {len(folders)} bins ({_how(found)}), {config.order} order, in {config.out}"

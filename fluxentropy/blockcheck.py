@@ -20,7 +20,7 @@ from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings, check_types, damage, read_record
 from fluxentropy.packing import block_schema
 from fluxentropy.progress import Progress
-from fluxentropy.shards import MANIFEST, bin_folder
+from fluxentropy.shards import MANIFEST, bin_folder, bins_top
 from fluxentropy.tablefiles import reading
 from fluxentropy.tokenizing import fingerprint_files
 from fluxentropy.yamlfile import read_yaml
@@ -86,11 +86,14 @@ def check_blocks(findings: Findings, engine: Engine) -> None:
     except RunError as error:
         findings.add(top / RECORD, str(error), (top / RECORD,))
         return
-    folders = [top / bin_folder(number, len(counts)) for number in range(len(counts))]
+    data = bins_top(top, RECORD)
+    folders = [top / bin_folder(number, len(counts), data) for number in range(len(counts))]
     made = [_check_bin(findings, folder) for folder in folders]
-    for path in sorted(top.glob("bin=*")):
+    for path in (*sorted(top.glob("bin=*")), *(sorted((top / data).glob("bin=*")) if data else ())):
         if path not in folders:
             findings.add(path, "it is not of this run", (path,))
+    if data and (top / data).is_dir():
+        findings.look_around(top / data, {path.name for path in (top / data).glob("bin=*")}, ())
     shards = [
         Shard(path=folder / file["name"], number=number, record=file)
         for number, (folder, facts) in enumerate(zip(folders, made, strict=True))

@@ -1,9 +1,9 @@
 """The texts of bins as tokens, packed into blocks of one length to train on.
 
-    DIR/_blocks/blocks.json                 length, tokenizer, counts of each bin; written last
-    DIR/_blocks/tokenizer/                  what `save_pretrained` writes
-    DIR/_blocks/bin=00/part-00000.arrow …   Arrow IPC files, not compressed, so that training maps them into memory
-    DIR/_blocks/bin=00/.manifest.json       counts, and each file's rows, bytes and SHA-256
+    DIR/_blocks/blocks.json                      length, tokenizer, counts of each bin; written last
+    DIR/_blocks/tokenizer/                       what `save_pretrained` writes
+    DIR/_blocks/data/bin=00/part-00000.arrow …   Arrow IPC files, not compressed: training maps them into memory
+    DIR/_blocks/data/bin=00/.manifest.json       counts, and each file's rows, bytes and SHA-256
 
 A bin's documents follow each other in the order of its shards, each ended by the tokenizer's end-of-text token, and run
 on from block to block (packing.py). Readers of the shards pass over a folder whose name begins with an underscore.
@@ -25,7 +25,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.findings import damage
 from fluxentropy.packing import Packer, block_schema
 from fluxentropy.readers import is_text
-from fluxentropy.shards import MANIFEST, ShardWriter, bin_folder, read_manifest
+from fluxentropy.shards import DATA, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest, stamp
 from fluxentropy.store import atomic_folder, difference, fingerprint_json, read_json, write_json
 from fluxentropy.tablefiles import reading, without_dictionary
 from fluxentropy.tokenizing import FoundTokenizer, encode, fingerprint_files, open_backend
@@ -70,8 +70,9 @@ class Blocks:
     def make(self, run: RunJob) -> None:
         """Make what is missing, by `run`, which hands back what a job returns for each unit."""
         folder = self.out / FOLDER
-        for aside in folder.glob(".aside-*/"):  # of a process that was killed
-            shutil.rmtree(aside, ignore_errors=True)
+        for pattern in (".aside-*/", f"{DATA}/.aside-*/"):  # of a process that was killed
+            for aside in folder.glob(pattern):
+                shutil.rmtree(aside, ignore_errors=True)
         saved = folder / TOKENIZER
         if not saved.is_dir() or fingerprint_files(saved) != self.tokenizer.fingerprint:
             shutil.rmtree(saved, ignore_errors=True)
@@ -79,6 +80,7 @@ class Blocks:
         bins = read_json(self.out / "bins.json") or {}
         pack = Pack(
             out=self.out,
+            tops=(bins_top(self.out), bins_top(folder, RECORD)),
             bins=len(bins["counts"]),
             tokenizer=self.tokenizer.fingerprint,
             eos=self.tokenizer.eos,
@@ -87,11 +89,11 @@ class Blocks:
             shard_bytes=self.shard_bytes,
         )
         made = run(pack, range(pack.bins))
-        record = self._record(bins, made)
+        record = self._record(bins, made, pack.tops[1])
         if read_blocks(self.out) != record:
             write_json(folder / RECORD, record)
 
-    def _record(self, bins: dict[str, Any], made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _record(self, bins: dict[str, Any], made: Sequence[dict[str, Any]], top: str) -> dict[str, Any]:
         ours = {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint}
         record = {
             "length": self.length,
@@ -101,6 +103,7 @@ class Blocks:
             "tokenizer": (read_blocks(self.out) or {}).get("tokenizer", ours),  # the same one, maybe by another name
             **{name: [facts[key] for facts in made] for name, key in COUNTS.items()},
             "bins_fingerprint": bins["fingerprint"],
+            **stamp(top),
         }
         return {**record, "fingerprint": fingerprint_blocks(record, made)}
 
@@ -114,6 +117,7 @@ class Pack:
     """The job that makes the blocks of one bin. Repeated, it finds them made."""
 
     out: Path
+    tops: tuple[str, str]  # of the bins' folders in `out`, and in FOLDER
     bins: int
     tokenizer: str  # the fingerprint of the one in FOLDER
     eos: int
@@ -122,9 +126,11 @@ class Pack:
     shard_bytes: int
 
     def __call__(self, number: int) -> dict[str, Any]:
-        name = bin_folder(number, self.bins)
-        folder = self.out / FOLDER / name
-        shards = (read_manifest(self.out / name) or {})["files"]
+        source, folder = (
+            place / bin_folder(number, self.bins, top)
+            for place, top in zip((self.out, self.out / FOLDER), self.tops, strict=True)
+        )
+        shards = (read_manifest(source) or {})["files"]
         made_of = self._made_of(shards)
         facts = read_manifest(folder)
         if facts is not None and facts.get("made_of") == made_of:
@@ -135,7 +141,7 @@ class Pack:
 
         def batches() -> Iterator[pa.RecordBatch]:
             nonlocal empty
-            for texts in self._texts(self.out / name, shards):
+            for texts in self._texts(source, shards):
                 ids, sizes = encode(backend, texts, self.eos)
                 empty += int(np.sum(sizes == 0))
                 packer.add(ids, sizes)
@@ -187,7 +193,7 @@ def read_blocks(out: Path) -> dict[str, Any] | None:
 
 def fingerprint_blocks(record: dict[str, Any], made: Sequence[dict[str, Any]]) -> str:
     """The fingerprint of a record of blocks and of all their files, which the bins' manifests `made` list."""
-    facts = {key: value for key, value in record.items() if key != "fingerprint"}
+    facts = {key: value for key, value in record.items() if key not in ("fingerprint", "format")}
     return "sha256:" + fingerprint_json({**facts, "files": [[file["sha256"] for file in one["files"]] for one in made]})
 
 

@@ -1,7 +1,7 @@
 """Token blocks of a binned corpus, memory-mapped: `fluxentropy bin … --tokenize` writes them, training reads them.
 
-DIR/_blocks/blocks.json                   length, vocabulary, blocks of each bin, fingerprint
-DIR/_blocks/bin=00/part-00000.arrow …     Arrow IPC files, uncompressed, record batches of 256 blocks
+DIR/_blocks/blocks.json                    length, vocabulary, blocks of each bin, fingerprint
+DIR/_blocks/data/bin=00/part-00000.arrow … Arrow IPC files, uncompressed, record batches of 256 blocks
 
 A block has length + 1 tokens, which give `length` predictions. Blocks are numbered over all bins: the blocks of bin 0,
 then those of bin 1, and so on; `read` takes a bin and a place in it, `gather` takes these numbers.
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from fluxentropy.errors import RunError, SourceError
-from fluxentropy.shards import bin_folder
+from fluxentropy.shards import bin_folder, bins_top
 from fluxentropy.store import read_json
 
 FOLDER, INDEX = "_blocks", "blocks.json"
@@ -72,7 +72,8 @@ class BlockSet:
         if missing:
             raise RunError(f"{index} says nothing of {missing[0]}: make the blocks again")
         counts = np.array(facts["blocks"], np.int64)
-        folders = [index.parent / bin_folder(number, len(counts)) for number in range(len(counts))]
+        top = bins_top(index.parent, INDEX)
+        folders = [index.parent / bin_folder(number, len(counts), top) for number in range(len(counts))]
         files = tuple(tuple(sorted(path.glob("part-*.arrow"))) for path in folders)
         bins = read_json(Path(folder) / "bins.json") or {}
         found = cls(

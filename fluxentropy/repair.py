@@ -39,7 +39,7 @@ def undo_killed(path: Path) -> None:
     What was made again by then stays. Errors: `RunError` where another process writes one of the runs.
     """
     for run in (manifest.parent for pattern in ("", "*/") for manifest in path.glob(f"{pattern}manifest.json")):
-        kept = [file for pattern in ("", "*/") for file in run.glob(f"{pattern}{KEPT}*")]
+        kept = [file for depth in range(4) for file in run.glob(f"{'*/' * depth}{KEPT}*")]  # _blocks/data/bin=00/
         if kept:
             with RunDirectory(run):
                 for file in kept:

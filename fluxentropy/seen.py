@@ -17,7 +17,7 @@ from fluxentropy.ledger import hash_ids
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.sampler import Sampler
-from fluxentropy.shards import bin_folder
+from fluxentropy.shards import bin_folder, bins_top
 from fluxentropy.store import atomic_path, read_json
 from fluxentropy.yamlfile import from_plain, read_yaml
 
@@ -96,8 +96,9 @@ def read_config(path: Path, **changes: Any) -> PretrainConfig:
 
 def _documents(blocks: BlockSet, times: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[pa.Table]:
     """A table for each bin: its documents in their order. One that no block holds was seen 0 times."""
+    top = bins_top(blocks.path)
     for number, start in enumerate(blocks.first[:-1].tolist()):
-        folder = blocks.path / bin_folder(number, blocks.bins)
+        folder = blocks.path / bin_folder(number, blocks.bins, top)
         sources = _lineage(folder)
         columns = {
             "times": np.zeros(len(sources), np.int64),

@@ -1,8 +1,11 @@
 """The files of a binned corpus: Arrow IPC files of a target size, and the bins' folders that hold them.
 
-DIR/bin=00/part-00000.arrow …       rows of the lowest scores
-DIR/bin=00/.manifest.json           rows, tokens, sum of row hashes, and each file's rows, bytes and SHA-256
+DIR/data/bin=00/part-00000.arrow …  rows of the lowest scores
+DIR/data/bin=00/.manifest.json      rows, tokens, sum of row hashes, and each file's rows, bytes and SHA-256
 DIR/unscored/part-00000.arrow …     rows without a score
+
+Nothing else lies in `data/`, because Arrow takes every visible file below a folder for a shard. Versions up to 0.1 had
+the bins' folders in DIR itself, beside `bins.json`: such a DIR stays as it is, and all of this reads it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fluxentropy.bins import UNSCORED
+from fluxentropy.errors import RunError
 from fluxentropy.mergesort import Part
 from fluxentropy.parts import prefetch
 from fluxentropy.rowhash import sum_of_rows
@@ -26,15 +30,45 @@ from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 # Of a record batch, which a reader holds whole; the row that reaches one of them is its last.
 BATCH_ROWS, BATCH_BYTES = 1024, 2**24
 MANIFEST = ".manifest.json"
+DATA = "data"  # holds the bins' folders, and nothing else
+FORMAT = 2  # of bins.json and blocks.json; those of the old layout say none
 
 
-def bin_folder(number: int, bins: int) -> str:
-    """The folder of a bin, with as many digits as the last one needs, and at least two.
+def bins_top(out: Path, index: str = "bins.json") -> str:
+    """The folder in `out` that holds, or shall hold, the bins' folders: `data`; empty for `out` itself.
 
-    >>> bin_folder(3, 12), bin_folder(3, 200), bin_folder(-1, 12)
-    ('bin=03', 'bin=003', 'unscored')
+    The old layout stays as it is, also of a run that was killed or damaged: the `index`, a finished manifest and the
+    folders that are there are asked, in this order.
+
+    Errors: `RunError` where the `index` is of a later format.
     """
-    return "unscored" if number == UNSCORED else f"bin={number:0{max(2, len(str(bins - 1)))}d}"
+    for path in (out / index, out / "manifest.json"):
+        found: Any = None
+        with contextlib.suppress(RunError):  # a damaged one, which is named where it is read
+            found = read_json(path)
+        said = found.get("format") if isinstance(found, dict) else None
+        if isinstance(said, int):
+            if said > FORMAT:
+                raise RunError(f"{path} has format {said}, and this version knows {FORMAT}: install a later one")
+            return DATA
+    if isinstance(found, dict) and found.get("complete") is True:
+        return ""
+    old = (path for pattern in ("bin=*", ".damaged-bin=*") for path in out.glob(pattern))
+    return "" if any(old) and not any((out / DATA).glob("bin=*")) else DATA
+
+
+def bin_folder(number: int, bins: int, top: str) -> Path:
+    """The folder of a bin below that of its `bins.json`, with as many digits as the last one needs, and at least two.
+
+    >>> [str(bin_folder(*of)) for of in ((3, 12, "data"), (3, 200, ""), (-1, 12, "data"))]
+    ['data/bin=03', 'bin=003', 'unscored']
+    """
+    return Path("unscored") if number == UNSCORED else Path(top, f"bin={number:0{max(2, len(str(bins - 1)))}d}")
+
+
+def stamp(top: str) -> dict[str, int]:
+    """What the index of folders in `top` says of its format."""
+    return {"format": FORMAT} if top else {}
 
 
 def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fluxentropy.blockset import BlockSet
 from fluxentropy.errors import UsageError
-from fluxentropy.shards import bin_folder
+from fluxentropy.shards import bin_folder, bins_top
 from fluxentropy.tablefiles import reading
 from fluxentropy.validation import HeldOut, token_losses
 from fluxentropy.yamlfile import did_you_mean
@@ -52,7 +52,8 @@ def read_sources(blocks: BlockSet, column: str) -> Sources:
 def _column(blocks: BlockSet, number: int, column: str) -> list[str]:
     """The sources of a bin's rows, in their order."""
     found: list[str] = []
-    for path in sorted((blocks.path / bin_folder(number, blocks.bins)).glob("part-*.arrow")):
+    folder = blocks.path / bin_folder(number, blocks.bins, bins_top(blocks.path))
+    for path in sorted(folder.glob("part-*.arrow")):
         with reading(path), pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
             if column not in table.column_names:

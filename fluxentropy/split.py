@@ -1,7 +1,7 @@
 """The two steps from scored files to bins, each a picklable job of one unit.
 
     split    one scored file -> .pieces/part-00003.arrow      its rows, ordered by bin
-    gather   all rows of a bin -> bin=07/part-00000.arrow …      in the bin's order
+    gather   all rows of a bin -> data/bin=07/part-00000.arrow … in the bin's order
 
 A row's place in its bin follows from its number among all rows of the input, so the order does not depend on how the
 input is cut into files.
@@ -193,6 +193,7 @@ class Gather:
     """The job that makes one bin of its pieces. Repeated, it finds it made."""
 
     out: Path
+    top: str  # of the bins' folders in `out`
     bins: int
     schema: pa.Schema
     order: str  # shuffle, score or source
@@ -202,7 +203,7 @@ class Gather:
 
     @system_memory()
     def __call__(self, number: int) -> dict[str, Any]:
-        folder = self.out / bin_folder(number, self.bins)
+        folder = self.out / bin_folder(number, self.bins, self.top)
         if (facts := read_manifest(folder)) is not None:
             return facts
         shutil.rmtree(folder, ignore_errors=True)

@@ -64,7 +64,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def folders(out: Path) -> list[Path]:
-    return sorted(path for path in out.iterdir() if path.is_dir())
+    return [*sorted((out / "data").iterdir()), *out.glob("unscored")]
 
 
 def read(folder: Path) -> pa.Table:
@@ -285,7 +285,7 @@ def test_bins_by_an_expression(run: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal([found[key] for key in table["id"].to_pylist()], values)
     assert main(["verify", str(tmp_path / "out")]) == 0
     before = snapshot(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out" / "bin=01")
+    shutil.rmtree(tmp_path / "out" / "data" / "bin=01")
     assert run(*command, "--out", tmp_path / "out")[0] == 0  # makes what is missing
     assert snapshot(tmp_path / "out") == before
     write_files(tmp_path / "one", table, 1)
@@ -306,7 +306,7 @@ def test_standardised_columns_and_their_edges_for_another_corpus(run: Any, tmp_p
     assert data["edges"] == pytest.approx(np.quantile(values[~np.isnan(values)], [1 / 3, 2 / 3]))
     assert data["standards"]["2*n_tokens"] == pytest.approx(standards[1])
     assert bins_of(tmp_path / "out") == by_hand(table, values, data["edges"])
-    ordered = column(read(tmp_path / "out" / "bin=01"), data["columns"][by])
+    ordered = column(read(tmp_path / "out" / "data" / "bin=01"), data["columns"][by])
     assert len(ordered) > 100 and (np.diff(ordered) >= 0).all()
     assert main(["verify", str(tmp_path / "out")]) == 0
 
@@ -382,7 +382,7 @@ def test_as_many_bins_as_a_thousand(run: Any, tmp_path: Path) -> None:
     corpus(tmp_path / "in", rows=2400, files=1, place=list(range(2400)))
     code, data, _ = run(tmp_path / "in", "--by", "place", "--bins", 1200, "--out", tmp_path / "out")
     assert (code, data["counts"]) == (0, [2] * 1200)
-    assert (tmp_path / "out" / "bin=0007").is_dir() and (tmp_path / "out" / "bin=1199").is_dir()
+    assert (tmp_path / "out" / "data" / "bin=0007").is_dir() and (tmp_path / "out" / "data" / "bin=1199").is_dir()
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_a_column_named_bin_gives_way(run: Any, tmp_path: Path) -> None:
     flags = ["--by", "bin", "--bins", 2, "--order", "score"]
     code, data, _ = run(tmp_path / "in", *flags, "--out", tmp_path / "out")
     assert (code, data["counts"]) == (0, [250, 250])
-    found = read(tmp_path / "out" / "bin=01")
+    found = read(tmp_path / "out" / "data" / "bin=01")
     assert found.schema.names == [*table.schema.names[:-2], "source_source_bin", "source_bin", "bin"]
     assert found["source_source_bin"].to_pylist() == list(range(250, 500))
     assert set(found["bin"].to_pylist()) == {1}
@@ -469,7 +469,7 @@ def test_seed_of_the_shuffle(run: Any, tmp_path: Path) -> None:
     orders = []
     for name, seed in (("a", 0), ("b", 1), ("c", 1)):
         run(tmp_path / "in", "--bins", 2, "--seed", seed, "--out", tmp_path / name)
-        orders.append(read(tmp_path / name / "bin=00")["id"].to_pylist())
+        orders.append(read(tmp_path / name / "data" / "bin=00")["id"].to_pylist())
     assert orders[0] != orders[1] == orders[2]
     assert sorted(orders[0]) == sorted(orders[1])
     places = np.array([int(name[3:]) for name in orders[0]])
@@ -636,7 +636,7 @@ def test_mixed_types_are_unified_or_both_files_named(run: Any, tmp_path: Path) -
         pq.write_table(pa.table({"entropy_mean": [1.0, 2.0], "x": value}), tmp_path / "in" / f"{name}.parquet")
     code, _, _ = run(tmp_path / "in", "--bins", 2, "--out", tmp_path / "out")
     assert code == 0
-    assert read(tmp_path / "out" / "bin=00")["x"].to_pylist().count(None) == 1
+    assert read(tmp_path / "out" / "data" / "bin=00")["x"].to_pylist().count(None) == 1
     pq.write_table(pa.table({"entropy_mean": [1.0], "x": ["text"]}), tmp_path / "in" / "c.parquet")
     code, data, _ = run(tmp_path / "in", "--bins", 2, "--out", tmp_path / "other")
     assert code == 1
@@ -707,10 +707,10 @@ def test_datasets(binned: Any, streaming: bool, tmp_path: Path) -> None:
 
     out, expected = binned
     options = {"cache_dir": str(tmp_path), "streaming": streaming, "split": "train"}
-    rows = list(load_dataset("arrow", data_files=f"{out}/bin=*/*.arrow", **options))
+    rows = list(load_dataset("arrow", data_files=f"{out}/data/bin=*/*.arrow", **options))
     assert sorted((row["id"], row["bin"]) for row in rows) == expected
     assert rows[0]["tags"] == ["a", "b"]
-    one = list(load_dataset("arrow", data_dir=f"{out}/bin=00", **options))
+    one = list(load_dataset("arrow", data_dir=f"{out}/data/bin=00", **options))
     assert sorted((row["id"], row["bin"]) for row in one) == [pair for pair in expected if pair[1] == 0]
 
 
@@ -718,14 +718,14 @@ def test_pyarrow_and_duckdb(binned: Any) -> None:
     import duckdb
 
     out, expected = binned
-    found = ds.dataset(out, format="ipc", partitioning="hive", exclude_invalid_files=True)
+    found = ds.dataset(out / "data", format="ipc", partitioning="hive")
     assert found.schema.field("bin").type == pa.int32()
-    table = found.to_table(columns=["id", "bin"], filter=ds.field("bin").is_valid())
-    assert pairs(table.to_pydict()) == expected
-    assert found.count_rows() == 3000
+    assert pairs(found.to_table(columns=["id", "bin"]).to_pydict()) == expected
+    unscored = ds.dataset(out / "unscored", format="ipc")
+    assert found.count_rows() + unscored.count_rows() == 3000
     first = found.to_table(filter=ds.field("bin") == 0)
     assert pairs(first.to_pydict()) == [pair for pair in expected if pair[1] == 0]
-    counted = duckdb.sql("SELECT bin, count(*) FROM found WHERE bin IS NOT NULL GROUP BY bin ORDER BY bin").fetchall()
+    counted = duckdb.sql("SELECT bin, count(*) FROM found GROUP BY bin ORDER BY bin").fetchall()
     assert counted == [(place, len(list(group))) for place, group in itertools.groupby(sorted(p for _, p in expected))]
 
 
@@ -734,5 +734,5 @@ def test_polars(binned: Any, hive: bool) -> None:
     import polars
 
     out, expected = binned
-    found = polars.scan_ipc(f"{out}/bin=*/*.arrow", hive_partitioning=hive).select("id", "bin").collect()
+    found = polars.scan_ipc(f"{out}/data/bin=*/*.arrow", hive_partitioning=hive).select("id", "bin").collect()
     assert pairs(found.to_dict(as_series=False)) == expected

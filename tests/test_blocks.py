@@ -99,7 +99,7 @@ def stream(out: Path, number: int, tokenizer: Any) -> tuple[list[int], list[int]
     """The tokens of a bin by brute force, the document of each, and the bin's texts."""
     ids: list[int] = []
     documents: list[int] = []
-    texts = [row["text"] or "" for row in rows(out / f"bin={number:02}")]
+    texts = [row["text"] or "" for row in rows(out / "data" / f"bin={number:02}")]
     for row, text in enumerate(texts):
         if found := tokenizer(text, add_special_tokens=False).input_ids:
             ids += [*found, tokenizer.eos_token_id]
@@ -121,7 +121,7 @@ def test_every_block_by_brute_force(name: str, length: int, places: Path, tmp_pa
     empty = []
     for number in range(4):
         ids, documents, texts = stream(out, number, tokenizer)
-        folder = out / "_blocks" / f"bin={number:02}"
+        folder = out / "_blocks" / "data" / f"bin={number:02}"
         expected = cut(ids, documents, length, number)
         assert rows(folder) == expected
         facts = json.loads((folder / ".manifest.json").read_text())
@@ -146,7 +146,7 @@ def test_every_block_by_brute_force(name: str, length: int, places: Path, tmp_pa
 
 def test_files_are_read_without_a_copy_in_batches_of_256_blocks(places: Path, tmp_path: Path) -> None:
     flags = ["--tokenize", "bytes", "--block-length", 10, "--shard-size", "10KB"]
-    folder = make(places, tmp_path / "out", *flags) / "_blocks" / "bin=02"
+    folder = make(places, tmp_path / "out", *flags) / "_blocks" / "data" / "bin=02"
     files = sorted(folder.glob("part-*.arrow"))
     sizes = [batch.num_rows for batch in batches(folder)]
     assert len(files) > 2
@@ -162,7 +162,7 @@ def test_files_are_read_without_a_copy_in_batches_of_256_blocks(places: Path, tm
 def test_the_same_bytes_however_they_are_made(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--tokenize", places / "bpe", "--block-length", 8, "--shard-size", "10KB"]
     expected = snapshot(make(places, tmp_path / "out", *flags))
-    assert sum(name.startswith("_blocks/bin=02/part") for name in expected) > 1
+    assert sum(name.startswith("_blocks/data/bin=02/part") for name in expected) > 1
     assert snapshot(make(places, tmp_path / "workers", *flags, "--workers", 2, "--memory", "16MiB")) == expected
     monkeypatch.setattr(blocks, "TEXTS", 7)
     monkeypatch.setattr(blocks, "CHARS", 100)
@@ -183,7 +183,7 @@ def test_the_column_of_the_texts(column: str, places: Path, tmp_path: Path) -> N
     argv = ["bin", str(run), "--edges", "100", "--order", "source", "--tokenize", "bytes", "--block-length", "4"]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     ids = [*b"text of id-0", 256, *b"text of id-1", 256]
-    found = [row["input_ids"] for row in rows(tmp_path / "out" / "_blocks" / "bin=00")]
+    found = [row["input_ids"] for row in rows(tmp_path / "out" / "_blocks" / "data" / "bin=00")]
     assert found == [ids[first : first + 5] for first in range(0, 24, 4)]
 
 
@@ -192,13 +192,19 @@ def test_readers_of_the_bins_do_not_see_blocks(places: Path, tmp_path: Path) -> 
     from datasets import load_dataset
 
     out = make(places, tmp_path / "out", "--tokenize", "bytes", "--block-length", 16)
-    assert sorted(polars.scan_ipc(f"{out}/bin=*/*.arrow").collect()["id"].to_list(), key=int) == [*map(str, range(60))]
-    found = ds.dataset(out, format="ipc", partitioning="hive", exclude_invalid_files=True)
-    assert found.count_rows() == 62
-    read = load_dataset("arrow", data_files=f"{out}/bin=*/*.arrow", cache_dir=str(tmp_path), split="train")
+    assert sorted(polars.scan_ipc(f"{out}/data/bin=*/*.arrow").collect()["id"].to_list(), key=int) == [
+        *map(str, range(60))
+    ]
+    found = ds.dataset(out / "data", format="ipc", partitioning="hive")
+    assert found.count_rows() == 60
+    blocks = ds.dataset(out / "_blocks" / "data", format="ipc", partitioning="hive")
+    assert blocks.count_rows() == sum(json.loads((out / "_blocks" / "blocks.json").read_text())["blocks"])
+    read = load_dataset("arrow", data_files=f"{out}/data/bin=*/*.arrow", cache_dir=str(tmp_path), split="train")
     assert len(read) == 60
-    packed = load_dataset("arrow", data_files=f"{out}/_blocks/bin=*/*.arrow", cache_dir=str(tmp_path), split="train")
-    assert packed[0]["input_ids"] == rows(out / "_blocks" / "bin=00")[0]["input_ids"]
+    packed = load_dataset(
+        "arrow", data_files=f"{out}/_blocks/data/bin=*/*.arrow", cache_dir=str(tmp_path), split="train"
+    )
+    assert packed[0]["input_ids"] == rows(out / "_blocks" / "data" / "bin=00")[0]["input_ids"]
 
 
 # --- a folder that has bins, or blocks --------------------------------------------------------------------------------
@@ -246,10 +252,10 @@ def test_a_tokenizer_that_changed_in_its_place(places: Path, tmp_path: Path, cap
     before = snapshot(out)
     shutil.copytree(places / "words", tmp_path / "bpe", dirs_exist_ok=True)
     assert "their tokenizer is not this bpe" in error(capsys, command(places, out, *flags))
-    flip(out / "_blocks" / "bin=00" / SHARD)
+    flip(out / "_blocks" / "data" / "bin=00" / SHARD)
     assert main(["verify", str(out), "--repair"]) == 1
     assert "not repaired" in capsys.readouterr().out
-    flip(out / "_blocks" / "bin=00" / SHARD)
+    flip(out / "_blocks" / "data" / "bin=00" / SHARD)
     assert snapshot(out) == before
 
 
@@ -260,7 +266,7 @@ def test_what_cannot_be_tokenized(places: Path, tmp_path: Path, capsys: Capture)
     )
     assert "--tokenize is empty" in error(capsys, command(places, out, "--tokenize", ""))
     assert "--block-length 0" in error(capsys, command(places, out, "--tokenize", "bytes", "--block-length", 0))
-    assert not out.exists() or not list(out.glob("bin=*"))
+    assert not out.exists() or not list(out.glob("data/bin=*"))
     for number, texts in enumerate(({"texts": ["a"]}, {"text": [1]})):
         (tmp_path / "in").mkdir(exist_ok=True)
         pq.write_table(pa.table({"entropy_mean": [1.0], **texts}), tmp_path / "in" / "a.parquet")
@@ -271,9 +277,9 @@ def test_what_cannot_be_tokenized(places: Path, tmp_path: Path, capsys: Capture)
 
 def test_a_damaged_bin_is_not_packed(places: Path, tmp_path: Path, capsys: Capture) -> None:
     out = make(places, tmp_path / "out")
-    flip(out / "bin=02" / SHARD)
+    flip(out / "data" / "bin=02" / SHARD)
     found = error(capsys, command(places, out, "--tokenize", "bytes"))
-    assert f"{out / 'bin=02' / SHARD}: it is damaged" in found
+    assert f"{out / 'data' / 'bin=02' / SHARD}: it is damaged" in found
     assert main(["verify", str(out), "--repair"]) == 0  # the bin, and then the blocks that were asked for
     assert snapshot(out) == snapshot(make(places, tmp_path / "other", "--tokenize", "bytes"))
 
@@ -319,20 +325,20 @@ def disguise(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "a flipped bit": (lambda b: flip(b / "bin=02" / SHARD), [f"bin=02/{SHARD}"]),
-    "a lost file": (lambda b: (b / "bin=02" / SHARD).unlink(), [f"bin=02/{SHARD}"]),
-    "a lost manifest": (lambda b: (b / "bin=00" / ".manifest.json").unlink(), ["bin=00/.manifest.json"]),
-    "a lost bin": (lambda b: shutil.rmtree(b / "bin=01"), ["bin=01"]),
-    "a foreign bin": (lambda b: shutil.copytree(b / "bin=01", b / "bin=07"), ["bin=07"]),
+    "a flipped bit": (lambda b: flip(b / "data" / "bin=02" / SHARD), [f"data/bin=02/{SHARD}"]),
+    "a lost file": (lambda b: (b / "data" / "bin=02" / SHARD).unlink(), [f"data/bin=02/{SHARD}"]),
+    "a lost manifest": (lambda b: (b / "data" / "bin=00" / ".manifest.json").unlink(), ["data/bin=00/.manifest.json"]),
+    "a lost bin": (lambda b: shutil.rmtree(b / "data" / "bin=01"), ["data/bin=01"]),
+    "a foreign bin": (lambda b: shutil.copytree(b / "data" / "bin=01", b / "data" / "bin=07"), ["data/bin=07"]),
     "a foreign file": (
-        lambda b: shutil.copy(b / "bin=00" / SHARD, b / "bin=00" / "part-00009.arrow"),
-        ["bin=00/part-00009.arrow"],
+        lambda b: shutil.copy(b / "data" / "bin=00" / SHARD, b / "data" / "bin=00" / "part-00009.arrow"),
+        ["data/bin=00/part-00009.arrow"],
     ),
-    "another bin's number": (lambda b: disguise(b / "bin=02"), [f"bin=02/{SHARD}"]),
-    "wrong counts": (lambda b: edit(b / "bin=02" / ".manifest.json", left_over=77), ["blocks.json"]),
+    "another bin's number": (lambda b: disguise(b / "data" / "bin=02"), [f"data/bin=02/{SHARD}"]),
+    "wrong counts": (lambda b: edit(b / "data" / "bin=02" / ".manifest.json", left_over=77), ["blocks.json"]),
     "wrong documents": (
-        lambda b: edit(b / "bin=02" / ".manifest.json", documents=1),
-        ["bin=02/.manifest.json", "blocks.json"],
+        lambda b: edit(b / "data" / "bin=02" / ".manifest.json", documents=1),
+        ["data/bin=02/.manifest.json", "blocks.json"],
     ),
     "no blocks.json": (lambda b: (b / "blocks.json").unlink(), ["blocks.json"]),
     "an edited blocks.json": (lambda b: edit(b / "blocks.json", eos_token_id=3), ["blocks.json"]),

@@ -70,14 +70,14 @@ def test_bins_without_blocks(tmp_path: Path) -> None:
 
 
 def test_a_cut_file(folder: Path) -> None:
-    path = folder / "_blocks/bin=00/part-00001.arrow"
+    path = folder / "_blocks/data/bin=00/part-00001.arrow"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"bin=00/part-00001\.arrow cannot be read .*make the blocks again"):
         BlockSet.open(folder)
 
 
 def test_a_lost_file(folder: Path) -> None:
-    (folder / "_blocks/bin=00/part-00001.arrow").unlink()
+    (folder / "_blocks/data/bin=00/part-00001.arrow").unlink()
     with pytest.raises(RunError, match=r"bin=00 holds 400 blocks where .*blocks\.json says 700"):
         BlockSet.open(folder)
 

@@ -128,7 +128,7 @@ def test_bin_killed_while_it_starts_afresh(scored: Path, tmp_path: Path) -> None
         again = ["--overwrite"] if step == "1:after" else []  # the former run is still whole then
         assert main([*map(str, argv), *again]) == 0
         assert {name: data for name, data in snapshot(out).items() if name in expected} == expected, step
-        assert not (out / "bin=02").exists()
+        assert not (out / "data" / "bin=02").exists()
 
 
 def test_joined_scores_killed(scored: Path, tmp_path: Path) -> None:

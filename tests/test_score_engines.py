@@ -58,7 +58,9 @@ def test_webmix_from_text_to_verified_bins_on_each_engine(model: Path, tmp_path:
         assert done.stdout.count("nothing is missing, nothing is damaged") == 2
         found[name] = without_config(tmp_path / name / "out")
     assert found["one"] == found["two"] == found["ray"]
-    rows = [pa.ipc.open_file(path).read_all() for path in sorted((tmp_path / "one/out/bins").glob("bin=*/*.arrow"))]
+    rows = [
+        pa.ipc.open_file(path).read_all() for path in sorted((tmp_path / "one/out/bins").glob("data/bin=*/*.arrow"))
+    ]
     unscored = [pa.ipc.open_file(path).read_all() for path in (tmp_path / "one/out/bins").glob("unscored/*.arrow")]
     assert sum(map(len, [*rows, *unscored])) == 60 * len(sources)
 

@@ -137,8 +137,10 @@ def test_a_cut_file_fails_loudly(tmp_path: Path) -> None:
 
 
 def test_folders() -> None:
-    assert [bin_folder(3, bins) for bins in (4, 99, 100, 101, 1001)] == ["bin=03"] * 3 + ["bin=003", "bin=0003"]
-    assert bin_folder(-1, 4) == "unscored"
+    names = [str(bin_folder(3, bins, "data")) for bins in (4, 99, 100, 101, 1001)]
+    assert names == ["data/bin=03"] * 3 + ["data/bin=003", "data/bin=0003"]
+    assert bin_folder(3, 4, "") == Path("bin=03")
+    assert bin_folder(-1, 4, "data") == bin_folder(-1, 4, "") == Path("unscored")
 
 
 def test_manifest_is_json(tmp_path: Path) -> None:

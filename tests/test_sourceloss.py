@@ -29,7 +29,7 @@ def test_sources_are_those_of_the_rows(blocks: BlockSet) -> None:
     found = read_sources(blocks, "source")
     assert found.names == ("a", "b", "c")
     for number in range(blocks.bins):
-        rows = _lineage(blocks.path / bin_folder(number, blocks.bins))["source_row"].to_pylist()
+        rows = _lineage(blocks.path / bin_folder(number, blocks.bins, "data"))["source_row"].to_pylist()
         assert [found.names[place] for place in found.rows[number]] == ["abc"[row % 3] for row in rows]
 
 

@@ -101,7 +101,9 @@ def test_split_and_gather_are_done_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (file,) = scored_files(tmp_path, table, [100])
     job = make_split(out, table)
-    gather = Gather(out=out, bins=3, schema=job.schema, order="source", by="x", shard_bytes=2**20, memory=2**24)
+    gather = Gather(
+        out=out, top="data", bins=3, schema=job.schema, order="source", by="x", shard_bytes=2**20, memory=2**24
+    )
     for _ in range(2):
         first = (job(file), [gather(number) for number in (0, 1, 2, -1)])
         times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -110,7 +112,7 @@ def test_split_and_gather_are_done_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == times
     bins = bins_of(table)
     assert [record["rows"] for record in again[1]] == [bins.count(number) for number in (0, 1, 2, -1)]
-    assert read_manifest(out / "bin=01") == again[1][1]
+    assert read_manifest(out / "data" / "bin=01") == again[1][1]
 
 
 @pytest.mark.parametrize("order", ["shuffle", "score", "source"])
@@ -130,10 +132,12 @@ def test_the_order_of_a_bin_whatever_ranges_and_memory(
         job = dataclasses.replace(make_split(out, table), seed=seed, ranges=ranges if seed else 1)
         for file in scored_files(out, table, sizes):
             job(file)
-        gather = Gather(out=out, bins=3, schema=job.schema, order=order, by="x", shard_bytes=2**20, memory=memory)
+        gather = Gather(
+            out=out, top="data", bins=3, schema=job.schema, order=order, by="x", shard_bytes=2**20, memory=memory
+        )
         assert gather(1)["rows"] == len(rows)
-        assert ipc.open_file(out / "bin=01" / "part-00000.arrow").read_all()["id"].to_pylist() == expected
-    assert len({(tmp_path / name / "bin=01" / ".manifest.json").read_bytes() for name in "abc"}) == 1
+        assert ipc.open_file(out / "data" / "bin=01" / "part-00000.arrow").read_all()["id"].to_pylist() == expected
+    assert len({(tmp_path / name / "data" / "bin=01" / ".manifest.json").read_bytes() for name in "abc"}) == 1
 
 
 def test_only_some_bins(tmp_path: Path) -> None:

@@ -267,32 +267,39 @@ def test_whole_bins_are_proved_against_their_input(capsys: Capture, bins: Path) 
 
 SHARD = "part-00000.arrow"
 BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "truncated": (lambda b: truncate(b / "bin=01" / SHARD), [f"bin=01/{SHARD}"]),
+    "truncated": (lambda b: truncate(b / "data" / "bin=01" / SHARD), [f"data/bin=01/{SHARD}"]),
     "a flipped bit": (lambda b: flip(b / "unscored" / SHARD), [f"unscored/{SHARD}"]),
-    "a lost shard": (lambda b: (b / "bin=02" / SHARD).unlink(), [f"bin=02/{SHARD}"]),
-    "a lost manifest": (lambda b: (b / "bin=02" / ".manifest.json").unlink(), ["bin=02/.manifest.json"]),
-    "a lost bin": (lambda b: shutil.rmtree(b / "bin=00"), ["bin=00"]),
+    "a lost shard": (lambda b: (b / "data" / "bin=02" / SHARD).unlink(), [f"data/bin=02/{SHARD}"]),
+    "a lost manifest": (lambda b: (b / "data" / "bin=02" / ".manifest.json").unlink(), ["data/bin=02/.manifest.json"]),
+    "a lost bin": (lambda b: shutil.rmtree(b / "data" / "bin=00"), ["data/bin=00"]),
     "rows without a score lost": (lambda b: shutil.rmtree(b / "unscored"), ["unscored"]),
-    "a foreign bin": (lambda b: shutil.copytree(b / "bin=00", b / "bin=77"), ["bin=77"]),
+    "a foreign bin": (lambda b: shutil.copytree(b / "data" / "bin=00", b / "data" / "bin=77"), ["data/bin=77"]),
     "a foreign shard": (
-        lambda b: shutil.copy(b / "bin=00" / SHARD, b / "bin=00/part-00077.arrow"),
-        ["bin=00/part-00077.arrow"],
+        lambda b: shutil.copy(b / "data" / "bin=00" / SHARD, b / "data" / "bin=00/part-00077.arrow"),
+        ["data/bin=00/part-00077.arrow"],
     ),
-    "two swapped": (lambda b: swap(b / "bin=00" / SHARD, b / "bin=01" / SHARD), [f"bin=00/{SHARD}", f"bin=01/{SHARD}"]),
-    "another bin's number": (lambda b: rewrite(b / "bin=01" / SHARD, set_column("bin", 0)), [f"bin=01/{SHARD}"]),
+    "two swapped": (
+        lambda b: swap(b / "data" / "bin=00" / SHARD, b / "data" / "bin=01" / SHARD),
+        [f"data/bin=00/{SHARD}", f"data/bin=01/{SHARD}"],
+    ),
+    "another bin's number": (
+        lambda b: rewrite(b / "data" / "bin=01" / SHARD, set_column("bin", 0)),
+        [f"data/bin=01/{SHARD}"],
+    ),
     "another bin's score": (
         lambda b: rewrite(
-            b / "bin=01" / SHARD, lambda t: set_column("surprisal_mean", -9.0)(set_column("entropy_mean", 9.0)(t))
+            b / "data" / "bin=01" / SHARD,
+            lambda t: set_column("surprisal_mean", -9.0)(set_column("entropy_mean", 9.0)(t)),
         ),
-        [f"bin=01/{SHARD}"],
+        [f"data/bin=01/{SHARD}"],
     ),
     "a row twice": (
-        lambda b: rewrite(b / "bin=01" / SHARD, lambda t: pa.concat_tables([t.slice(1), t.slice(1, 1)])),
-        ["bin=01/.manifest.json"],
+        lambda b: rewrite(b / "data" / "bin=01" / SHARD, lambda t: pa.concat_tables([t.slice(1), t.slice(1, 1)])),
+        ["data/bin=01/.manifest.json"],
     ),
     "an odd manifest": (
-        lambda b: (b / "bin=02" / ".manifest.json").write_text('{"files": [1]}'),
-        ["bin=02/.manifest.json"],
+        lambda b: (b / "data" / "bin=02" / ".manifest.json").write_text('{"files": [1]}'),
+        ["data/bin=02/.manifest.json"],
     ),
     "no bins.json": (lambda b: (b / "bins.json").unlink(), ["bins.json"]),
     "an edited bins.json": (
@@ -300,7 +307,11 @@ BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["bins.json"],
     ),
     "much at once": (
-        lambda b: (shutil.rmtree(b / "bin=00"), flip(b / "unscored" / SHARD), (b / "bins.json").write_text("{}")),
+        lambda b: (
+            shutil.rmtree(b / "data" / "bin=00"),
+            flip(b / "unscored" / SHARD),
+            (b / "bins.json").write_text("{}"),
+        ),
         ["bins.json", f"unscored/{SHARD}"],
     ),
 }
@@ -314,7 +325,7 @@ def test_damage_of_bins_is_named_and_repaired(capsys: Capture, bins: Path, damag
     assert sorted(problems(capsys, bins)) == sorted(names)
     untouched = {
         path: path.stat().st_mtime_ns
-        for path in bins.glob("bin=*/*")
+        for path in bins.glob("data/bin=*/*")
         if not any(path.match(name) or path.parent.name in name for name in names)
     }
     code, data, _ = command(capsys, "verify", bins, "--repair")
@@ -326,12 +337,12 @@ def test_damage_of_bins_is_named_and_repaired(capsys: Capture, bins: Path, damag
 @pytest.mark.parametrize("bins", ["one column"], indirect=True)
 def test_rows_of_another_corpus_in_a_consistent_disguise(capsys: Capture, bins: Path) -> None:
     """All manifests agree with each other; only the input tells."""
-    rewrite(bins / "bin=01" / SHARD, set_column("id", "somebody else"))
+    rewrite(bins / "data" / "bin=01" / SHARD, set_column("id", "somebody else"))
     from fluxentropy.rowhash import sum_of_rows
 
-    with pa.memory_map(str(bins / "bin=01" / SHARD)) as source:
+    with pa.memory_map(str(bins / "data" / "bin=01" / SHARD)) as source:
         changed = sum_of_rows(pa.ipc.open_file(source).read_all())
-    record = bins / "bin=01" / ".manifest.json"
+    record = bins / "data" / "bin=01" / ".manifest.json"
     facts = json.loads(record.read_text())
     shift = changed - facts["hash"]
     record.write_text(json.dumps(facts | {"hash": changed}))
@@ -348,7 +359,7 @@ def test_rows_of_another_corpus_in_a_consistent_disguise(capsys: Capture, bins: 
 
 @pytest.mark.parametrize("bins", ["one column"], indirect=True)
 def test_a_changed_input_is_named_and_nothing_is_taken_away(capsys: Capture, bins: Path) -> None:
-    truncate(bins / "bin=01" / SHARD)
+    truncate(bins / "data" / "bin=01" / SHARD)
     before = snapshot(bins)
     scores = bins.parent / "scored" / "scores"
     record_anew(scores, 2, pq.read_table(scores / "part-00002.parquet").slice(1))
@@ -360,7 +371,7 @@ def test_a_changed_input_is_named_and_nothing_is_taken_away(capsys: Capture, bin
 
 @pytest.mark.parametrize("bins", ["several shards"], indirect=True)
 def test_two_processes_find_the_same(capsys: Capture, bins: Path) -> None:
-    flip(bins / "bin=01" / SHARD)
+    flip(bins / "data" / "bin=01" / SHARD)
     alone, shared = (command(capsys, "verify", bins, "--workers", n)[1] for n in ("1", "2"))
     assert alone == shared
     assert len(alone["problems"]) == 1

@@ -35,7 +35,7 @@ def write_blocks(
     """Write `counts[k]` blocks of bin k, in files of `per_file`, and return the folder."""
     digits = max(2, len(str(len(counts) - 1)))
     for number, count in enumerate(counts):
-        path = folder / "_blocks" / f"bin={number:0{digits}d}"
+        path = folder / "_blocks" / "data" / f"bin={number:0{digits}d}"
         path.mkdir(parents=True)
         for file, first in enumerate(range(0, max(count, 1), per_file)):
             rows = range(first, min(first + per_file, count))
@@ -50,6 +50,7 @@ def write_blocks(
         "tokens": [count * length for count in counts],
         "documents": [count + 1 for count in counts],
         "left_over": [0 for _ in counts],
+        "format": 2,
         "bins_fingerprint": "b",
         "fingerprint": f"blocks of {list(counts)}",
     }
