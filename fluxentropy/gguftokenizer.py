@@ -140,15 +140,15 @@ RULES = _rules()
 def read_metadata(file: Path) -> dict[str, Any]:
     """All keys and values before the tensors of a GGUF file of version 2 or 3, little-endian; arrays as lists.
 
-    The `gguf` package reads the same in half a minute where a vocabulary has 262,144 tokens. Errors: ModelError where
-    it is no such file, and whatever `struct` raises where it is cut short.
+    The `gguf` package reads the same in half a minute where a vocabulary has 262,144 tokens. Errors: ValueError or
+    struct.error where it is no such file or is cut short.
     """
     import mmap
 
     with open(file, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
         magic, version, _, keys = struct.unpack_from("<4sIQQ", data, 0)
         if magic != b"GGUF" or version not in (2, 3):
-            raise ModelError(f"{file} is not a GGUF file of version 2 or 3")
+            raise ValueError("it is not a little-endian GGUF file of version 2 or 3")
         place, found = 24, {}
         for _ in range(keys):
             key, place = _value(data, place, TEXT)
@@ -167,7 +167,7 @@ def _value(data: Any, place: int, kind: int) -> tuple[Any, int]:
         (size,) = struct.unpack_from("<Q", data, place)
         raw = data[place + 8 : place + 8 + size]
         if len(raw) < size:
-            raise ModelError("the file ends within its metadata")
+            raise ValueError("the file ends within its metadata")
         return raw.decode("utf-8", "replace"), place + 8 + size
     if kind == ARRAY:
         kind, size = struct.unpack_from("<IQ", data, place)
@@ -302,8 +302,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], name: str
         )
     )
     prefix = bool(metadata.get(KEY + "add_space_prefix", True))
-    spaces: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
-    backend.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", SPACE)])
+    backend.normalizer = normalizers.Sequence(_spaces(prefix=prefix))
     backend.decoder = _space_decoder(prefix=prefix)
     return backend
 
@@ -325,7 +324,7 @@ def _merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tupl
 
 def _unigram(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -> Tokenizer:
     """The likeliest way to cut a text into tokens; user-defined ones cost nothing."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers
 
     scores, kinds = metadata.get(KEY + "scores"), metadata.get(KEY + "token_type") or [1] * len(tokens)
     if scores is None or len(scores) != len(tokens):
@@ -337,13 +336,17 @@ def _unigram(metadata: Mapping[str, Any], tokens: Sequence[str], name: str) -> T
     if table := metadata.get(KEY + "precompiled_charsmap"):
         steps.append(normalizers.Precompiled(bytes(value % 256 for value in table)))
     if metadata.get(KEY + "remove_extra_whitespaces", False):
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    backend.normalizer = normalizers.Sequence(steps)
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     prefix = bool(metadata.get(KEY + "add_space_prefix", False))
-    scheme = "always" if prefix else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    backend.normalizer = normalizers.Sequence([*steps, *_spaces(prefix=prefix)])
     backend.decoder = _space_decoder(prefix=prefix)
     return backend
+
+
+def _spaces(*, prefix: bool) -> list[Any]:
+    from tokenizers import normalizers
+
+    return [*([normalizers.Prepend(SPACE)] if prefix else []), normalizers.Replace(" ", SPACE)]
 
 
 def _space_decoder(*, prefix: bool) -> Any:
