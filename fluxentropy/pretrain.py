@@ -24,6 +24,7 @@ from fluxentropy.ledger import PIECES, Ledger
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.questions import ACCURACIES, FORMAT
 from fluxentropy.schedule import group_bins
 from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json, sha256_file
@@ -216,7 +217,7 @@ def _export(gpt: GPT, folder: Path, training: Training) -> None:
 def metric_columns(training: Training) -> list[str]:
     """The columns of metrics.csv."""
     bins = range(training.held_out.blocks.bins)
-    questions = ["acc", "acc_norm", "answer_loglikelihood"] if training.config.questions.data else []
+    questions = [*ACCURACIES, "answer_loglikelihood"] if training.config.questions.data else []
     by_bin = [f"{name}_bin_{number:02d}" for name in ("val_loss", "val_bpb") for number in bins]
     averages = ["val_loss", "val_bpb", *questions, *by_bin] if training.config.average.kind != "none" else []
     return [
@@ -253,6 +254,8 @@ def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
     if config.allow_changed_bins:  # the run stays what it was begun as
         before = (read_json(config.out / "manifest.json") or {}).get("identity") or {}
         data |= {name: before[name] for name in data if name in before}
+    if config.questions.data:
+        data["answers"] = FORMAT
     return {"kind": "pretrain", **plain, **data}
 
 
