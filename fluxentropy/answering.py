@@ -2,7 +2,8 @@
 
 The protocol of lm-evaluation-harness: context and ending are tokenised together and cut at the length of the context's
 own tokens; an ending's log-likelihood is the sum over its tokens after the context; `acc` takes the largest sum,
-`acc_norm` the largest sum per UTF-8 byte of the ending.
+`acc_norm` the largest sum per character of the ending, `acc_bytes` per UTF-8 byte; of equal ones, the first. Endings of
+the same tokens are read once, so that they have the same log-likelihood to the bit.
 
 A context and its endings are one row, so that the context is computed once:
 
@@ -14,6 +15,7 @@ Shape legend: B rows, L tokens of a row, C of a context, n of an ending, E endin
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,12 +117,13 @@ class Reader:
         """A reading of each prompt, in order; None where its status is not "ok"."""
         found: list[Reading | None] = [None] * len(prompts)
         asked = [place for place, prompt in enumerate(prompts) if prompt.status == "ok"]
-        lengths = [prompts[place].length for place in asked]
+        once = {place: _each_once(prompts[place]) for place in asked}
+        lengths = [once[place][0].length for place in asked]
         for batch in plan_batches(lengths, self.batch_tokens):
             places = [asked[i] for i in batch]
-            group = [prompts[place] for place in places]
+            group = [once[place][0] for place in places]
             for place, reading in zip(places, self._read(group), strict=True):
-                found[place] = reading
+                found[place] = _of_all(reading, once[place][1])
             if on_batch:
                 on_batch(sum(prompt.length for prompt in group))
         return found
@@ -202,6 +205,22 @@ def _shared_path(path: ForwardPath) -> tuple[FastPath | None, int | None]:
     inner, limit = (path.path, path.limit) if isinstance(path, Grouped) else (path, None)
     allowed = limit is None or limit > 0
     return (inner, limit) if isinstance(inner, FastPath) and allowed else (None, limit)
+
+
+def _each_once(prompt: Prompt) -> tuple[Prompt, list[int]]:
+    """The prompt with endings of the same tokens once, and the place that each of its endings has there."""
+    places: dict[bytes, int] = {}
+    at = [places.setdefault(ending.tobytes(), len(places)) for ending in prompt.endings]
+    first = [at.index(place) for place in range(len(places))]
+    return dataclasses.replace(prompt, endings=tuple(prompt.endings[place] for place in first)), at
+
+
+def _of_all(reading: Reading, at: Sequence[int]) -> Reading:
+    """The reading of a prompt from that of `_each_once`."""
+    surprisal, entropy = reading.surprisal, reading.ending_entropy
+    return dataclasses.replace(
+        reading, surprisal=tuple(surprisal[i] for i in at), ending_entropy=tuple(entropy[i] for i in at)
+    )
 
 
 def _sliding_window(decoder: Decoder) -> int | None:

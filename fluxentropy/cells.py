@@ -24,6 +24,7 @@ from fluxentropy.errors import RunError
 from fluxentropy.gpt_export import from_export
 from fluxentropy.pretrain import FREE, open_blocks, pretrain, read_tokenizer
 from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.questions import ACCURACIES
 from fluxentropy.sourceloss import bpb_by_source, read_sources
 from fluxentropy.store import fingerprint_json, read_json
 from fluxentropy.tokenbytes import token_bytes
@@ -78,7 +79,7 @@ def judged(cell: Cell, sources: str | None) -> dict[str, Any]:
         "bpb_by_bin": by_bin,
         "mixture": realised(config.out / "ledger.parquet", PIECES),
         "questions": {
-            name: last[name + suffix] for name in ("acc", "acc_norm", "answer_loglikelihood") if name + suffix in last
+            name: last[name + suffix] for name in (*ACCURACIES, "answer_loglikelihood") if name + suffix in last
         },
         "parameters": (read_json(config.out / "manifest.json") or {}).get("parameters"),
     }

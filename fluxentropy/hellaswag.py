@@ -20,7 +20,7 @@ from fluxentropy.items import SCHEMA, make_item, to_table
 from fluxentropy.outcome import Outcome
 from fluxentropy.parts import missing_parts
 from fluxentropy.progress import Progress
-from fluxentropy.questions import Question, Questions, open_questions, read_task
+from fluxentropy.questions import ACCURACIES, FORMAT, Question, Questions, open_questions, read_task
 from fluxentropy.scorer import open_path
 from fluxentropy.store import RunDirectory, atomic_path
 from fluxentropy.versions import versions
@@ -101,6 +101,7 @@ def _join(run: RunDirectory, config: HellaswagConfig) -> pa.Table:
 def _identity(config: HellaswagConfig, questions: Questions, reader: Reader) -> dict[str, Any]:
     return {
         "kind": "questions",
+        "format": FORMAT,
         "model": {"name": config.model, "fingerprint": reader.decoder.fingerprint},
         "dtype": str(reader.decoder.dtype).removeprefix("torch."),
         "device": reader.decoder.device.type,
@@ -117,11 +118,12 @@ def _identity(config: HellaswagConfig, questions: Questions, reader: Reader) -> 
 def summarise(items: pa.Table) -> dict[str, Any]:
     """Counts, and accuracies with their standard errors, over the items that have a label and an answer.
 
-    >>> summarise(pa.table({"correct": [True, False], "correct_norm": [True, True], "status": ["ok", "ok"]}))["acc"]
+    >>> right = {name: [True, False] for name in ("correct", "correct_norm", "correct_bytes")}
+    >>> summarise(pa.table({**right, "status": ["ok", "ok"]}))["acc"]
     {'value': 0.5, 'se': 0.5, 'n': 2}
     """
     found: dict[str, Any] = {"items": len(items), "status": dict(sorted(Counter(items["status"].to_pylist()).items()))}
-    for name, column in (("acc", "correct"), ("acc_norm", "correct_norm")):
+    for name, (column, _) in ACCURACIES.items():
         right = items[column].drop_null()
         n, mean = len(right), pc.mean(right.cast(pa.float64())).as_py()  # None without any
         se = math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else None
@@ -131,7 +133,7 @@ def summarise(items: pa.Table) -> dict[str, Any]:
 
 def _outcome(config: HellaswagConfig, facts: dict[str, Any], resumed: int, answered: int, seconds: float) -> Outcome:
     lines = [f"{facts['items']:,} questions answered in {config.out / 'items.parquet'}"]
-    for name, words in (("acc", "by log-likelihood"), ("acc_norm", "by log-likelihood per byte")):
+    for name, (_, words) in ACCURACIES.items():
         value, se, n = facts[name].values()
         if n:
             lines.append(f"{name:9} {value:.4f}" + (f" ± {se:.4f}" if se is not None else "") + f"  {words}, n = {n:,}")

@@ -24,13 +24,17 @@ class Item:
     context: str | None
     label: int | None
     pred: int | None = None  # the ending of largest log-likelihood
-    pred_norm: int | None = None  # of largest log-likelihood per UTF-8 byte
+    pred_norm: int | None = None  # of largest log-likelihood per character
+    pred_bytes: int | None = None  # of largest log-likelihood per UTF-8 byte
     correct: bool | None = None
     correct_norm: bool | None = None
+    correct_bytes: bool | None = None
     margin: float | None = None  # log-likelihood of the best ending less that of the second, nats
-    margin_norm: float | None = None  # the same per byte
+    margin_norm: float | None = None  # the same per character
+    margin_bytes: float | None = None  # the same per byte
     logliks: list[float] | None = None  # (E,)
     ending_tokens: list[int] | None = None
+    ending_chars: list[int] | None = None
     ending_bytes: list[int] | None = None
     n_tokens: int = 0  # of the context
     truncated: bool = False
@@ -60,9 +64,9 @@ class Item:
 
 
 TYPES = {"id": pa.string(), "context": pa.string(), "status": pa.string(), "logliks": pa.list_(pa.float64())}
-TYPES |= {name: pa.list_(pa.int64()) for name in ("ending_tokens", "ending_bytes")}
-TYPES |= {name: pa.int64() for name in ("ind", "label", "pred", "pred_norm", "n_tokens")}
-TYPES |= {name: pa.bool_() for name in ("correct", "correct_norm", "truncated")}
+TYPES |= {name: pa.list_(pa.int64()) for name in ("ending_tokens", "ending_chars", "ending_bytes")}
+TYPES |= {name: pa.int64() for name in ("ind", "label", "pred", "pred_norm", "pred_bytes", "n_tokens")}
+TYPES |= {name: pa.bool_() for name in ("correct", "correct_norm", "correct_bytes", "truncated")}
 SCHEMA = pa.schema([(field.name, TYPES.get(field.name, pa.float64())) for field in dataclasses.fields(Item)])
 
 
@@ -81,6 +85,7 @@ def make_item(question: Question, prompt: Prompt, reading: Reading | None, vocab
         context=question.context,
         label=question.label,
         ending_tokens=[len(ending) for ending in prompt.endings],
+        ending_chars=[len(ending) for ending in question.endings],
         ending_bytes=[len(ending.encode()) for ending in question.endings],
         n_tokens=len(prompt.context),
         truncated=prompt.truncated,
@@ -95,21 +100,23 @@ def make_item(question: Question, prompt: Prompt, reading: Reading | None, vocab
 
 def _answer(question: Question, reading: Reading) -> dict[str, Any]:
     logliks = np.array([-surprisal.sum() for surprisal in reading.surprisal])
-    per_byte = logliks / np.array([len(ending.encode()) for ending in question.endings])
-    pred, pred_norm = int(logliks.argmax()), int(per_byte.argmax())
-    found: dict[str, Any] = {
-        "pred": pred,
-        "pred_norm": pred_norm,
-        "margin": _margin(logliks),
-        "margin_norm": _margin(per_byte),
+    values = {
+        "": logliks,
+        "_norm": logliks / np.array([len(ending) for ending in question.endings]),
+        "_bytes": logliks / np.array([len(ending.encode()) for ending in question.endings]),
+    }
+    chosen = {kind: int(found.argmax()) for kind, found in values.items()}  # the first of equal ones
+    pred = chosen[""]
+    found: dict[str, Any] = {f"pred{kind}": place for kind, place in chosen.items()}
+    found |= {f"margin{kind}": _margin(each) for kind, each in values.items()}
+    found |= {
         "logliks": logliks.tolist(),
         "chosen_entropy_mean": float(reading.ending_entropy[pred].mean()),
         "chosen_surprisal_mean": float(reading.surprisal[pred].mean()),
     }
     if question.label is not None:
+        found |= {f"correct{kind}": place == question.label for kind, place in chosen.items()}
         found |= {
-            "correct": pred == question.label,
-            "correct_norm": pred_norm == question.label,
             "right_entropy_mean": float(reading.ending_entropy[question.label].mean()),
             "right_surprisal_mean": float(reading.surprisal[question.label].mean()),
         }

@@ -33,6 +33,7 @@ WORDS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "1": 1.0, "1.0": 1.0} | {
     "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0, "0": 0.0, "0.0": 0.0,
 }  # fmt: skip
 MISSING_WORDS = ("", "na", "n/a", "null", "none")
+PER_CHARACTER = ("correct_norm", "margin_norm", "pred_norm")
 ITEMS = "items.parquet"  # the table in a run directory of `hellaswag`
 NO_TEXT = "\0"  # the readers want the name of a text column; no column has this one
 
@@ -135,6 +136,15 @@ def _choose(names: Sequence[str], target: str, metrics: Sequence[str], source: s
     """The metrics to read, and for those that are derived the column they come from."""
     if target not in names:
         raise UsageError(f"--target {target}: no such column in {source}{_hint(target, names)}")
+    if (
+        (old := sorted({target, *metrics} & {*PER_CHARACTER}))
+        and "ending_bytes" in names
+        and "ending_chars" not in names
+    ):
+        raise UsageError(
+            f"{source}: {old[0]} was made by an earlier version, per byte; it is per character now: give the command that "
+            f"answered the questions once more with --overwrite"
+        )
     if not metrics:
         known = [name for name in names if KNOWN_METRIC.fullmatch(name) and name != target]
         if not known:

@@ -24,6 +24,7 @@ from fluxentropy.ledger import PIECES, Ledger
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import AverageOptions, PretrainConfig
+from fluxentropy.questions import ACCURACIES, FORMAT
 from fluxentropy.schedule import group_bins
 from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json, sha256_file
@@ -224,7 +225,7 @@ def _export(gpt: GPT, folder: Path, training: Training) -> None:
 def metric_columns(training: Training) -> list[str]:
     """The columns of metrics.csv."""
     bins = range(training.held_out.blocks.bins)
-    questions = ["acc", "acc_norm", "answer_loglikelihood"] if training.config.questions.data else []
+    questions = [*ACCURACIES, "answer_loglikelihood"] if training.config.questions.data else []
     by_bin = [f"{name}_bin_{number:02d}" for name in ("val_loss", "val_bpb") for number in bins]
     averages = ["val_loss", "val_bpb", *questions, *by_bin] if training.config.average.kind != "none" else []
     return [
@@ -261,8 +262,11 @@ def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
     if config.allow_changed_bins:  # the run stays what it was begun as
         before = (read_json(config.out / "manifest.json") or {}).get("identity") or {}
         data |= {name: before[name] for name in data if name in before}
-    warmed = {"ema": WARMED_UP} if config.average.kind == "ema" else {}  # earlier versions had another average
-    return {"kind": "pretrain", **plain, **data, **warmed}
+    if config.average.kind == "ema":
+        data["ema"] = WARMED_UP  # earlier versions had another average
+    if config.questions.data:
+        data["answers"] = FORMAT
+    return {"kind": "pretrain", **plain, **data}
 
 
 def _facts(training: Training, gpt: GPT) -> dict[str, Any]:

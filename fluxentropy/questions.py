@@ -24,6 +24,12 @@ from fluxentropy.yamlfile import did_you_mean, read_yaml
 
 FIELD = re.compile(r"\{([^{}|]+)(?:\|([^{}|]+))?\}")  # {field}, {field.part} or {field|function} in a template
 IN_BRACKETS = re.compile(r"\[.*?\]")
+FORMAT = 2  # of answers: 1 had `correct_norm` per byte, and nothing per character
+ACCURACIES = {  # their names -> the column of items.parquet that they are the mean of, and what chooses the ending
+    "acc": ("correct", "by log-likelihood"),
+    "acc_norm": ("correct_norm", "by log-likelihood per character"),
+    "acc_bytes": ("correct_bytes", "by log-likelihood per byte"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fluxentropy.markup import Content, Markup, el, given, join
+from fluxentropy.questions import ACCURACIES
 from fluxentropy.reportpictures import Pictures
 from fluxentropy.reportruns import Run
 from fluxentropy.reportscores import ScoreSummary, summarise_scores
@@ -81,7 +82,9 @@ def read_answers(run: Run) -> ScoreSummary:
 def answer_section(run: Run, summary: ScoreSummary, beside: Given) -> Content:
     del beside
     rights: list[tuple[str, object]] = []
-    for name, words in (("acc", "right, by log-likelihood"), ("acc_norm", "right, by log-likelihood per byte")):
+    old = "format" not in run.identity  # there acc_norm was per byte
+    for name, (_, words) in ACCURACIES.items():
+        words = "right, " + (words.replace("character", "byte") if old else words)
         value, se, n = ((run.manifest.get(name) or {}).get(key) for key in ("value", "se", "n"))
         if value is not None:
             rights.append((words, f"{value:.1%}" + (f" ± {se:.1%}" if se is not None else "") + f" of {n:,}"))

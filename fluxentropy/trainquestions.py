@@ -16,14 +16,14 @@ from fluxentropy.gpt_export import to_transformers
 from fluxentropy.hellaswag import summarise
 from fluxentropy.items import make_item, to_table
 from fluxentropy.models import Decoder
-from fluxentropy.questions import open_questions, read_task
+from fluxentropy.questions import ACCURACIES, open_questions, read_task
 from fluxentropy.scorer import choose_path
 from fluxentropy.traincallbacks import Averaging, StepCallback
 from fluxentropy.trainer import GPTModule, Training
 
 
 class QuestionRounds(StepCallback):
-    """Accuracies and the right ending's log-likelihood per byte: `acc`, `acc_norm`, `answer_loglikelihood` (nats);
+    """Accuracies and the right ending's log-likelihood per byte: those of ACCURACIES, `answer_loglikelihood` (nats);
     of averaged weights too, where there are any."""
 
     def __init__(self, training: Training, average: Averaging | None) -> None:
@@ -62,7 +62,7 @@ class QuestionRounds(StepCallback):
             for item in items
             if item.logliks is not None and item.label is not None and item.ending_bytes is not None
         ]
-        found = {name: facts[name]["value"] for name in ("acc", "acc_norm") if facts[name]["n"]}
+        found = {name: facts[name]["value"] for name in ACCURACIES if facts[name]["n"]}
         return found | ({"answer_loglikelihood": sum(right) / len(right)} if right else {})
 
     def _reader(self, module: GPTModule) -> Reader:

@@ -57,6 +57,21 @@ def test_shared_contexts_give_what_each_ending_alone_gives(folder: Path) -> None
             assert reading.entropy == pytest.approx(entropy, abs=2e-3)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_equal_endings_have_equal_log_likelihoods_to_the_bit(shared: bool, folder: Path) -> None:
+    reader = reader_of(folder)
+    reader.shared = shared
+    endings = [[*ENDINGS[0], ENDINGS[0][0], "a longer ending than the others are", ENDINGS[0][2]], ["x", "x"]]
+    first, second = reader.read(reader.encode(CONTEXTS[:2], endings))
+    assert first is not None and second is not None
+    for values in (first.surprisal, first.ending_entropy):
+        assert len(values) == 6
+        assert (values[0] == values[3]).all() and (values[2] == values[5]).all()
+    assert (second.surprisal[0] == second.surprisal[1]).all()
+    for ending, surprisal in zip(endings[0], first.surprisal, strict=True):
+        assert -surprisal.sum() == pytest.approx(expected(folder, CONTEXTS[0], ending)[0], abs=2e-3)
+
+
 def test_the_other_path_gives_the_same_readings(folder: Path) -> None:
     reader = reader_of(folder)
     prompts = reader.encode(CONTEXTS, ENDINGS)

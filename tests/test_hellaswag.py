@@ -139,6 +139,26 @@ def test_a_file_that_is_missing_or_holds_no_questions_is_named(
     assert (code, "no field 'ctx'" in result["error"]) == (1, True), result
 
 
+def test_answers_of_an_earlier_version_are_not_taken_for_those_of_today(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their `correct_norm` was per byte."""
+    run(capsys, *command(data, model, tmp_path / "run"))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    del manifest["identity"]["format"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    code, result, _ = run(capsys, *command(data, model, tmp_path / "run"))
+    assert (code, "format is None there and 2 here" in result["error"], "--overwrite" in result["error"]) == (
+        1,
+        True,
+        True,
+    )
+    items = tmp_path / "run" / "items.parquet"
+    pq.write_table(pq.read_table(items).drop_columns(["ending_chars", "correct_bytes"]), items)
+    code, result, _ = run(capsys, "diagnose", items, "--target", "correct_norm", "--out", tmp_path / "out")
+    assert (code, "correct_norm was made by an earlier version, per byte" in result["error"]) == (2, True), result
+
+
 def test_another_model_or_task_in_the_same_folder_is_refused(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

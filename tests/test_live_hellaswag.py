@@ -71,5 +71,6 @@ def test_200_log_likelihoods_are_those_of_lm_evaluation_harness(run: Path, tmp_p
     ours = np.array(items["logliks"].to_pylist())
     assert ours == pytest.approx(theirs, abs=5e-3)
     assert ours.argmax(axis=1).tolist() == theirs.argmax(axis=1).tolist() == items["pred"].to_pylist()
-    per_byte = theirs / np.array(items["ending_bytes"].to_pylist())
-    assert per_byte.argmax(axis=1).tolist() == items["pred_norm"].to_pylist()
+    for lengths, chosen in (("ending_chars", "pred_norm"), ("ending_bytes", "pred_bytes")):
+        relative = theirs / np.array(items[lengths].to_pylist())
+        assert relative.argmax(axis=1).tolist() == items[chosen].to_pylist()
