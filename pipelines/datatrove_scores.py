@@ -3,8 +3,10 @@
 python pipelines/datatrove_scores.py web/ --model smollm2-135m-instruct --out scored --tasks 64 --workers 2
 python pipelines/datatrove_scores.py hf://datasets/HuggingFaceFW/fineweb/sample/10BT --model … --out scored --tasks 256
 
-Put filters and other blocks of datatrove before or after `EntropyScorer`; on a Slurm cluster, take its
-SlurmPipelineExecutor. Tasks that are done are not done again. Needs `pip install 'fluxentropy[datatrove]'`.
+Every row is kept, with its status: also empty and null texts. Tasks that are done are not done again, and
+another number of tasks, changed files or another model are refused. At the end the scores are compared with the source,
+row by row, and the bins with the scores. On a Slurm cluster, take datatrove's SlurmPipelineExecutor, and make the last
+three steps when its tasks are done. Needs `pip install 'fluxentropy[datatrove]'`.
 """
 
 from __future__ import annotations
@@ -14,43 +16,40 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datatrove.executor import LocalPipelineExecutor
-from datatrove.io import get_datafolder
-from datatrove.pipeline.readers import ParquetReader
-from datatrove.pipeline.writers import ParquetWriter
 from steps import program, run_steps
 
 from fluxentropy.binning import bin_corpus
 from fluxentropy.config import BinConfig, VerifyConfig
-from fluxentropy.datatrove_block import EntropyScorer
+from fluxentropy.datatrove_block import EntropyScorer, run_tasks
+from fluxentropy.datatrove_tables import TableReader, TableWriter, compare
 from fluxentropy.errors import SourceError
 from fluxentropy.outcome import Outcome
-from fluxentropy.scores import SCORE_FIELDS
+from fluxentropy.scores import SCORE_FIELDS, SCORE_NAMES
 from fluxentropy.verify import verify
 
 
-def scored_schema(source: str) -> pa.Schema:
-    """The columns of the first file of `source`, and the scores': a writer would guess types from one document."""
-    folder = get_datafolder(source)
-    names = folder.list_files(glob_pattern="*.parquet")
-    if not names:
-        raise SourceError(f"{source}: no Parquet file there")
-    with folder.open(names[0]) as file:
-        return pa.schema([*pq.read_schema(file).remove_metadata(), *SCORE_FIELDS])
+def open_tables(options: argparse.Namespace) -> tuple[TableReader, TableWriter]:
+    """The source, and the files of the scores: all of the source's columns, and the scores'."""
+    limit = None if options.limit == -1 else options.limit
+    reader = TableReader(options.source, limit=limit)
+    schema = reader.schema()
+    if taken := sorted({*SCORE_NAMES} & {*schema.names}):
+        raise SourceError(f"{options.source} has a column {taken[0]!r} already: rename or remove it")
+    return reader, TableWriter(options.out / "scores", pa.schema([*schema, *SCORE_FIELDS]))
 
 
 def score(options: argparse.Namespace) -> Outcome:
-    scorer = EntropyScorer(options.model, max_tokens=options.max_tokens)
-    schema, out = scored_schema(options.source), options.out / "scores"
-    pipeline = [
-        ParquetReader(options.source, glob_pattern="*.parquet", limit=options.limit),
-        scorer,
-        ParquetWriter(str(out), expand_metadata=True, schema=schema, compression="zstd"),
-    ]
-    logs = str(options.out / "logs")
-    LocalPipelineExecutor(pipeline, tasks=options.tasks, workers=options.workers, logging_dir=logs).run()
-    return Outcome(lines=[f"scores in {out}, statistics in {logs}"])
+    reader, writer = open_tables(options)
+    pipeline = [reader, EntropyScorer(options.model, max_tokens=options.max_tokens), writer]
+    logs = str((options.out / "logs").absolute())
+    run_tasks(LocalPipelineExecutor(pipeline, tasks=options.tasks, workers=options.workers, logging_dir=logs))
+    return Outcome(lines=[f"scores in {writer.out}, statistics in {logs}"])
+
+
+def check(options: argparse.Namespace) -> Outcome:
+    rows = compare(*open_tables(options), options.tasks)
+    return Outcome(lines=[f"{rows:,} rows of {options.source}, each of them once, in {options.out / 'scores'}"])
 
 
 def main() -> int:
@@ -58,7 +57,7 @@ def main() -> int:
     parser.add_argument("source", help="folder of Parquet files, or hf://datasets/OWNER/NAME/FOLDER")
     parser.add_argument("--model", required=True, help="zoo name, Hub id, folder or .gguf file")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest piece of a text that the model sees")
-    parser.add_argument("--limit", type=int, default=-1, help="documents of each task")
+    parser.add_argument("--limit", type=int, default=-1, help="rows of each task; -1: all")
     parser.add_argument("--bins", type=int, default=8, help="bins of equal counts")
     parser.add_argument("--tasks", type=int, default=1, help="tasks that share the files")
     parser.add_argument("--workers", type=int, default=1, help="tasks that run at once")
@@ -68,6 +67,7 @@ def main() -> int:
     return run_steps(
         (
             lambda: score(options),
+            lambda: check(options),
             lambda: bin_corpus(BinConfig(run=str(options.out / "scores"), bins=options.bins, out=bins)),
             lambda: verify(VerifyConfig(dir=bins, workers=options.workers)),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from scoredruns import write_run
 
 from fluxentropy.cli import main as fluxentropy
 from fluxentropy.engine import Engine, Local
-from fluxentropy.tablefiles import TableFiles, table_files
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 TEXTS = [f"{sentence} {row}" for row in range(8) for sentence in SENTENCES]
@@ -90,19 +90,123 @@ def test_a_mistake_is_a_message_and_not_a_traceback(
         assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_datatrove_goes_from_parquet_to_verified_bins_and_resumes(program: Program, tmp_path: Path) -> None:
-    (tmp_path / "web").mkdir()
-    for file in range(2):  # the first text of the first file has no surprisal, from which no type can be guessed
-        texts = TEXTS[:20] if file else ["a", *TEXTS[:19]]
-        ids = [f"{file}/{row}" for row in range(len(texts))]
-        table = pa.table({"text": texts, "id": ids, "dump": ["CC"] * len(texts)})
-        pq.write_table(table, tmp_path / "web" / f"{file}.parquet")
-    arguments = ("web", "--model", "model", "--max-tokens", 64, "--bins", 4, "--tasks", 2, "--out", "out")
+# --- datatrove --------------------------------------------------------------------------------------------------------
+
+ODD = [None, "", "   ", "a"]  # null, empty, no tokens or few, no surprisal
+
+
+def write_web(files: int = 4, rows: int = 5) -> list[str]:
+    """Parquet files in `web`, each with odd texts; all ids."""
+    Path("web").mkdir(exist_ok=True)
+    ids = []
+    for file in range(files):
+        texts = [ODD[file % 4], *TEXTS[rows * file : rows * (file + 1) - 1]]
+        ids += [f"{file}/{row}" for row in range(rows)]
+        table = pa.table({"text": texts, "id": ids[-rows:], "dump": ["CC"] * rows})
+        pq.write_table(table, Path("web") / f"{file}.parquet")
+    return ids
+
+
+def scored_ids(out: str = "out") -> list[str]:
+    """By brute force, of the scores and of the bins."""
+    scores = pq.read_table(f"{out}/scores")["id"].to_pylist()
+    shards = [*Path(out, "bins").glob("data/bin=*/*.arrow"), *Path(out, "bins").glob("unscored/*.arrow")]
+    bins = [name for path in shards for name in pa.ipc.open_file(path).read_all()["id"].to_pylist()]
+    assert sorted(scores) == sorted(bins)
+    return sorted(scores)
+
+
+def trove(tasks: int, *more: object, out: str = "out", model: str = "model") -> tuple[object, ...]:
+    return ("web", "--model", model, "--max-tokens", 64, "--bins", 2, "--tasks", tasks, "--out", out, *more)
+
+
+@pytest.fixture
+def refused(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    """Runs the program of datatrove, which must end with an error; returns what it prints to stderr."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["datatrove_scores.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(PIPELINES / "datatrove_scores.py"), run_name="__main__")
+        output = capsys.readouterr()
+        assert end.value.code == 1, output
+        return output.err
+
+    return run
+
+
+def test_datatrove_keeps_every_row_with_its_status(program: Program) -> None:
+    ids = write_web()
     for _ in range(2):
-        output = program("datatrove_scores.py", *arguments)
-        assert "40 rows by entropy_mean in 4 bins" in output and "nothing is missing" in output
-    scored = TableFiles.open(table_files("out/scores"))
-    assert {"dump", "entropy_mean", "status"} <= set(scored.schema.names) and scored.rows == 40
+        output = program("datatrove_scores.py", *trove(3))
+        assert "20 rows of web, each of them once" in output and "nothing is missing" in output
+        assert scored_ids() == sorted(ids)
+    table = pq.read_table("out/scores")
+    assert table.schema.names[:3] == ["text", "id", "dump"] and table["dump"].to_pylist() == ["CC"] * 20
+    found = {row["id"]: row for row in table.to_pylist()}
+    assert [found[f"{file}/0"]["text"] for file in range(4)] == ODD
+    assert [found[f"{file}/0"]["status"] for file in (0, 1)] == ["null_text", "empty"]
+    assert {row["status"] for name, row in found.items() if name not in ("0/0", "1/0", "2/0")} == {"ok"}
+
+
+def test_another_number_of_tasks_is_refused(program: Program, refused: Program) -> None:
+    """Of 4 tasks two are left, and then 2 are asked for; all pairs are in test_datatrove_tables.py."""
+    ids = write_web()
+    program("datatrove_scores.py", *trove(4))
+    shutil.rmtree("out/bins")
+    for task in (2, 3):
+        Path(f"out/logs/completions/{task:05d}").unlink()
+        Path(f"out/scores/{task:05d}.parquet").unlink()
+    assert "tasks is 4 there and 2 here" in refused(*trove(2))
+    assert not Path("out/bins").exists()
+    program("datatrove_scores.py", *trove(4))
+    assert scored_ids() == sorted(ids)
+
+
+def test_what_has_changed_between_runs_is_refused(program: Program, refused: Program) -> None:
+    write_web()
+    program("datatrove_scores.py", *trove(2))
+    assert "limit is None there and 1 here" in refused(*trove(2, "--limit", 1))
+    save_model(Path("other"), vocab_size=420)
+    assert "model is 'model' there and 'other' here" in refused(*trove(2, model="other"))
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"note": 1}))
+    assert "fingerprint is" in refused(*trove(2))
+    Path("model/config.json").write_text(json.dumps(config))
+    table = pq.read_table("web/1.parquet")
+    pq.write_table(table.slice(1), "web/1.parquet")
+    assert "files.1.parquet is" in refused(*trove(2))
+    pq.write_table(table, "web/1.parquet")
+    pq.write_table(table, "web/9.parquet")
+    assert "files.9.parquet is None there" in refused(*trove(2))
+
+
+def test_what_datatrove_takes_for_done_is_looked_at(program: Program, refused: Program) -> None:
+    """Lost files are made again; logs of another run, files of another run and damaged ones are named."""
+    ids = write_web()
+    program("datatrove_scores.py", *trove(2))
+    Path("out/scores/00001.parquet").unlink()
+    shutil.rmtree("out/bins")
+    program("datatrove_scores.py", *trove(2))
+    assert scored_ids() == sorted(ids)
+
+    shutil.copy("out/scores/00001.parquet", "out/scores/00007.parquet")
+    assert "out/scores/00007.parquet is not of a run of 2 tasks: move it away" in refused(*trove(2))
+    Path("out/scores/00007.parquet").unlink()
+
+    scores = pq.read_table("out/scores/00000.parquet")
+    pq.write_table(scores.slice(0, 8), "out/scores/00000.parquet")
+    assert "out/scores/00000.parquet lacks the row '2/3' of web/2.parquet" in refused(*trove(2))
+    pq.write_table(pa.concat_tables([scores, scores.slice(9)]), "out/scores/00000.parquet")
+    assert "out/scores/00000.parquet has a row '2/4' that web does not have there" in refused(*trove(2))
+    pq.write_table(pa.concat_tables([scores.slice(0, 9), scores.slice(0, 1)]), "out/scores/00000.parquet")
+    assert "has the row '0/0' where web/2.parquet has '2/4'" in refused(*trove(2))
+    Path("out/scores/00000.parquet").write_bytes(b"PAR1")
+    assert "out/scores/00000.parquet cannot be read" in refused(*trove(2))
+
+    shutil.copytree("out/logs", "later/logs")
+    Path("later/logs/fluxentropy.json").unlink()  # as the executor itself leaves them
+    assert "holds 2 finished tasks of 2, and not what they were given" in refused(*trove(2, out="later"))
 
 
 def test_bin_reads_several_runs_by_a_glob_of_their_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

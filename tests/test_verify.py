@@ -427,7 +427,7 @@ def test_a_manifest_is_made_again(capsys: Capture, run: Path, damage: str) -> No
 def test_a_lost_manifest_and_more(capsys: Capture, run: Path) -> None:
     before = snapshot(run)
     (run / "manifest.json").unlink()
-    parts = sorted(path for path in run.glob("*/part-*") if path.parent.name != "unscored")
+    parts = sorted(path for path in run.rglob("part-*") if path.parent.name != "unscored")
     truncate(parts[0])
     parts[1].unlink()
     code, data, _ = command(capsys, "verify", run, "--repair")
