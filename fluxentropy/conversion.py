@@ -167,7 +167,7 @@ def _check_tensors(file: GGUFFile, config: PreTrainedConfig) -> None:
     expected = {f"{name}.weight" if name.endswith("_exps") else name for name in places}
     if config.tie_word_embeddings:
         expected.discard(HEAD)
-    held = file.shapes.keys() - used_by_config(file)
+    held = file.tensors - used_by_config(file)
     check_names(f"GGUF file {file.path}", missing=expected - held, unused=held - expected)
 
 

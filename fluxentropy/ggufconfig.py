@@ -60,7 +60,7 @@ class _Keys:
             self.refuse(key, f"only {' or '.join(map(str, allowed))} can be honoured")
 
     def has(self, tensor: str) -> bool:
-        return tensor in self.file.shapes
+        return tensor in self.file.tensors
 
     def refuse(self, key: str, why: str) -> NoReturn:
         value = f" = {self.found[key]}" if key in self.found else ""
@@ -87,7 +87,7 @@ def gguf_config(file: GGUFFile) -> PreTrainedConfig:
     keys.only("attention.causal", True)
     fields = fields_of(keys)
     fields["tie_word_embeddings"] = not keys.has(HEAD) and file.architecture not in NEEDS_HEAD
-    fields["vocab_size"] = _rows(keys, "token_embd.weight")
+    fields["vocab_size"] = file.metadata.get("tokenizer.ggml.tokens") or keys.need("vocab_size")
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         fields[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
     if keys.left:
@@ -98,11 +98,7 @@ def gguf_config(file: GGUFFile) -> PreTrainedConfig:
 def used_by_config(file: GGUFFile) -> set[str]:
     """The tensors that went into the configuration instead of the weights."""
     used = {"llama": {ROPE_FREQUENCIES}, "phi3": {LONG, SHORT}}.get(file.architecture, set())
-    return used if used <= file.shapes.keys() else set()
-
-
-def _rows(keys: _Keys, tensor: str) -> int:
-    return keys.file.shapes[tensor][0] if keys.has(tensor) else keys.need("vocab_size")
+    return used if used <= file.tensors else set()
 
 
 # --- rotary positions -------------------------------------------------------------------------------------------------
@@ -160,12 +156,18 @@ def _has_longrope(keys: _Keys) -> bool:
 def _longrope(keys: _Keys, short: str, long: str, original: int, attention_factor: float) -> dict[str, Any]:
     return {
         "rope_type": "longrope",
-        "short_factor": keys.file.values(short),
-        "long_factor": keys.file.values(long),
+        "short_factor": _factors(keys, short),
+        "long_factor": _factors(keys, long),
         "factor": keys.need("context_length") / original,
         "attention_factor": attention_factor,
         "original_max_position_embeddings": original,
     }
+
+
+def _factors(keys: _Keys, tensor: str) -> list[float]:
+    if tensor not in keys.file.small:
+        raise ModelError(f"GGUF file {keys.file.path}: tensor {tensor} is not a vector in float32: get the file again")
+    return list(keys.file.small[tensor])
 
 
 # --- architectures ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""A GGUF file's metadata and tensors as the `gguf` package reads them, and a split file joined."""
+"""A GGUF file's metadata and table of tensors, and a split file joined."""
 
 from __future__ import annotations
 
+import mmap
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,32 +13,32 @@ from typing import Any
 from fluxentropy.errors import ModelError
 
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of struct
+STRING, ARRAY = 8, 9
+FLOAT32 = 0  # the type of a tensor
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class GGUFFile:
-    """What a GGUF file says of its model. Shapes are in the order of torch; arrays of the tokenizer are left out."""
+    """What a GGUF file says of its model. Of an array of strings, such as the vocabulary, there is the length alone."""
 
     path: Path
     architecture: str
     metadata: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    reader: Any
-
-    def values(self, tensor: str) -> list[float]:
-        """The numbers of a small float32 tensor."""
-        return [float(x) for found in self.reader.tensors if found.name == tensor for x in found.data.ravel()]
+    tensors: frozenset[str]
+    small: dict[str, tuple[float, ...]]
+    """The values of vectors in float32 that are no part of a layer."""
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read the header of a GGUF file; the package `gguf` raises many kinds of errors where it is damaged.
+    """Read the header of a GGUF file, of whose tensors nothing else is read; struct raises where it is damaged.
+
+    (The reader of the package `gguf` takes seconds: it makes an array of every token.)
 
     Errors: ModelError for one file of several, or a file that holds no model but an adapter.
     """
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    metadata = {name: field.contents() for name, field in reader.fields.items() if not _is_long(name)}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        metadata, tensors, small = _header(_Cursor(data, 4))
     if (count := metadata.get("split.count", 0)) > 1:
         raise ModelError(
             f"GGUF file {path} is file {metadata.get('split.no', 0) + 1} of {count}: keep their names "
@@ -44,17 +46,63 @@ def read_gguf(path: Path) -> GGUFFile:
         )
     if (kind := metadata.get("general.type", "model")) != "model":
         raise ModelError(f"GGUF file {path} holds no model: its general.type is {kind!r}")
-    return GGUFFile(
-        path=path,
-        architecture=str(metadata.get("general.architecture", "")),
-        metadata=metadata,
-        shapes={tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors},
-        reader=reader,
-    )
+    architecture = str(metadata.get("general.architecture", ""))
+    return GGUFFile(path=path, architecture=architecture, metadata=metadata, tensors=tensors, small=small)
 
 
-def _is_long(name: str) -> bool:
-    return name.startswith("tokenizer.") and not name.endswith("_token_id")
+class _Cursor:
+    """A place in the bytes of a file, little-endian."""
+
+    def __init__(self, data: mmap.mmap, place: int) -> None:
+        self.data, self.place = data, place
+
+    def numbers(self, kind: str, count: int = 1) -> tuple[Any, ...]:
+        form = f"<{count}{kind}"
+        found = struct.unpack_from(form, self.data, self.place)
+        self.place += struct.calcsize(form)
+        return found
+
+    def number(self, kind: str) -> Any:
+        return self.numbers(kind)[0]
+
+    def text(self) -> str:
+        size = self.number("Q")
+        self.place += size
+        return self.data[self.place - size : self.place].decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            return self.number(NUMBERS[kind])
+        inner, count = self.numbers("I")[0], self.number("Q")
+        if inner in NUMBERS:
+            return list(self.numbers(NUMBERS[inner], count))
+        for _ in range(count):
+            self.value(inner)
+        return count
+
+
+def _header(at: _Cursor) -> tuple[dict[str, Any], frozenset[str], dict[str, tuple[float, ...]]]:
+    version, n_tensors, n_keys = at.number("I"), at.number("Q"), at.number("Q")
+    if version not in (2, 3):
+        raise ValueError(f"version {version} of the format is not known")
+    metadata = {}
+    for _ in range(n_keys):
+        key = at.text()
+        metadata[key] = at.value(at.number("I"))
+    table = {}
+    for _ in range(n_tensors):
+        name = at.text()
+        table[name] = (at.numbers("Q", at.number("I")), at.number("I"), at.number("Q"))
+    alignment = metadata.get("general.alignment", 32)
+    start = -(-at.place // alignment) * alignment
+    small = {
+        name: _Cursor(at.data, start + offset).numbers("f", shape[0])
+        for name, (shape, kind, offset) in table.items()
+        if len(shape) == 1 and kind == FLOAT32 and not name.startswith("blk.")
+    }
+    return metadata, frozenset(table), small
 
 
 # --- one model in several files ---------------------------------------------------------------------------------------

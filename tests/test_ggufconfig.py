@@ -222,7 +222,7 @@ def refused(tmp_path: Path, match: str, arch: str = "llama", **changes: Any) -> 
     ("changes", "match"),
     [
         ({"drop": ["blk.1.attn_q.weight"]}, r"tiny\.gguf: .* missing blk\.1\.attn_q\.weight: get the files"),
-        ({"drop": ["token_embd.weight"]}, r"vocab_size: it is missing"),
+        ({"drop": ["token_embd.weight"]}, r"missing token_embd\.weight"),
         ({"keys": {"block_count": 1}}, r"unused blk\.1\.attn_k\.weight, .* and 3 more"),
         ({"keys": {"block_count": 3}}, r"missing blk\.2\.attn_k\.weight, .* and 3 more"),
         ({"tensors": {"blk.0.attn_q.bias": np.ones(32)}}, r"missing blk\.0\.attn_k\.bias, .*blk\.1\.attn_q\.bias"),
