@@ -93,6 +93,7 @@ def _rules() -> dict[str, Rule]:
     gpt2, digits_first = Rule(splits=(GPT2,)), Rule(splits=(DIGIT, GPT2))
     llama3 = Rule(splits=(LLAMA3,), ignore_merges=True, add_bos=True)
     gpt4o = Rule(splits=(_cased_words(THREE_DIGITS, ENGLISH + "?"),))
+    qwen2 = Rule(splits=(QWEN2,))
     deepseek3 = Rule(splits=(THREE_DIGITS, HAN_AND_KANA, DEEPSEEK3))
     named = {
         "gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling": gpt2,
@@ -102,10 +103,10 @@ def _rules() -> dict[str, Rule]:
         "glm4 glm5": Rule(splits=(LLAMA3,), ignore_merges=True),
         "minicpm5": Rule(splits=(THREE_DIGITS, _words(r"\p{N}+")), ignore_merges=True),
         "qwen2": Rule(splits=(QWEN2,), nfc=True),
-        "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": Rule(splits=(QWEN2,)),
+        "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": qwen2,
+        "bailingmoe bailingmoe2 llada-moe": qwen2,
         "qwen35": Rule(splits=(_words(DIGIT, letter=r"[\p{L}\p{M}]"),), nfc=True),
         "seed-coder": Rule(splits=(_words(DIGIT, signs=""),)),
-        "bailingmoe bailingmoe2 llada-moe": Rule(splits=(QWEN2.replace(r"\s*[\r\n]+", r"\s*[\r\n]"),)),
         "ufakzeka": Rule(splits=(_words(DIGIT, english=""),)),
         "laguna": Rule(splits=(LINES, QWEN2)),
         "tekken": Rule(splits=(_cased_words(DIGIT, ""),), ignore_merges=True, add_bos=True),
