@@ -92,7 +92,7 @@ class EntropyScorer(PipelineStep):  # type: ignore[misc]  # datatrove has no typ
             self._check_names(batch)
             with self.track_time("batch"):
                 scorer = scorer or make_scorer(self.model, **self.options)
-                scores = scorer.score([document.text for document in batch])
+                scores = scorer.score_encoded(scorer.encode([document.text for document in batch]))
             for document, found in zip(batch, scores, strict=True):
                 document.metadata |= {self.prefix + name: value for name, value in dataclasses.asdict(found).items()}
                 self.stat_update("tokens", value=found.n_tokens)
