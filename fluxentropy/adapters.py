@@ -11,6 +11,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.parts import prefetch
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.scores import SCORE_NAMES, Scores
+from fluxentropy.texts import described
 from fluxentropy.tokenbytes import PREDICTED_BYTES
 from fluxentropy.zoo_entries import find_model
 
@@ -36,8 +37,13 @@ def score_dataset(
     """`dataset` with the score columns added; a streaming data set stays one, and is scored as it is read.
 
     The result is cached by `datasets` under a fingerprint of the data, the model and the policies, as with `map`.
-    Errors: UsageError when the text column is missing, or a score's name is taken.
+    A row without a text (None) is kept, with null scores. Errors: UsageError for what is no data set, when the text
+    column is missing or holds something else than texts, or a score's name is taken.
     """
+    if isinstance(dataset, Mapping):
+        raise UsageError(f"dataset has the splits {', '.join(map(str, dataset))}: give one of them")
+    if not hasattr(dataset, "column_names"):
+        raise UsageError(f"dataset is {described(dataset)}, and none of `datasets`: use score_stream for texts")
     names = dataset.column_names
     if names is not None and text_field not in names:
         raise UsageError(f"no column {text_field!r} in the data set: it has {', '.join(names)}")
@@ -46,7 +52,7 @@ def score_dataset(
     scorer = make_scorer(model, **options)
 
     def add(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return _columns(scorer.score(batch[text_field]))
+        return _columns(scorer.score_encoded(scorer.encode(batch[text_field])))
 
     if not hasattr(dataset, "_fingerprint"):  # streaming
         return dataset.map(add, batched=True, batch_size=batch_size)
@@ -67,7 +73,7 @@ def score_dataset(
 
 
 def score_stream(
-    records: Iterable[Mapping[str, Any] | str],
+    records: Iterable[Mapping[str, Any] | str] | str,
     model: str | Scorer,
     *,
     text_field: str = "text",
@@ -76,22 +82,38 @@ def score_stream(
 ) -> Iterator[dict[str, Any]]:
     """Yield each record with its scores added, in order, holding at most some `window`s of them in memory.
 
-    A record is a mapping with a `text_field`, or a text itself. The next window is read and tokenised while the
-    current one is scored. Errors: UsageError for a record without the field.
+    A record is a mapping with a `text_field`, or a text itself; one whose field is None is kept, with null scores.
+    The next window is read and tokenised while the current one is scored.
+    Errors: UsageError that names the record that is neither, has no such field, or another value than a text in it.
     """
     scorer = make_scorer(model, **options)
+    if isinstance(records, (Mapping, bytes)) or not isinstance(records, Iterable):
+        raise UsageError(f"records is {described(records)}: give texts, or mappings with a field {text_field!r}")
+    given = [records] if isinstance(records, str) else records
 
     def windows() -> Iterator[tuple[list[Mapping[str, Any]], list[Any]]]:
-        source = ({text_field: record} if isinstance(record, str) else record for record in records)
+        source = (_record(record, text_field, number) for number, record in enumerate(given))
         while block := list(itertools.islice(source, window)):
-            for record in block:
-                if text_field not in record:
-                    raise UsageError(f"a record has no field {text_field!r}: it has {', '.join(map(str, record))}")
             yield block, scorer.encode([record[text_field] for record in block])
 
     for block, encoded in prefetch(windows()):
         for record, scores in zip(block, scorer.score_encoded(encoded), strict=True):
             yield {**record, **dataclasses.asdict(scores)}
+
+
+def _record(record: Any, text_field: str, number: int) -> Mapping[str, Any]:
+    """A record of a stream, checked; `number` counts from 0."""
+    if isinstance(record, str):
+        return {text_field: record}
+    if not isinstance(record, Mapping):
+        raise UsageError(
+            f"record {number} is {described(record)}: give a text, or a mapping with a field {text_field!r}"
+        )
+    if text_field not in record:
+        raise UsageError(f"record {number}: a record has no field {text_field!r}: it has {', '.join(map(str, record))}")
+    if record[text_field] is not None and not isinstance(record[text_field], str):
+        raise UsageError(f"record {number}: its {text_field!r} is {described(record[text_field])}, and no text")
+    return record
 
 
 def _columns(scores: list[Scores]) -> dict[str, list[Any]]:

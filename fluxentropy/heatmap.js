@@ -58,6 +58,8 @@ function fill(which, row) {
   for (const [label, value] of [
     ["surprisal of this token", number(surprisal, "nats")],
     ["its probability was", surprisal === null ? "–" : percent(Math.exp(-surprisal))],
+    ["entropy before it", number(surprisal === null ? null : text.entropy[row - 1], "nats")],
+    ["varentropy before it", number(surprisal === null ? null : text.varentropy[row - 1], "nats²")],
     ["entropy after it", number(text.entropy[row], "nats")],
     ["varentropy after it", number(text.varentropy[row], "nats²")],
   ]) {

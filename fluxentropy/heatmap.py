@@ -31,7 +31,8 @@ METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRow:
-    """One token. Entropy and varentropy are of the distribution after it, surprisal is of the token itself."""
+    """One token, aligned as in `tokentable`: surprisal is of the token itself, entropy and varentropy are of the
+    distribution after it, and those `before` of the one that it was drawn from."""
 
     position: int
     token_id: int
@@ -39,6 +40,8 @@ class TokenRow:
     entropy: float  # nats
     varentropy: float  # nats²
     surprisal: float | None  # nats; None for a token that nothing comes before
+    entropy_before: float | None = None  # nats; None as the surprisal
+    varentropy_before: float | None = None  # nats²
     alternatives: Sequence[tuple[str, float]]  # likely next tokens and their probabilities, the likeliest first
 
 
@@ -240,11 +243,13 @@ def _digest(source: str) -> str:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-COLUMNS = ("text_id", "position", "token_id", "token", "entropy", "varentropy", "surprisal", "alternatives")
+NUMBERS = ("entropy", "varentropy", "surprisal", "entropy_before", "varentropy_before")
+COLUMNS = ("text_id", "position", "token_id", "token", *NUMBERS, "alternatives")
+OLD_COLUMNS = tuple(name for name in COLUMNS if not name.endswith("_before"))  # of tables of earlier versions
 
 
 def write_csv(views: Iterable[TokenView], path: str | os.PathLike[str]) -> None:
-    """All tokens in a CSV: strings quoted and exact, numbers in full, an empty field where there is no surprisal.
+    """All tokens in a CSV: strings quoted and exact, numbers in full, empty fields where nothing is before a token.
 
     `alternatives` is JSON: `[["the", 0.25], ["a", 0.125]]`. Nothing is done about spreadsheets that take a field such
     as `=1+2` for a formula: import the column as text there.
@@ -256,6 +261,6 @@ def write_csv(views: Iterable[TokenView], path: str | os.PathLike[str]) -> None:
         table.writerow(COLUMNS)
         for view in views:
             for row in view.tokens:
-                numbers = (row.entropy, row.varentropy, row.surprisal)
+                numbers = [getattr(row, name) for name in NUMBERS]
                 alternatives = json.dumps(list(row.alternatives), ensure_ascii=False)
                 table.writerow([view.id, row.position, row.token_id, row.token, *numbers, alternatives])

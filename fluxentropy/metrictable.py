@@ -136,14 +136,11 @@ def _choose(names: Sequence[str], target: str, metrics: Sequence[str], source: s
     """The metrics to read, and for those that are derived the column they come from."""
     if target not in names:
         raise UsageError(f"--target {target}: no such column in {source}{_hint(target, names)}")
-    if (
-        (old := sorted({target, *metrics} & {*PER_CHARACTER}))
-        and "ending_bytes" in names
-        and "ending_chars" not in names
-    ):
+    old = sorted({target, *metrics} & {*PER_CHARACTER}) if "ending_bytes" in names else []
+    if old and "ending_chars" not in names:
         raise UsageError(
-            f"{source}: {old[0]} was made by an earlier version, per byte; it is per character now: give the command that "
-            f"answered the questions once more with --overwrite"
+            f"{source}: {old[0]} was made by an earlier version, per byte; it is per character now: give the command "
+            f"that answered the questions once more with --overwrite"
         )
     if not metrics:
         known = [name for name in names if KNOWN_METRIC.fullmatch(name) and name != target]

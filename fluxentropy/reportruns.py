@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxentropy.errors import RunError, SourceError
-from fluxentropy.heatmap import COLUMNS
+from fluxentropy.heatmap import COLUMNS, OLD_COLUMNS
 from fluxentropy.runscores import CONSENSUS, run_folders
 from fluxentropy.store import read_json
 
@@ -158,6 +158,6 @@ def _is_token_table(path: Path) -> bool:
     """Whether `path` begins as `heatmap.write_csv` begins a table."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return tuple(next(csv.reader([file.readline(1000)]), ())) == COLUMNS
+            return tuple(next(csv.reader([file.readline(1000)]), ())) in (COLUMNS, OLD_COLUMNS)
     except OSError:
         return False

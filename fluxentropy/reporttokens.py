@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fluxentropy.colours import DARK_STOPS, LIGHT_STOPS, luminance, palette
 from fluxentropy.errors import RunError
-from fluxentropy.heatmap import COLUMNS, LEVELS, METRICS, TokenRow, TokenView, scale_level, scale_top
+from fluxentropy.heatmap import COLUMNS, LEVELS, METRICS, OLD_COLUMNS, TokenRow, TokenView, scale_level, scale_top
 from fluxentropy.markup import BIDI_CONTROLS, Markup, clipped, el
 from fluxentropy.reportscores import TextRow
 
@@ -33,7 +33,7 @@ def read_views(path: Path) -> list[TokenView]:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             for record in reader:
-                row = _token_row(record)
+                row = _token_row(record, rows[-1] if rows else None)
                 if row.position == 0 and rows:
                     views.append(_view(name, rows))
                     rows = []
@@ -46,9 +46,13 @@ def read_views(path: Path) -> list[TokenView]:
     return [*views, _view(name, rows)] if rows else views
 
 
-def _token_row(record: dict[str, str]) -> TokenRow:
-    if None in record.values() or set(record) != set(COLUMNS):
+def _token_row(record: dict[str, str], before: TokenRow | None) -> TokenRow:
+    """A row of the table. One of an earlier version does not say what is before a token: the row `before` it does."""
+    if None in record.values() or set(record) not in (set(COLUMNS), set(OLD_COLUMNS)):
         raise ValueError(f"a row has other columns than {', '.join(COLUMNS)}")
+    if "entropy_before" not in record:
+        known = before if record["surprisal"] and before is not None else None
+        record |= {f"{name}_before": str(getattr(known, name)) if known else "" for name in ("entropy", "varentropy")}
     return TokenRow(
         position=int(record["position"]),
         token_id=int(record["token_id"]),
@@ -56,6 +60,8 @@ def _token_row(record: dict[str, str]) -> TokenRow:
         entropy=float(record["entropy"]),
         varentropy=float(record["varentropy"]),
         surprisal=float(record["surprisal"]) if record["surprisal"] else None,
+        entropy_before=float(record["entropy_before"]) if record["entropy_before"] else None,
+        varentropy_before=float(record["varentropy_before"]) if record["varentropy_before"] else None,
         alternatives=[(str(text), float(share)) for text, share in json.loads(record["alternatives"])][:NEXT],
     )
 
@@ -124,6 +130,8 @@ def _tip(row: TokenRow) -> str:
     """Two lines: the token's numbers, and what the model expected after it."""
     surprisal = "–" if row.surprisal is None else f"{row.surprisal:.3f}"
     numbers = f"{_shown(row.token)}  entropy {row.entropy:.3f}  varentropy {row.varentropy:.3f}  surprisal {surprisal}"
+    if row.entropy_before is not None:
+        numbers += f"  entropy before {row.entropy_before:.3f}"
     likely = ", ".join(f"{_shown(text)} {share:.0%}" for text, share in row.alternatives)
     return numbers + (f"\nnext: {likely}" if likely else "")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +36,9 @@ from fluxentropy.memory import is_out_of_memory
 from fluxentropy.models import Decoder, load_decoder
 from fluxentropy.neighbours import ALONE, FreshState, Grouped, row_limit
 from fluxentropy.scores import Scores
+from fluxentropy.texts import as_texts, described
 from fluxentropy.textstats import TextStats
+from fluxentropy.tokentable import token_table
 from fluxentropy.zoo_entries import ZooEntry
 
 CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
@@ -95,16 +98,36 @@ class Scorer:
         self.outcomes = logit_columns(decoder.model)
         self.work = Work()
 
-    def encode(self, texts: Sequence[str | None]) -> list[Encoded]:
-        """Token ids of each text; None counts as an empty text."""
-        return self.encoder.encode([text or "" for text in texts])
+    def encode(self, texts: str | Iterable[str | None]) -> list[Encoded]:
+        """Token ids of each text, or of one text; None, a row of data without a text, counts as an empty text.
 
-    def score(self, texts: Sequence[str | None]) -> list[Scores]:
-        """The scores of each text, in order.
+        Errors: UsageError that names what is no text, and its place.
+        """
+        return self.encoder.encode([text or "" for text in as_texts(texts, nulls=True)])
+
+    def score(self, texts: str | Iterable[str]) -> list[Scores]:
+        """The scores of each text, in order; of a single text, a list of one.
 
         The result for a text does not depend on its neighbours, up to float noise (1e-4 in float32).
+        Errors: UsageError that names what is no text, None too, and its place.
         """
-        return self.score_encoded(self.encode(texts))
+        return self.score_encoded(self.encode(as_texts(texts)))
+
+    def tokens(self, text: str, *, top_k: int = 0) -> pa.Table:
+        """A row for each token of a text, as `tokens.csv` and the pages have it; see `tokentable` for the columns.
+
+        `surprisal` is of the token itself, `entropy_before` of the distribution that it was drawn from, `entropy` of
+        the one after it. With `top_k`, `alternatives` are the likeliest next tokens. A text without tokens has no rows.
+        Errors: UsageError for what is no text.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"tokens: {described(text)} is no text: give a string")
+        return self.token_table(self.encode(text)[0], top_k=top_k)
+
+    def token_table(self, encoded: Encoded, *, top_k: int = 0) -> pa.Table:
+        """Like `tokens` for a tokenised text."""
+        stats = self.position_stats(encoded, top_k=top_k or None) if len(encoded.ids) else None
+        return token_table(encoded.ids, stats, self.decoder.tokenizer.decode)
 
     def score_encoded(
         self,
@@ -136,8 +159,9 @@ class Scorer:
         self._run(rows, totals, on_batch, gathered)
         return [_scores(item, totals[same[item.ids.tobytes()][0]] if len(item.ids) else None) for item in encoded]
 
-    def token_stats(self, encoded: Encoded, top_k: int | None = None) -> TokenStats:
-        """Statistics of every position of one text, float32 (T,); surprisal[t] is token t + 1's, NaN at the end."""
+    def position_stats(self, encoded: Encoded, top_k: int | None = None) -> TokenStats:
+        """Statistics of every position of one text, float32 (T,), by position and not by token: all of them are of the
+        distribution after token t, and surprisal[t] is token t + 1's, NaN at the end. `tokens` has them by token."""
         return concatenate([self._forward([row], top_k) for row in self._rows(0, encoded)])
 
     def _rows(self, index: int, item: Encoded) -> list[Row]:

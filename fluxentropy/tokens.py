@@ -62,46 +62,7 @@ def token_views(scorer: Scorer, texts: Iterable[tuple[str, str]], *, top_k: int 
 
 
 def _token_rows(scorer: Scorer, encoded: Encoded, top_k: int) -> list[TokenRow]:
-    if not len(encoded.ids):
-        return []
-    stats = scorer.token_stats(encoded, top_k=max(top_k, 1))
-    assert stats.surprisal is not None and stats.top_probs is not None and stats.top_tokens is not None
-    ids = encoded.ids.tolist()
-    pieces = _pieces(scorer, ids)
-    surprisal = [None, *stats.surprisal[:-1].tolist()]  # of this token, given those before it
-    decode = scorer.decoder.tokenizer.decode
-    names = {token: str(decode([token])) for token in set(stats.top_tokens.flatten().tolist())}
-    return [
-        TokenRow(
-            position=t,
-            token_id=ids[t],
-            token=pieces[t],
-            entropy=float(stats.entropy[t]),
-            varentropy=float(stats.varentropy[t]),
-            surprisal=surprisal[t],
-            alternatives=[
-                (names[token], prob)
-                for token, prob in zip(stats.top_tokens[t].tolist()[:top_k], stats.top_probs[t].tolist(), strict=False)
-            ],
-        )
-        for t in range(len(ids))
-    ]
-
-
-def _pieces(scorer: Scorer, ids: list[int]) -> list[str]:
-    """The text of each token, such that the pieces join to the decoded text.
-
-    A character that is spread over several tokens (an emoji in byte-level BPE) belongs to the token that completes it;
-    the tokens before it have an empty piece.
-    """
-    decode = scorer.decoder.tokenizer.decode
-    pieces: list[str] = []
-    begin = 0  # the first token of the character that is still incomplete
-    for end in range(1, len(ids) + 1):
-        piece = str(decode(ids[begin:end], clean_up_tokenization_spaces=False))
-        if piece.endswith("\ufffd") and end < len(ids) and end - begin < 8:
-            pieces.append("")
-            continue
-        pieces.append(piece)
-        begin = end
-    return pieces
+    rows = scorer.token_table(encoded, top_k=max(top_k, 1)).to_pylist()
+    for row in rows:
+        row["alternatives"] = [(other["token"], other["probability"]) for other in row["alternatives"][:top_k]]
+    return [TokenRow(**row) for row in rows]

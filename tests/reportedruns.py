@@ -74,6 +74,7 @@ def write_tokens(path: Path) -> Path:
     """The table of two texts: one that the run of `write_all` holds, and another."""
     rows = [
         TokenRow(position=t, token_id=t, token=token, entropy=float(t), varentropy=2.0, surprisal=t or None,
+                 entropy_before=float(t - 1) if t else None, varentropy_before=2.0 if t else None,
                  alternatives=[(EVIL[1], 0.5), ("\n", 0.25)])
         for t, token in enumerate(["text of ", EVIL[0], EVIL[2]])
     ]  # fmt: skip

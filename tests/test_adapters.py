@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 from fakes import SENTENCES, save_model
 
@@ -29,7 +30,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def expected(scorer: Scorer) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(scores) for scores in scorer.score(TEXTS)]
+    return [dataclasses.asdict(scores) for scores in scorer.score_encoded(scorer.encode(TEXTS))]
 
 
 def strip(row: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +75,63 @@ def test_a_stream_is_scored_in_order_without_reading_far_ahead(scorer: Scorer) -
 def test_a_record_without_the_field_is_named(scorer: Scorer) -> None:
     with pytest.raises(UsageError, match="a record has no field 'text': it has body"):
         list(fluxentropy.score_stream([{"body": "x"}], scorer))
+
+
+def test_one_text_is_one_text(scorer: Scorer) -> None:
+    (alone,) = scorer.score(SENTENCES[0])
+    assert alone == scorer.score([SENTENCES[0]])[0] == scorer.score(text for text in SENTENCES[:1])[0]
+    assert [item.ids.tolist() for item in scorer.encode(SENTENCES[0])] == [
+        scorer.decoder.tokenizer(SENTENCES[0]).input_ids
+    ]
+    (row,) = fluxentropy.score_stream(SENTENCES[0], scorer)
+    assert row == {"text": SENTENCES[0], **dataclasses.asdict(alone)}
+    arrow = pa.chunked_array([SENTENCES[:1], SENTENCES[1:2]])
+    assert scorer.score(arrow) == scorer.score(list(SENTENCES[:2]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", {"text": "b"}], r"texts\[1\] is a dict \(\{'text': 'b'\}\), and no text"),
+        (["a", None], r"texts\[1\] is None, and no text"),
+        (["a", "b", 3], r"texts\[2\] is a int \(3\)"),
+        ([b"a"], r"texts\[0\] is a bytes"),
+        ([["a"]], r"texts\[0\] is a list"),
+        ([float("nan")], r"texts\[0\] is a float \(nan\)"),
+        ({"text": "a"}, r"texts is a dict \(\{'text': 'a'\}\): give a string, or a list"),
+        (None, "texts is None: give a string"),
+        (b"abc", "texts is a bytes"),
+        (7, "texts is a int"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_place(scorer: Scorer, texts: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        scorer.score(texts)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"text": "a"}, None], "record 1 is None: give a text, or a mapping with a field 'text'"),
+        (["a", 5], r"record 1 is a int \(5\)"),
+        ([{"text": "a"}, {"text": ["b"]}], r"record 1: its 'text' is a list \(\['b'\]\), and no text"),
+        ({"text": "a"}, r"records is a dict"),
+        (None, "records is None"),
+    ],
+)
+def test_what_is_no_record_is_named_with_its_place(scorer: Scorer, records: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        list(fluxentropy.score_stream(records, scorer))
+
+
+def test_what_is_no_data_set_or_holds_no_texts_is_named(scorer: Scorer) -> None:
+    with pytest.raises(UsageError, match=r"dataset is a list \(\['a'\]\), and none of `datasets`"):
+        fluxentropy.score_dataset(["a"], scorer)  # type: ignore[type-var]
+    split = datasets.Dataset.from_dict({"text": ["a"]})
+    with pytest.raises(UsageError, match="dataset has the splits train: give one of them"):
+        fluxentropy.score_dataset(datasets.DatasetDict({"train": split}), scorer)  # type: ignore[type-var]
+    with pytest.raises(UsageError, match=r"texts\[0\] is a int \(1\)"):
+        fluxentropy.score_dataset(datasets.Dataset.from_dict({"text": [1, 2]}), scorer)
 
 
 def test_the_package_has_no_other_names() -> None:

@@ -53,7 +53,7 @@ def test_the_packed_path_gives_the_float64_statistics_of_the_plain_model(scorer:
     ids = plain.tokenizer(text, return_tensors="pt").input_ids
     with torch.inference_mode():
         expected = token_stats(plain.model(ids).logits[0].double(), torch.cat([ids[0, 1:], torch.tensor([-1])]))
-    got = scorer.token_stats(scorer.encode([text])[0])
+    got = scorer.position_stats(scorer.encode([text])[0])
     torch.testing.assert_close(got.entropy.double(), expected.entropy, rtol=0, atol=1e-3)
     torch.testing.assert_close(got.varentropy.double(), expected.varentropy, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(got.surprisal[:-1].double(), expected.surprisal[:-1], rtol=0, atol=1e-2)

@@ -105,7 +105,7 @@ def test_texts_in_windows_have_the_scores_of_their_tokens() -> None:
         if not text:
             continue
         (encoded,) = scorer.encode([text])
-        stats = scorer.token_stats(encoded)
+        stats = scorer.position_stats(encoded)
         facts = TextFacts(
             text=text,
             ids=encoded.ids,

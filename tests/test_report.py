@@ -145,7 +145,8 @@ def test_token_views_stand_beside_the_scores_of_their_texts(made: tuple[Outcome,
     _, page = made
     tips = [attributes["data-tip"] or "" for _, attributes in page.elements if "data-tip" in attributes]
     assert len(tips) == 4  # two tokens beside the scores, two of the other text in its own section
-    assert tips[1].startswith("“<script>document.title=…”  entropy 1.000  varentropy 2.000  surprisal 1.000\nnext: ")
+    numbers = "entropy 1.000  varentropy 2.000  surprisal 1.000  entropy before 0.000"
+    assert tips[1].startswith(f"“<script>document.title=…”  {numbers}\nnext: ")
     assert "1 of 2 texts are shown above" in page.text
 
 

@@ -110,7 +110,7 @@ def test_token_stats_of_one_text_add_up_to_its_scores() -> None:
     for options in ({"max_tokens": 60}, {"max_tokens": 16, "window": "sliding"}):
         scorer = Scorer(make_decoder(), **options)
         (encoded,) = scorer.encode([SENTENCES[1]])
-        stats = scorer.token_stats(encoded, top_k=5)
+        stats = scorer.position_stats(encoded, top_k=5)
         (scores,) = scorer.score([SENTENCES[1]])
         assert stats.entropy.mean().item() == pytest.approx(scores.entropy_mean, rel=1e-5)
         assert stats.surprisal[:-1].sum().item() == pytest.approx(scores.surprisal_sum, rel=1e-5)
