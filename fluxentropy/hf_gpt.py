@@ -23,10 +23,16 @@ from .gpt import Body, soft_capped
 from .gptconfig import GPTConfig
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
+SOFT_CAP = "final_logit_softcapping"  # the name in configurations of Gemma, which tools read
+UNSAID = object()
 
 
 class FluxGPTConfig(PreTrainedConfig):
-    """The fields of `GPTConfig` beside those of every configuration."""
+    """The fields of `GPTConfig` beside those of every configuration.
+
+    `soft_cap` is `final_logit_softcapping` too, in the file as well: what computes logits from the head by itself, as
+    TRL's fused head does, looks there. Folders of earlier versions have the first name alone.
+    """
 
     model_type = "fluxgpt"
     keys_to_ignore_at_inference = ("past_key_values",)
@@ -36,12 +42,19 @@ class FluxGPTConfig(PreTrainedConfig):
         "num_attention_heads": "n_head",
         "max_position_embeddings": "block_size",
         "tie_word_embeddings": "tied",
+        SOFT_CAP: "soft_cap",
     }
 
     def __init__(self, **options: Any) -> None:
+        cap, other = (options.get(name, UNSAID) for name in ("soft_cap", SOFT_CAP))
+        if UNSAID not in (cap, other) and cap != other:
+            raise ValueError(f"soft_cap {cap} and {SOFT_CAP} {other}: give one of them, or the same number twice")
         for name, default in FIELDS.items():
             setattr(self, name, options.pop(name, default))
         super().__init__(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), SOFT_CAP: self.soft_cap}
 
     def architecture(self) -> GPTConfig:
         return GPTConfig(**{name: getattr(self, name) for name in FIELDS})

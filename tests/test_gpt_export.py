@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,37 @@ def test_what_cannot_be_exported_is_said(tokenizer: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="has 400 tokens, the model 30: they do not belong together"):
         export(small, tmp_path / "new", tokenizer=tokenizer)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("cap", [2.0, 15.0, None])
+def test_the_soft_cap_has_the_name_that_others_read(cap: float | None, tmp_path: Path) -> None:
+    """TRL's fused head takes hidden states and the head's weight, and the cap from the configuration."""
+    pytest.importorskip("trl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # trl and what it imports may have some of their own
+        from trl.trainer.utils import add_fused_lm_head
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=40, block_size=64, n_layer=1, n_head=2, n_embd=32, soft_cap=cap))
+    for parameter in gpt.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    folder, ids = export(gpt, tmp_path / "model"), torch.randint(2, 40, (2, 20))
+    saved = json.loads((folder / "config.json").read_text())
+    assert (saved["soft_cap"], saved["final_logit_softcapping"]) == (cap, cap)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logp = gpt(ids).double().log_softmax(-1)
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        found = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    entropy = -(logp.exp() * logp).sum(-1)
+    torch.testing.assert_close(found.entropy.double(), entropy[:, :-1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        found.log_probs.double(), logp[:, :-1].gather(2, ids[:, 1:, None])[..., 0], atol=1e-4, rtol=0
+    )
+    for name in ("soft_cap", "final_logit_softcapping"):  # a folder of an earlier version, or what others write
+        (folder / "config.json").write_text(json.dumps({key: value for key, value in saved.items() if key != name}))
+        assert from_export(folder).config.soft_cap == cap
+
+
+def test_two_soft_caps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"soft_cap 2\.0 and final_logit_softcapping 3\.0: give one of them"):
+        FluxGPTConfig(soft_cap=2.0, final_logit_softcapping=3.0)

@@ -302,12 +302,16 @@ def test_an_entropy_batch_on_the_prompts_of_the_update_has_pairs_of_one_prompt(t
 def test_a_checker_that_fails_ends_no_run_and_is_counted(tmp_path: Path) -> None:
     class Fragile(Digits):
         def score(self, problem: Problem, response: str) -> float:
-            return float(int(response) == int(problem.answer))  # a ValueError for what is no number
+            if response != problem.answer:
+                raise ValueError(response)
+            return 1.0
 
     grpo(config(tmp_path / "run", steps=2), task=Fragile())
     first, *steps = rows(tmp_path / "run")
     assert 0 < first["eval_checker_errors"] <= 6
-    assert all(0 < row["checker_errors"] <= 12 and row["reward"] <= 1 - row["checker_errors"] / 12 for row in steps)
+    assert len(steps) == 2
+    for row in steps:
+        assert row["checker_errors"] > 0 and row["reward"] == pytest.approx(1 - row["checker_errors"] / 12)
 
 
 @pytest.mark.parametrize(

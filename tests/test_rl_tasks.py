@@ -133,7 +133,7 @@ def test_gsm8k_reads_its_own_format(tmp_path: Path) -> None:
     right = ["1000", "They have $1,000.", "3 + 4\n#### 1,000", r"\boxed{1000}", "It is 1000.0", "1e3"]
     assert [task.score(problem, text) for text in right] == [1.0] * 6
     assert [task.score(problem, text) for text in ["100", "", "none", "1000 and so 7", "#### 10000"]] == [0.0] * 5
-    (minus,) = {task.train(n) for n in range(4) if task.train(n).answer == "-3"}
+    minus = next(task.train(n) for n in range(4) if task.train(n).answer == "-3")
     assert task.score(minus, "- 3") == 1 and task.score(minus, "3") == 0
     one = gsm8k(tmp_path / "train.jsonl", held_out=1)
     assert [problem.answer for problem in one.held_out] == ["-3"]

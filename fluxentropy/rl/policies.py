@@ -103,13 +103,30 @@ def open_policy(options: PolicyOptions, task: Task, *, seed: int) -> TrainedPoli
 
 
 def export_policy(policy: TrainedPolicy, folder: Path) -> None:
-    """Write a folder of transformers with the tokenizer; adapters are merged into the weights."""
+    """Write a folder of transformers with the tokenizer; adapters are merged into the weights.
+
+    A head that is the embedding is untied from it where either has an adapter: merged they differ, as when trained.
+    """
     model = policy.model
     if policy.adapted is not None:
-        model = copy.deepcopy(policy.adapted).merge_and_unload()
+        adapted = copy.deepcopy(policy.adapted)
+        _untie(adapted.get_base_model())
+        model = adapted.merge_and_unload()
     with atomic_folder(folder) as aside, quiet_transformers():
         model.save_pretrained(aside)
         policy.tokenizer.save_pretrained(aside)
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own where it is the embedding, and one of them has an adapter."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    own = [getattr(layer, "base_layer", layer) for layer in (head, embedding)]
+    if None in own or own[0].weight is not own[1].weight or own == [head, embedding]:
+        return
+    own[0].weight = nn.Parameter(own[1].weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # saving leaves out what stands there
 
 
 def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -212,6 +229,7 @@ def _with_adapters(model: Any, options: LoRAOptions) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 asks transformers 5 by an older name
+            warnings.filterwarnings("ignore", ".*a tied layer is part of the adapter", UserWarning)  # see `_untie`
             return get_peft_model(model, adapters)
     except ValueError as error:
         raise UsageError(f"--policy.lora.targets {targets}: {first_line(error)}") from error
