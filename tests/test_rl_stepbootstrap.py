@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fluxentropy.rl.stepbootstrap import StepBootstrap, block_weights
 
@@ -36,7 +37,7 @@ def test_every_statistic_is_that_of_the_rows_drawn_again(lengths):
         for weights in [np.ones(12, int), *(run != k for k in range(3))] if len(lengths) == 3 else boot.weights:
             values.append(answer(np.repeat(x, weights.astype(int)), np.repeat(y, weights.astype(int))))
         if len(lengths) == 3:
-            half = 4.30265 * np.sqrt(2 / 3 * np.sum((values[1:] - np.mean(values[1:])) ** 2))
+            half = stats.t.ppf(0.975, 2) * np.sqrt(2 / 3 * np.sum((values[1:] - np.mean(values[1:])) ** 2))
             low, high = values[0] - half, values[0] + half
             low = max(low, 0) if name in ("root_ratio", "share") else low
         else:
@@ -58,16 +59,16 @@ def test_blocks_stay_together_and_runs_are_drawn_whole():
 def test_intervals_of_correlated_steps_cover_the_mean(runs):
     """Runs differ more than their steps, but where there is one: that speaks about itself alone."""
     rng = np.random.default_rng(2)
-    hits, drawn = [], []
+    hits, drawn, n = [], [], 80 if runs == 1 else 40
     for seed in range(200):
-        noise = rng.normal(size=(runs, 40))
-        for step in range(1, 40):
+        noise = rng.normal(size=(runs, n))
+        for step in range(1, n):
             noise[:, step] += 0.4 * noise[:, step - 1]
         noise += rng.normal(size=(runs, 1)) * (runs > 1)
-        boot = StepBootstrap([40] * runs, 200, seed)
+        boot = StepBootstrap([n] * runs, 200, seed)
         found = boot.mean(noise.ravel())
         hits.append(found["low"] <= 0 <= found["high"])
-        low, high = np.quantile(boot.weights[1:] @ noise.ravel() / (40 * runs), [0.025, 0.975])
+        low, high = np.quantile(boot.weights[1:] @ noise.ravel() / (n * runs), [0.025, 0.975])
         drawn.append(low <= 0 <= high)
     assert (0.91 if 1 < runs < 8 else 0.85) <= np.mean(hits) <= 0.99
     assert runs != 3 or np.mean(drawn) < 0.83  # runs and steps drawn again
@@ -76,7 +77,7 @@ def test_intervals_of_correlated_steps_cover_the_mean(runs):
 def test_a_number_that_one_of_the_runs_has_is_of_its_steps():
     x = np.concatenate([np.full(20, np.nan), np.random.default_rng(0).normal(size=20)])
     found, alone = StepBootstrap([20, 20], 100).mean(x), StepBootstrap([20], 100).mean(x[20:])
-    assert found == alone
+    assert found == pytest.approx(alone)
 
 
 def test_what_is_not_known_is_passed_over():

@@ -72,8 +72,8 @@ def _setting(record: Record) -> str:
         f"In brackets: {LEVEL:.0%} intervals; none with fewer than {FEWEST} steps. Of two to {FEWEST_RUNS - 1} runs: t "
         f"intervals over the runs, by leaving out each (jackknife). Of one run: bootstrap of blocks of successive "
         f"steps, which says nothing about other seeds. Of {FEWEST_RUNS} runs or more: bootstrap of runs and blocks. "
-        f"From {record['bootstrap']:,} resamples. Changes are in nats a {record['unit']}. The learning rate is the peak "
-        f"of its schedule."
+        f"From {record['bootstrap']:,} resamples. Changes are in nats a {record['unit']}. The learning rate is the "
+        f"peak of its schedule."
     )
     if record["differences"]:
         text += f"\n\nThe runs differ in more than learning rate, controller and seed: {record['differences']}."

@@ -68,7 +68,7 @@ class StepBootstrap:
         """Σ x / Σ y; NaN where the sign of Σ y is not sure, for then the ratio may be anything."""
         w, x, y = self._finite(x, y)
         below = w @ y
-        if not _sign_is_sure(below):
+        if not ((y >= 0).all() or (y <= 0).all() or _sign_is_sure(below)):
             below = np.full(len(below), np.nan)
         return found(_divided(w @ x, below), len(x))
 
