@@ -3,7 +3,7 @@
     1 run            blocks of about n^(1/3) successive steps are drawn again, on a circle, since the steps of a run
                      follow each other and are correlated (Politis and Romano 1992); this is about no other run
     2 to 7 runs      each run is left out once: value ± t_{0.975, R-1} √((R-1)/R Σ (value without r - their mean)²), the
-                     jackknife over runs; a bootstrap of so few covers 73 % instead of 95 (docs/LOG.md)
+                     jackknife over runs; a bootstrap of 3 covers 78 % instead of 95 (docs/LOG.md)
     8 runs or more   whole runs are drawn again, and blocks of steps in them
 
 Every resample, or run that is left out, is a weight of each step, so that all statistics are weighted ones, of all at
