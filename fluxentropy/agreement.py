@@ -27,6 +27,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.textsample import QUINTILES, TextSample
 
 LEVEL = 0.95  # of the intervals
+FEWEST = 8  # texts that all models have scored: of fewer, percentiles of resamples are too narrow, and there are none
 THREADS = 4  # each holds about ten numbers a text and model while it works
 
 
@@ -85,6 +86,7 @@ def measure_agreement(
     complete = int(sample.complete.sum())
     chi2 = len(models) * (complete - 1) * float(point["kendall_w"])
     intervals = {}
+    replicates = replicates if complete >= FEWEST else 0
     if replicates:
         draws = list(_bootstrap(sample, point["coordinates"], replicates, seed, on_replicate))
         intervals = {name: _limits(np.stack([draw[name] for draw in draws])) for name in point}

@@ -21,6 +21,7 @@ from fluxentropy.config import AgreeConfig, BinConfig, CompareConfig, DemoConfig
 from fluxentropy.demo_text import APART, Passage, other_passages
 from fluxentropy.errors import UsageError
 from fluxentropy.lr import LRConfig
+from fluxentropy.markdown import interval
 from fluxentropy.optimconfig import OptimConfig
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrain import pretrain
@@ -134,13 +135,13 @@ def agreement(config: DemoConfig) -> Outcome:
     except UsageError as error:  # such as too few passages
         return Outcome(lines=[f"  not compared with {config.model}: {error}"], data={"agreement": None})
     rho = float(agreed.data["spearman"][0][1])
-    low, high = agreed.data["bootstrap"]["intervals"]["mean_spearman"]
+    limits = agreed.data["bootstrap"]["intervals"].get("mean_spearman")  # of a few passages there are none
     how = next((words for least, words in LEVELS.items() if rho >= least), "hardly")
     means = " and ".join(f"{_mean(bits):.2f} to {name}" for name, bits in ((config.model, ours), (NAME, theirs)))
     lines = [
         f"  a byte of the {len(ours):,} passages carries {means}, in bits: the less, the better a model predicts them",
-        f"  which passages are hard to predict? The two agree {how}: rank correlation {rho:.2f} "
-        f"[{low:.2f}, {high:.2f}], see {out}",
+        f"  which passages are hard to predict? The two agree {how}: rank correlation {rho:.2f}"
+        f"{' ' * bool(limits)}{interval(*limits, '.2f') if limits else ''}, see {out}",
     ]
     return Outcome(lines=lines, data={"agreement": agreed.data, "files": {"agreement": str(out)}})
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import nan_euclidean_distances
 
-from fluxentropy.agreement import Agreement, log10_p, measure_agreement, unusable
+from fluxentropy.agreement import FEWEST, Agreement, log10_p, measure_agreement, unusable
 from fluxentropy.errors import UsageError
 from fluxentropy.textsample import TextSample, midranks
 
@@ -200,3 +200,11 @@ def test_the_published_table() -> None:
     assert found.rank_sd_by_quintile == pytest.approx([14.0, 20.0, 24.3, 17.8, 7.7], abs=0.05)
     low, high = found.intervals["kendall_w"]
     assert low < 0.799 < high
+
+
+def test_few_texts_have_no_bootstrap_intervals() -> None:
+    """Percentiles of resamples of 7 texts cover less than they say, as those of few seeds."""
+    scores = np.random.default_rng(0).normal(size=(FEWEST, 2))
+    assert measure(scores, replicates=20).intervals and measure(scores, replicates=20).replicates == 20
+    few = measure(scores[:-1], replicates=20)
+    assert few.intervals == {} and few.replicates == 0 and np.isfinite(few.mean_spearman)

@@ -11,8 +11,9 @@ from tokenruns import LENGTH, write_bins
 
 from fluxentropy.arms import Arm, all_arms
 from fluxentropy.blockset import BlockSet
+from fluxentropy.cellwork import remember_arms
 from fluxentropy.compareoptions import CompareConfig
-from fluxentropy.errors import UsageError
+from fluxentropy.errors import RunError, UsageError
 from fluxentropy.pretrain import open_blocks
 from fluxentropy.pretrainoptions import ArchitectureOptions, TrainingOptions
 from fluxentropy.scheduling import open_sampler
@@ -123,6 +124,17 @@ def test_a_control_that_is_named_is_one_though_none_are_asked_for(bins: Path) ->
     assert [*arms] == ["random", "up", "up-shuffled"]
     assert arms["up"].controls == {"shuffled": "up-shuffled"}
     assert arms["up-shuffled"].kind == "shuffled"
+
+
+def test_shuffled_controls_of_an_earlier_version_are_refused(tmp_path: Path, bins: Path) -> None:
+    """They had a random order for each seed, kept as an option that was left out where it was 0."""
+    (tmp_path / "cells" / "up-shuffled").mkdir(parents=True)
+    remember_arms(tmp_path, {"up-shuffled": {"schedule": {"name": "increasing"}}})
+    own = arms_of(bins, {"up": {"schedule": {"name": "increasing"}}})["up-shuffled"].own
+    with pytest.raises(
+        RunError, match="schedule.balanced_labels is None there and 0 here. Choose another name, or remove"
+    ):
+        remember_arms(tmp_path, {"up-shuffled": own})
 
 
 def test_adaptive_has_no_controls(bins: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxentropy.markdown import table
 from fluxentropy.rl.stepanswers import NOT_JUDGED, PREDICTIONS
-from fluxentropy.rl.stepbootstrap import FEWEST, LEVEL
+from fluxentropy.rl.stepbootstrap import FEWEST, FEWEST_RUNS, LEVEL
 from fluxentropy.rl.tokenanswers import POSITIONS, RIGHT
 
 Record = Mapping[str, Any]
@@ -69,9 +69,11 @@ def _setting(record: Record) -> str:
     ]
     text = (
         f"{table(['runs', 'learning rate', 'controller', 'seeds', 'probed steps'], rows)}\n\n"
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over runs and blocks of successive steps, from "
-        f"{record['bootstrap']:,} resamples; none with fewer than {FEWEST} steps. With few seeds they say little about "
-        f"other seeds. Changes are in nats a {record['unit']}. The learning rate is the peak of its schedule."
+        f"In brackets: {LEVEL:.0%} intervals; none with fewer than {FEWEST} steps. Of two to {FEWEST_RUNS - 1} runs: t "
+        f"intervals over the runs, by leaving out each (jackknife). Of one run: bootstrap of blocks of successive "
+        f"steps, which says nothing about other seeds. Of {FEWEST_RUNS} runs or more: bootstrap of runs and blocks. "
+        f"From {record['bootstrap']:,} resamples. Changes are in nats a {record['unit']}. The learning rate is the "
+        f"peak of its schedule."
     )
     if record["differences"]:
         text += f"\n\nThe runs differ in more than learning rate, controller and seed: {record['differences']}."

@@ -25,7 +25,7 @@ class GRPOStudyConfig:
     """Which tokens are rare: ln p < -H of their own distribution, where natural gradient changes sign, or below the \
 median log-probability of the step's tokens."""
     bootstrap: Annotated[int, WORK] = 2000
-    """Resamples of runs and blocks of steps that intervals are made of."""
+    """Resamples of blocks of steps, and of runs, that the intervals of one run, and of eight or more, are made of."""
     seed: Annotated[int, WORK] = 0
     """Of the resamples."""
     out: Annotated[Path, OUTPUT]
