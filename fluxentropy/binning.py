@@ -85,8 +85,6 @@ class _Job:
     def open(cls, config: BinConfig) -> _Job:
         paths = table_files(config.run)
         table = TableFiles.open(paths)
-        if table.rows == 0:
-            raise SourceError(f"{config.run} holds no rows")
         by = _columns(config)
         names = table.schema.names
         if config.scores is not None and {*by} <= {*names}:  # both have them: those of --scores are meant
@@ -162,7 +160,7 @@ class _Job:
         binning = self._binning(selections)
         for axis in binning.axes:
             if axis.note:
-                log.warning(axis.note)
+                log.warning(axis.note if self.table.rows else f"{self.config.run} has no row: one bin, which is empty")
         split = self._split(binning)
         parts = self.run(split, self.files, "rows split", lambda record: record["rows"])
         gather = Gather(
@@ -234,9 +232,9 @@ class _Job:
             return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
         axes = []
         for name, cut, selection in zip(self.by, self._cuts(), selections, strict=True):
-            if selection is None or cut is None:
+            if cut is None or (selection is None and self.table.rows):
                 raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it")
-            axes.append(cut.edges(name, selection))
+            axes.append(cut.no_edges(name) if selection is None else cut.edges(name, selection))
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
