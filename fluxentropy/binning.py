@@ -26,10 +26,10 @@ from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import JOINED
-from fluxentropy.shards import bin_folder, read_manifest
+from fluxentropy.shards import bin_folder, read_manifest, readable_schema
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
-from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
+from fluxentropy.tablefiles import TableFiles, table_files
 from fluxentropy.tokenizing import find_tokenizer
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import did_you_mean, read_yaml
@@ -75,6 +75,7 @@ class _Job:
     derived: dict[str, Derived]  # those of `by` that are no columns of the input, in this order
     engine: Engine
     renamed: dict[str, str]  # a column's name in the input -> in the shards
+    columns: pa.Schema  # of the input, with the types that the shards have
     standards: Standards = dataclasses.field(default_factory=dict)  # of z(...) in `by`
 
     @property
@@ -101,6 +102,12 @@ class _Job:
             raise UsageError(f"--weight {config.weight}: no such column in {config.run}{near}")
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
+        try:
+            columns, notes = readable_schema(table.schema)
+        except SourceError as error:
+            raise SourceError(f"{config.run}: {error}") from error
+        for note in notes:
+            log.info(note)
         return cls(
             config=config,
             by=by,
@@ -108,6 +115,7 @@ class _Job:
             table=table,
             derived=derived,
             engine=make_engine(config.engine, config.workers, config.address),
+            columns=columns,
             renamed=_renamed([*names, *derived])
             | {item.name: item.column for item in derived.values() if item.name != item.column},
         )
@@ -238,7 +246,7 @@ class _Job:
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
-        fields = [*map(without_dictionary, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
+        fields = [*self.columns, *(pa.field(name, pa.float64()) for name in self.joined)]
         named = [field.with_name(self.renamed.get(field.name, field.name)) for field in fields]
         schema = pa.schema([*named, pa.field("bin", pa.int32())])
         numbers = (*range(binning.bins), UNSCORED)
