@@ -41,6 +41,8 @@ def agree(config: AgreeConfig) -> Outcome:
     matrix = read_scores(config.inputs, config.by)
     if config.models:
         matrix = matrix.select(config.models)
+    if not len(matrix.scores):
+        raise SourceError(f"{', '.join(config.inputs)}: there is no text in it, so there is nothing to compare")
     check_scores(matrix.scores, matrix.models)
     with RunDirectory(config.out, overwrite=config.overwrite, folder=CONSENSUS) as run:
         run.begin(_identity(matrix, config), to_yaml(config))
@@ -89,6 +91,7 @@ def write_agreement(matrix: ScoreMatrix, out: Path, options: AgreementOptions) -
         "measure": matrix.measure,
         "baseline": matrix.models[baseline],
         "absent": matrix.absent,
+        "left_out": matrix.left_out,
         "consensus": {"scores": f"{CONSENSUS}/scores", "pc1_share": share},
     }
     write_json(out / "agreement.json", data)
@@ -96,10 +99,16 @@ def write_agreement(matrix: ScoreMatrix, out: Path, options: AgreementOptions) -
         matrix.scores, labels, result, baseline=baseline, unit=_measure_in_words(matrix.measure), out=out
     )
     names = [path.name for path in figures]
-    lines = [*summary(result, labels, matrix.measure), "", f"numbers    {out / 'agreement.json'}"]
+    lines = [*summary(result, labels, matrix.measure), *_left_out(matrix), "", f"numbers    {out / 'agreement.json'}"]
     lines += [f"plots      {out}/: {', '.join(name for name in names if name.endswith('.png'))} (and .svg)"]
     lines += [f"consensus  {out / CONSENSUS}, for `fluxentropy sort {out / CONSENSUS} --by mean_rank`"]
     return Outcome(lines=lines, data={"out": str(out), "figures": names, **data})
+
+
+def _left_out(matrix: ScoreMatrix) -> list[str]:
+    """One line about the columns of numbers that were not taken for models."""
+    told = ", ".join(f"{name!r} ({why})" for name, why in matrix.left_out.items())
+    return [f"no models, left out: {told}"] if told else []
 
 
 def _identity(matrix: ScoreMatrix, options: AgreementOptions) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import JOINED
-from fluxentropy.shards import DATA, bin_folder, bins_top, read_manifest, stamp
+from fluxentropy.shards import DATA, bin_folder, bins_top, read_manifest, readable_schema, stamp
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
-from fluxentropy.tablefiles import TableFiles, table_files, without_dictionary
+from fluxentropy.tablefiles import TableFiles, table_files
 from fluxentropy.tokenizing import find_tokenizer
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import did_you_mean, read_yaml
@@ -77,6 +77,7 @@ class _Job:
     engine: Engine
     top: str  # of the bins' folders in `out`
     renamed: dict[str, str]  # a column's name in the input -> in the shards
+    columns: pa.Schema  # of the input, with the types that the shards have
     standards: Standards = dataclasses.field(default_factory=dict)  # of z(...) in `by`
 
     @property
@@ -87,8 +88,6 @@ class _Job:
     def open(cls, config: BinConfig) -> _Job:
         paths = table_files(config.run)
         table = TableFiles.open(paths)
-        if table.rows == 0:
-            raise SourceError(f"{config.run} holds no rows")
         by = _columns(config)
         names = table.schema.names
         if config.scores is not None and {*by} <= {*names}:  # both have them: those of --scores are meant
@@ -105,6 +104,12 @@ class _Job:
             raise UsageError(f"--weight {config.weight}: no such column in {config.run}{near}")
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
+        try:
+            columns, notes = readable_schema(table.schema)
+        except SourceError as error:
+            raise SourceError(f"{config.run}: {error}") from error
+        for note in notes:
+            log.info(note)
         return cls(
             config=config,
             by=by,
@@ -113,6 +118,7 @@ class _Job:
             derived=derived,
             engine=make_engine(config.engine, config.workers, config.address),
             top=bins_top(config.out),
+            columns=columns,
             renamed=_renamed([*names, *derived])
             | {item.name: item.column for item in derived.values() if item.name != item.column},
         )
@@ -165,7 +171,7 @@ class _Job:
         binning = self._binning(selections)
         for axis in binning.axes:
             if axis.note:
-                log.warning(axis.note)
+                log.warning(axis.note if self.table.rows else f"{self.config.run} has no row: one bin, which is empty")
         split = self._split(binning)
         parts = self.run(split, self.files, "rows split", lambda record: record["rows"])
         gather = Gather(
@@ -238,13 +244,13 @@ class _Job:
             return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
         axes = []
         for name, cut, selection in zip(self.by, self._cuts(), selections, strict=True):
-            if selection is None or cut is None:
+            if cut is None or (selection is None and self.table.rows):
                 raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it")
-            axes.append(cut.edges(name, selection))
+            axes.append(cut.no_edges(name) if selection is None else cut.edges(name, selection))
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
-        fields = [*map(without_dictionary, self.table.schema), *(pa.field(name, pa.float64()) for name in self.joined)]
+        fields = [*self.columns, *(pa.field(name, pa.float64()) for name in self.joined)]
         named = [field.with_name(self.renamed.get(field.name, field.name)) for field in fields]
         schema = pa.schema([*named, pa.field("bin", pa.int32())])
         numbers = (*range(binning.bins), UNSCORED)

@@ -87,6 +87,10 @@ class Cut:
         stays &= cuts < selection.maximum
         return BinEdges(by=by, edges=tuple(edges[stays].tolist()), how=self.how, requested=len(self.levels) + 1)
 
+    def no_edges(self, by: str) -> BinEdges:
+        """The one bin of a column without values, which is empty."""
+        return BinEdges(by=by, edges=(), how=self.how, requested=len(self.levels) + 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BinEdges:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ class ScoreMatrix:
     absent: dict[str, int]  # model -> texts of the others that its run does not hold
     texts: Callable[[], Iterator[tuple[pa.Table, np.ndarray]]]
     """Yields every text once: the columns that describe it, and the rows of `scores` (k,) they belong to."""
+    left_out: dict[str, str] = field(default_factory=dict)  # column of numbers that is no model -> why
 
     def select(self, names: Sequence[str]) -> ScoreMatrix:
         """Only the models `names`, in that order. UsageError names one that is not there."""
@@ -44,4 +45,5 @@ class ScoreMatrix:
             inputs=self.inputs,
             absent={self.models[column]: self.absent.get(self.models[column], 0) for column in kept},
             texts=self.texts,
+            left_out=self.left_out,
         )

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fluxentropy.bins import UNSCORED
-from fluxentropy.errors import RunError
+from fluxentropy.errors import RunError, SourceError
 from fluxentropy.mergesort import Part
 from fluxentropy.parts import prefetch
 from fluxentropy.rowhash import sum_of_rows
@@ -136,6 +136,97 @@ def _batch(taken: list[pa.Table], schema: pa.Schema) -> pa.RecordBatch:
     """One batch whose bytes follow from the rows alone: `take` leaves nothing where a slice or a null hides memory."""
     (batch,) = pa.concat_tables(taken).combine_chunks().cast(schema).to_batches()
     return batch if len(taken) == 1 else batch.take(pa.array(np.arange(batch.num_rows)))
+
+
+def readable_type(kind: pa.DataType) -> pa.DataType:
+    """The type that a column of type `kind` has in the shards: what `datasets` reads, with the same values.
+
+    Maps become lists of key and value, decimals get 128 bits, list views are lists, extension types (other than JSON)
+    what they store, such as a UUID its 16 bytes, and dictionaries and run-end encoding give way to the values, as files
+    have dictionaries of their own, which do not mix. Raises `SourceError` for what cannot be converted.
+
+    >>> readable_type(pa.map_(pa.string(), pa.decimal32(5, 2)))
+    ListType(list<entries: struct<key: string not null, value: decimal128(5, 2)>>)
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind if isinstance(kind, pa.JsonType) else readable_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return readable_type(kind.value_type)
+    if pa.types.is_decimal(kind):
+        return kind if kind.bit_width >= 128 else pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_map(kind):
+        fields = [_readable(field) for field in (kind.key_field, kind.item_field)]
+        return pa.list_(pa.field("entries", pa.struct(fields), nullable=False))
+    if pa.types.is_struct(kind):
+        return pa.struct([_readable(field) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_readable(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(_readable(kind.value_field))
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(_readable(kind.value_field))
+    if pa.types.is_union(kind) or pa.types.is_interval(kind):
+        raise SourceError(f"{kind} is a type that the shards cannot hold: convert the column, or drop it")
+    return kind
+
+
+def _readable(field: pa.Field) -> pa.Field:
+    return field.with_type(readable_type(field.type))
+
+
+def readable_schema(schema: pa.Schema) -> tuple[pa.Schema, list[str]]:
+    """`schema` as the shards have it, and what was changed, a line a column; see `readable_type`.
+
+    Errors: `SourceError` names a column that cannot be converted.
+    """
+    fields, notes = [], []
+    for field in schema:
+        try:
+            new = _readable(field)
+        except SourceError as error:
+            raise SourceError(f"column {field.name!r}: {error}") from error
+        fields.append(new)
+        if not new.equals(field) and not pa.types.is_dictionary(field.type):
+            notes.append(f"column {field.name!r} is {field.type}, in the shards {new.type}, which `datasets` can read")
+    return pa.schema(fields), notes
+
+
+def readable_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table`, whose types `readable_type` has turned into those of `schema`, in these types."""
+    columns = []
+    for column, field in zip(table.columns, schema, strict=True):
+        if not column.type.equals(field.type):
+            column = pa.chunked_array([_converted(chunk, field.type) for chunk in column.chunks], field.type)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _converted(array: pa.Array, to: pa.DataType) -> pa.Array:
+    """The values of `array` in the type `to`. `cast` alone knows no list views and nothing inside of extensions."""
+    kind = array.type
+    if kind.equals(to):
+        return array
+    if pa.types.is_null(kind):
+        return pa.nulls(len(array), to)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _converted(array.storage, to)
+    if pa.types.is_dictionary(kind):
+        return _converted(array.dictionary_decode(), to)
+    if pa.types.is_map(kind):
+        array = array.cast(pa.list_(pa.field("entries", pa.struct([kind.key_field, kind.item_field]), nullable=False)))
+    if pa.types.is_struct(kind):
+        inner = [_converted(column, field.type) for column, field in zip(array.flatten(), to, strict=True)]
+        return pa.StructArray.from_arrays(inner, fields=list(to), mask=array.is_null())
+    if pa.types.is_fixed_size_list(kind):
+        size = kind.list_size
+        inner = _converted(array.values.slice(array.offset * size, len(array) * size), to.value_type)
+        return pa.FixedSizeListArray.from_arrays(inner, type=to, mask=array.is_null())
+    if pa.types.is_list(to) or pa.types.is_large_list(to):
+        ends = np.cumsum(np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64))
+        offsets = pa.array(np.concatenate([[0], ends]), pa.int32() if pa.types.is_list(to) else pa.int64())
+        made = pa.ListArray if pa.types.is_list(to) else pa.LargeListArray
+        return made.from_arrays(offsets, _converted(array.flatten(), to.value_type), type=to, mask=array.is_null())
+    return pc.run_end_decode(array).cast(to) if pa.types.is_run_end_encoded(kind) else array.cast(to)
 
 
 class ShardWriter:

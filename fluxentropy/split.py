@@ -31,7 +31,7 @@ from fluxentropy.pieces import PIECES, PLACE, PLACE_FIELD, bin_ranges, finished,
 from fluxentropy.quantiles import Selection
 from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
-from fluxentropy.shards import bin_folder, read_manifest, write_bin
+from fluxentropy.shards import bin_folder, read_manifest, readable_table, write_bin
 from fluxentropy.store import read_json, sha256_file
 from fluxentropy.tablefiles import reading
 
@@ -169,7 +169,8 @@ class Split:
                 at += len(table)
                 table = table.rename_columns([names.get(name, name) for name in table.column_names])
                 table = table.append_column("bin", pa.array(bins, pa.int32(), mask=bins == UNSCORED))
-                table = table.select(self.schema.names).cast(self.schema).append_column(PLACE_FIELD, pa.array(places))
+                table = readable_table(table.select(self.schema.names), self.schema)
+                table = table.append_column(PLACE_FIELD, pa.array(places))
                 (batch,) = table.combine_chunks().to_batches()
                 del table
                 yield batch

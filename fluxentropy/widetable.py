@@ -7,6 +7,8 @@ Text,small,large                  or, as published:  Text,small_Rank,small_Chara
 from __future__ import annotations
 
 import csv
+import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,25 @@ from fluxentropy.store import fingerprint_file
 
 VALUE, RANK = "_Characteristic_Value", "_Rank"  # endings of columns in the published table
 TEXT_NAMES, ID_NAMES = ("text", "prompt"), ("id", "index", "ind")  # of columns that name a row, in lower case
+# What pandas and R call the column of row names that they write, or find in a file.
+ROW_NAMES = re.compile(r"|unnamed: \d+(\.\d+)?|(__index_)?level_\d+(__)?|row[ _.]?names?|rn", re.IGNORECASE)
+
+
+log = logging.getLogger(__name__)
 
 
 def read_wide_table(path: Path) -> ScoreMatrix:
-    """The scores in one table, .csv, .tsv or .parquet. SourceError names the row or column that is wrong."""
+    """The scores in one table, .csv, .tsv or .parquet. SourceError names the row or column that is wrong.
+
+    Row numbers and row names, which pandas and R write beside the data, are no model: `left_out` tells them.
+    """
     table = _read_table(path)
-    columns = _model_columns(table, path)
-    described = table.select([name for name in table.column_names if name not in {*columns.values(), *_ranks(columns)}])
+    if not len(table):
+        raise SourceError(f"{path}: there is no row in it, so there is nothing to compare")
+    columns, left_out = _model_columns(table, path)
+    taken = {*columns.values(), *_ranks(columns), *(name for name in left_out if _is_run(table[name]))}
+    described = table.select([name for name in table.column_names if name not in taken])
+    described = described.rename_columns([name or "row_name" for name in described.column_names])
     _check_rows(described, path)
     scores = np.stack([_numbers(table[column], column, path) for column in columns.values()], axis=1)
     return ScoreMatrix(
@@ -37,6 +51,7 @@ def read_wide_table(path: Path) -> ScoreMatrix:
         inputs={path.name: fingerprint_file(path)},
         absent={},
         texts=lambda: iter([(described, np.arange(len(scores)))]),
+        left_out=left_out,
     )
 
 
@@ -52,8 +67,10 @@ def _read_table(path: Path) -> pa.Table:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             header, *body = rows
+        if body and header and all(len(row) == len(header) + 1 for row in body):
+            header = ["", *header]  # as R's write.table does: the row names have no cell in the header
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        said = "it is empty" if isinstance(error, ValueError) and not error.args[0].strip() else error
+        said = "it is empty" if not path.stat().st_size else error
         raise SourceError(f"{path} cannot be read as a table: {said}") from error
     for number, row in enumerate(body, 1):
         if len(row) != len(header):
@@ -64,8 +81,8 @@ def _read_table(path: Path) -> pa.Table:
     return pa.table({name: pa.array([row[place] for row in body], pa.string()) for place, name in enumerate(header)})
 
 
-def _model_columns(table: pa.Table, path: Path) -> dict[str, str]:
-    """Which column holds the scores of which model."""
+def _model_columns(table: pa.Table, path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Which column holds the scores of which model, and why other columns of numbers are none."""
     names = table.column_names
     published = {name.removesuffix(VALUE): name for name in names if name.endswith(VALUE)}
     ranked = [name.removesuffix(RANK) for name in names if name.endswith(RANK)]
@@ -73,14 +90,44 @@ def _model_columns(table: pa.Table, path: Path) -> dict[str, str]:
         if model not in published:
             raise SourceError(f"{path}: column {model}{RANK} has no column {model}{VALUE} beside it")
     if published:
-        return published
-    found = {name: name for name in names if name.lower() not in (*TEXT_NAMES, *ID_NAMES) and _has_number(table[name])}
+        return published, {}
+    numbers = [name for name in names if name.lower() not in TEXT_NAMES and _has_number(table[name])]
+    left_out = {name: "it names the rows" for name in numbers if _names_rows(name)}
+    found = [name for name in numbers if name not in left_out]
+    runs = [name for name in found if _is_run(table[name])]
+    if not all(_is_whole(table[name]) for name in found):  # else they may all be ranks
+        left_out |= dict.fromkeys(runs, "it counts the rows")
+    else:
+        for name in runs:
+            log.warning(
+                f"{path}: column {name!r} counts the rows; it is taken for a model, unless --models leaves it out"
+            )
+    found = [name for name in found if name not in left_out]
     if not found:
         raise SourceError(
             f"{path} has no column of scores: expected NAME{VALUE}, or a column of numbers for each model; "
             f"its columns are {', '.join(names)}"
         )
-    return found
+    return {name: name for name in found}, left_out
+
+
+def _names_rows(name: str) -> bool:
+    """Whether a column of this name tells the rows apart, as an id or the index that pandas or R writes.
+
+    >>> [_names_rows(name) for name in ("", "Unnamed: 0", "Index", "level_0", "row.names", "small")]
+    [True, True, True, True, True, False]
+    """
+    return name.lower() in ID_NAMES or ROW_NAMES.fullmatch(name.strip()) is not None
+
+
+def _is_run(column: pa.ChunkedArray) -> bool:
+    """Whether a column of three rows or more is 0, 1, 2, … or 1, 2, 3, …"""
+    values = [_number(cell) for cell in column.to_pylist()]
+    return len(values) > 2 and any(values == list(range(first, first + len(values))) for first in (0, 1))
+
+
+def _is_whole(column: pa.ChunkedArray) -> bool:
+    return all(number is None or number % 1 == 0 for number in map(_number, column.to_pylist()))
 
 
 def _ranks(columns: dict[str, str]) -> set[str]:

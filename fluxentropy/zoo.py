@@ -136,6 +136,8 @@ def _compare(config: ZooConfig, scored: dict[str, Outcome], failed: dict[str, st
     names = list(scored)
     if names:
         matrix = read_runs([config.out / name for name in names], config.by)
+        if not len(matrix.scores):
+            return "no comparison: the sources have no text"
         bad = unusable(matrix.scores, names)
         failed |= {name: f"{config.by} {reason}" for name, reason in bad.items()}
         names = [name for name in names if name not in bad]

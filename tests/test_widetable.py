@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,10 +43,70 @@ def test_a_table_with_one_column_for_each_model(tmp_path: Path) -> None:
     assert (matrix.models, matrix.scores[0].tolist()) == (("m", "n"), [1.0, 0.5])
 
 
+SCORES = {"small": [1.5, 2.25, 0.5, 3.0], "large": [2.0, 1.75, 0.25, 2.5]}
+
+
+def row_names(folder: Path) -> dict[str, str]:
+    """The same scores as pandas and R write them, with row names of all kinds."""
+    frame = pd.DataFrame(SCORES)
+    (folder / "p.csv").write_text(frame.to_csv())
+    twice = pd.read_csv(folder / "p.csv")
+    thrice = frame.set_index(pd.Index([10, 20, 5, 7])).reset_index()
+    frame.set_index(pd.Index([3, 1, 2, 9])).to_parquet(folder / "index.parquet")
+    text = frame.to_csv(index=False).splitlines()
+    quoted = [f'"{i}",{line}' for i, line in enumerate(text[1:], 1)]
+    return {
+        "plain": table(folder, frame.to_csv(index=False), "plain.csv"),
+        "pandas": str(folder / "p.csv"),
+        "twice": table(folder, twice.to_csv(), "twice.csv"),
+        "reset": table(folder, thrice.to_csv(index=False), "reset.csv"),
+        "levels": table(folder, frame.reset_index().rename(columns={"index": "level_0"}).to_csv(), "levels.csv"),
+        "named": table(folder, frame.assign(row=range(1, 5)).to_csv(index=False, sep="\t"), "named.tsv"),
+        "r": table(folder, "\n".join(['"",' + text[0], *quoted]) + "\n", "r.csv"),
+        "write.table": table(folder, "\n".join([text[0], *quoted]) + "\n", "table.csv"),
+        "parquet": str(folder / "index.parquet"),
+    }
+
+
+LEFT_OUT = {
+    "plain": [],
+    "pandas": [""],
+    "twice": ["", "Unnamed: 0"],
+    "reset": ["index"],
+    "levels": ["", "level_0"],
+    "named": ["row"],
+    "r": [""],
+    "write.table": [""],
+    "parquet": ["__index_level_0__"],
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_row_numbers_are_no_model(tmp_path: Path, name: str) -> None:
+    matrix = read_scores([row_names(tmp_path)[name]])
+    assert matrix.models == ("small", "large")
+    assert matrix.scores.T.tolist() == list(SCORES.values())
+    assert list(matrix.left_out) == LEFT_OUT[name]
+    assert all(name for described, _ in matrix.texts() for name in described.column_names)
+
+
+def test_what_only_looks_like_row_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ranks = read_scores([table(tmp_path, "text,a,b\nx,1,3\ny,2,1\nz,3,2\n")])
+    assert (ranks.models, ranks.left_out) == (("a", "b"), {})
+    assert "column 'a' counts the rows; it is taken for a model" in caplog.text
+    gap = read_scores([table(tmp_path, "text,a,b\nx,1,0.5\ny,2,1\nz,4,2\n")])
+    assert (gap.models, gap.left_out) == (("a", "b"), {})
+    names = read_scores([table(tmp_path, ",a,b\nr1,1,0.5\n2,2.5,1\n")])
+    assert (names.models, names.left_out) == (("a", "b"), {"": "it names the rows"})
+    assert described(names) == [(0, {"row_name": "r1"}), (1, {"row_name": "2"})]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "table.csv cannot be read as a table: .*"),
+        ("", "table.csv cannot be read as a table: it is empty"),
+        ("text,a,b\n", "table.csv: there is no row in it, so there is nothing to compare"),
+        (",id\n0,4\n", "has no column of scores"),
         ("text,a,b\nx,1\n", "row 1: 2 cells where the header has 3"),
         ("text,a,a\nx,1,2\n", "several columns named 'a'"),
         (
