@@ -119,7 +119,9 @@ def comparison_outcome(
 
 
 def threads_each(options: EngineOptions) -> int:
-    """The threads of a worker, so that all of them have the cores of this machine."""
+    """The threads of a worker: as the user has said, else so that all of them have the cores of this machine."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()
     by_core = options.engine == "ray" and options.workers == 1  # an actor a core
     return 1 if by_core else max((os.cpu_count() or 1) // options.workers, 1)
 
@@ -133,10 +135,9 @@ def _alone(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """So many threads of torch, unless the user has said how many."""
+    """So many threads of torch."""
     before = torch.get_num_threads()
-    if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(number)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from fluxentropy.outcome import Outcome
 from fluxentropy.pretrain import FREE, open_blocks
 from fluxentropy.sourceloss import read_sources
 from fluxentropy.store import RunDirectory, write_json, write_text
+from fluxentropy.threads import as_begun
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain
 
@@ -45,20 +46,23 @@ def compare(config: CompareConfig) -> Outcome:
     blocks, held_out = open_blocks(plain.config(config.base, config.bins, config.out))
     if config.sources is not None:
         read_sources(held_out.blocks, config.sources)
-    with RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run:
+    with (
+        RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run,
+        as_begun(config.out, config.base.accelerator, new=threads_each(config)) as threads,
+    ):
         base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
         data = {"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint}
-        run.begin({"kind": "compare", "base": base, **data}, to_yaml(config), last=True)
+        run.begin({"kind": "compare", "base": base, **data, **threads}, to_yaml(config), last=True)
         remember_arms(config.out, {arm.name: to_plain(dict(arm.own)) for arm in arms})
-        failed = _train(config, [cell for cell in cells if not cell.record()]) if config.train else {}
+        failed = _train(config, [cell for cell in cells if not cell.record()], threads) if config.train else {}
         outcome = _judge(config, arms, cells, failed, data)
         run.finish({"arms": [arm.name for arm in arms], "failed": failed, "versions": versions()})
     return outcome
 
 
-def _train(config: CompareConfig, cells: Sequence[Cell]) -> dict[str, str]:
+def _train(config: CompareConfig, cells: Sequence[Cell], threads: dict[str, int]) -> dict[str, str]:
     """Finish the cells. -> those that failed, and why"""
-    job = RunCell(config.sources, threads_each(config), config.keep_checkpoints)
+    job = RunCell(config.sources, threads.get("threads", threads_each(config)), config.keep_checkpoints)
     return finish(make_engine(config.engine, config.workers, config.address, config.gpus_per_worker), job, cells)
 
 

@@ -28,6 +28,7 @@ from fluxentropy.questions import ACCURACIES, FORMAT
 from fluxentropy.schedule import group_bins
 from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json, sha256_file
+from fluxentropy.threads import as_begun
 from fluxentropy.tokenbytes import token_bytes
 from fluxentropy.traincallbacks import (
     Averaging,
@@ -58,9 +59,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
     """Train a GPT on the blocks of `config.bins`, going on from the last checkpoint of the same command."""
     training = open_training(config)
     gpt = make_model(config, training.blocks)
-    with _run_directory(config) as run:
+    with _run_directory(config) as run, as_begun(config.out, config.accelerator) as threads:
         if run is not None:
-            run.begin(_identity(config, training), to_yaml(config))
+            run.begin({**_identity(config, training), **threads}, to_yaml(config))
         if run is None or not (read_json(run.manifest) or {}).get("complete"):
             _train(training, gpt, config.out / "checkpoints")
             if run is not None:

@@ -29,6 +29,7 @@ from fluxentropy.rl.rollouts import stream_seed
 from fluxentropy.rl.tasks import Task, open_task
 from fluxentropy.rl.warmup import warm_up
 from fluxentropy.store import RunDirectory, atomic_path, read_json, sha256_file
+from fluxentropy.threads import as_begun
 from fluxentropy.trainer import quiet_lightning
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain, to_yaml
@@ -48,8 +49,11 @@ def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = No
     share that differ in what comes after it alone; the first of them makes it.
     """
     experiment = open_experiment(config, task)
-    with RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run:
-        run.begin(_identity(experiment), to_yaml(config))
+    with (
+        RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run,
+        as_begun(config.out, config.accelerator) as threads,
+    ):
+        run.begin({**_identity(experiment), **threads}, to_yaml(config))
         if not (read_json(run.manifest) or {}).get("complete"):
             facts = _train(experiment, warm)
             run.finish({**facts, "files": _written(experiment)})

@@ -27,6 +27,7 @@ from fluxentropy.rl.grpocells import RunGRPOCell, make_cell
 from fluxentropy.rl.grpocompareoptions import NONE, GRPOCompareConfig
 from fluxentropy.rl.grpojudging import judge
 from fluxentropy.store import RunDirectory, write_json, write_text
+from fluxentropy.threads import as_begun
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain
 
@@ -43,12 +44,15 @@ def grpo_compare(config: GRPOCompareConfig) -> Outcome:
     ]
     _check_controllers(config)
     start = open_experiment(config.run(NONE))
-    with RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run:
+    with (
+        RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run,
+        as_begun(config.out, config.base.accelerator, new=threads_each(config)) as threads,
+    ):
         base = {name: value for name, value in to_plain(config.base).items() if name not in FREE}
         data = {"problems": start.task.fingerprint, "initial_policy": start.policy.fingerprint}
-        run.begin({"kind": "grpo-compare", "base": base, **data}, to_yaml(config), last=True)
+        run.begin({"kind": "grpo-compare", "base": base, **data, **threads}, to_yaml(config), last=True)
         remember_arms(config.out, arms)
-        failed = _train(config, [cell for cell in cells if not cell.record()]) if config.train else {}
+        failed = _train(config, [cell for cell in cells if not cell.record()], threads) if config.train else {}
         outcome = _judge(config, cells, failed, data)
         run.finish({"arms": list(arms), "failed": failed, "versions": versions(RECORDED)})
     return outcome
@@ -63,9 +67,11 @@ def _check_controllers(config: GRPOCompareConfig) -> None:
             raise UsageError(f"arms.{name}: {error}") from error
 
 
-def _train(config: GRPOCompareConfig, cells: Sequence[Cell]) -> dict[str, str]:
+def _train(config: GRPOCompareConfig, cells: Sequence[Cell], threads: dict[str, int]) -> dict[str, str]:
     """Finish the cells. -> those that failed, and why"""
-    job = RunGRPOCell(config.samples, threads_each(config), config.keep_checkpoints, config.out / "warmups")
+    job = RunGRPOCell(
+        config.samples, threads.get("threads", threads_each(config)), config.keep_checkpoints, config.out / "warmups"
+    )
     return finish(make_engine(config.engine, config.workers, config.address, config.gpus_per_worker), job, cells)
 
 
