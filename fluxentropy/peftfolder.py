@@ -149,7 +149,12 @@ def _peft_config(peft: Any, name: str, values: dict[str, Any]) -> Any:
             f"adapter {name!r} was saved with settings that peft {peft.__version__} does not know: "
             f"{', '.join(sorted(unknown))}: upgrade peft"
         )
-    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{key: values[key] for key in values if key in known})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{key: values[key] for key in values if key in known})
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"adapter {name!r}: peft refuses its {ADAPTER_CONFIG}: {first_line(error)}") from error
     config.inference_mode = True
     if config.is_prompt_learning or values.get("alora_invocation_tokens"):
         what = "aLoRA" if values.get("alora_invocation_tokens") else kind
