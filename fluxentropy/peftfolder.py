@@ -6,8 +6,8 @@ not), the adapter is merged into its weights by peft, and the merged model is co
 path through a model serves adapters too.
 
 What would give other numbers than the adapter was trained for is refused by name: weights of the adapter that are
-missing or that nothing uses (peft leaves such layers as they were), kinds that live in the input and not in the weights,
-tasks other than the next token, settings that the installed peft does not know, quantised bases.
+missing or that nothing uses (peft leaves such layers as they were), kinds that live in the input and not in the
+weights, tasks other than the next token, settings that the installed peft does not know, quantised bases.
 """
 
 from __future__ import annotations
