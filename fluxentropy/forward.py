@@ -249,7 +249,7 @@ def entropies(logits: list[Tensor]) -> Tensor:
 
 
 def is_causal(logits: list[Tensor]) -> bool:
-    """Whether the two probe rows of one length, which differ in their second half, have the same logits in the first."""
+    """Whether the two probe rows of one length have the same logits in the first half: they differ in the second."""
     half = len(logits[1]) // 2
     a, b = (row[:half].float() for row in logits[1:])
     change = (a - b).abs().nanmean() / a.std().clamp(min=1e-30)

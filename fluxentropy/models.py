@@ -10,6 +10,7 @@ from fluxentropy.conversion import converted, first_line, gguf_tokenizer, quiet_
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import TOKENIZERS, count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
+from fluxentropy.modelkind import check_folder, loader_for
 from fluxentropy.peftfolder import adapter_folder, base_entry, cast_weights, download_adapter, merge_adapter
 from fluxentropy.store import fingerprint_file, fingerprint_json
 from fluxentropy.weightcheck import load_checked
@@ -181,6 +182,7 @@ def _find(entry: ZooEntry, offline: bool) -> _Found:
         folder = Path(entry.folder).expanduser()
         if missing := missing_files(folder):
             raise ModelError(f"folder {folder} holds no model: it has no {', '.join(missing)}")
+        check_folder(entry.name, folder)
         return _Found(folder=folder, source=str(folder), fingerprint=fingerprint_folder(folder))
     folder = converted(entry)
     note = f"GGUF weights dequantised to fp32, kept in {folder}"
@@ -203,6 +205,8 @@ def _find_on_hub(entry: ZooEntry, hub: str, offline: bool) -> _Found:
             f"{entry.source}: run `{how_to_get(entry)}`, or allow downloads (no --offline, no HF_HUB_OFFLINE)"
             f"{near_names(entry.name)}"
         )
+    if folder:
+        check_folder(entry.name, folder)
     if folder and not missing and (offline or not entry.trust_remote_code):  # its code may be elsewhere on the Hub
         return _Found(folder=folder, source=str(folder), note="cached files only" if offline else "")
     return _Found(folder=folder, source=hub)
@@ -217,7 +221,7 @@ def _hub_fingerprint(entry: ZooEntry) -> str:
 def _from_pretrained(
     entry: ZooEntry, found: _Found, dtype: torch.dtype, offline: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from fluxentropy.hf_gpt import register
 
@@ -231,7 +235,9 @@ def _from_pretrained(
                 tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
             else:
                 tokenizer = gguf_tokenizer(entry)
-            model, note = load_checked(AutoModelForCausalLM, found.source, name=entry.name, dtype=dtype, **options)
+            config = AutoConfig.from_pretrained(found.source, **options)
+            loader = loader_for(entry.name, config, own_code=entry.trust_remote_code)
+            model, note = load_checked(loader, found.source, name=entry.name, dtype=dtype, **options)
     except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and remote code raise many kinds

@@ -6,8 +6,8 @@ not), the adapter is merged into its weights by peft, and the merged model is co
 path through a model serves adapters too.
 
 What would give other numbers than the adapter was trained for is refused by name: weights of the adapter that are
-missing or that nothing uses (peft leaves such layers as they were), kinds that live in the input and not in the weights,
-tasks other than the next token, settings that the installed peft does not know, quantised bases.
+missing or that nothing uses (peft leaves such layers as they were), kinds that live in the input and not in the
+weights, tasks other than the next token, settings that the installed peft does not know, quantised bases.
 """
 
 from __future__ import annotations
@@ -149,7 +149,12 @@ def _peft_config(peft: Any, name: str, values: dict[str, Any]) -> Any:
             f"adapter {name!r} was saved with settings that peft {peft.__version__} does not know: "
             f"{', '.join(sorted(unknown))}: upgrade peft"
         )
-    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{key: values[key] for key in values if key in known})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{key: values[key] for key in values if key in known})
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"adapter {name!r}: peft refuses its {ADAPTER_CONFIG}: {first_line(error)}") from error
     config.inference_mode = True
     if config.is_prompt_learning or values.get("alora_invocation_tokens"):
         what = "aLoRA" if values.get("alora_invocation_tokens") else kind

@@ -361,7 +361,15 @@ def _own_numbers(decoder: Decoder, state: FreshState) -> tuple[Tensor, bool]:
     """Entropies of the probe rows, each alone from the fresh state; and whether the model remembers earlier rows."""
     model = decoder.model
     rows = probe_rows(model)
-    logits = probe_logits(model, rows, before=state.restore)
+    try:
+        logits = probe_logits(model, rows, before=state.restore)
+    except Exception as error:  # models of any make
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model {decoder.name!r} ({model.config.model_type}) cannot read a text alone: {type(error).__name__}: "
+            f"{error}"
+        ) from error
     reference = entropies(logits)
 
     def change(before: Callable[[], None] | None) -> float:
