@@ -47,9 +47,9 @@ def test_pieces_join_to_the_text_and_numbers_are_the_scorers(scorer: Scorer, tex
         assert 0 < sum(probabilities) <= 1 + 1e-6
 
 
-def by_hand(scorer: Scorer, ids: list[int]) -> list[tuple[float | None, ...]]:
+def by_hand(folder: Path, ids: list[int]) -> list[tuple[float | None, ...]]:
     """surprisal, entropy and varentropy before, entropy and varentropy after each token, from float64 logits."""
-    model = load_decoder(find_model(str(scorer.decoder.name)), device="cpu").model.double()
+    model = load_decoder(find_model(str(folder)), device="cpu").model.double()
     with torch.inference_mode():
         logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     rows: list[tuple[float | None, ...]] = []
@@ -71,7 +71,7 @@ def test_one_alignment_in_python_the_table_and_the_report(window: str, bos: bool
     scorer = open_scorer(find_model(str(folder)), max_tokens=200, window=window)[0]
     text = SENTENCES[4]
     table = scorer.tokens(text, top_k=2)
-    expected = by_hand(scorer, scorer.decoder.tokenizer(text).input_ids)
+    expected = by_hand(folder, scorer.decoder.tokenizer(text).input_ids)
     names = ("surprisal", "entropy_before", "varentropy_before", "entropy", "varentropy")
     rows = table.to_pylist()
     assert table.num_rows == len(expected)
