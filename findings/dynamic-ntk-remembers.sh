@@ -36,8 +36,8 @@ def logits(ids):
 
 
 text, longer, limit, short = (torch.randint(3, 200, (n,)) for n in (100, 250, LIMIT, LIMIT - 1))
-first, first_limit = logits(text), None
-logits(short)
+first = logits(text)
+logits(short)  # brings the first table back
 first_limit = logits(limit)
 print(f"logits of a text of 100 tokens: standard deviation {first.std():.3f}")
 changes = {}

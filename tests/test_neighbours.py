@@ -271,6 +271,17 @@ def test_a_model_that_keeps_what_it_read_in_an_unknown_place_is_refused() -> Non
         choose_path(decoder_of(model))
 
 
+def test_a_model_whose_forward_fails_on_text_is_said() -> None:
+    model = make_model()
+
+    def blind(**_: Any) -> None:
+        raise TypeError("pixel_values is missing")
+
+    model.model.forward = blind
+    with pytest.raises(ModelError, match=r"'tiny' \(llama\) cannot read a text alone: TypeError: pixel_values is mi"):
+        choose_path(decoder_of(model))
+
+
 def test_the_window_of_dynamic_ntk_is_what_it_stretches_to() -> None:
     assert decoder_of(of_config(dynamic(64))).window == 512
     assert decoder_of(make_model()).window == 256
