@@ -109,7 +109,7 @@ def make_plan(
     total = int(sizes.sum())
     blocks = total if blocks is None else blocks
     if total == 0:
-        raise UsageError("the bins hold no block: texts are shorter than one block; use a smaller --block-length")
+        raise UsageError("the bins hold no block: they are empty, or need a smaller --block-length than their texts")
     if blocks < 1 or (drop_last and blocks < batch_size):
         raise UsageError(f"a budget of {blocks:,} blocks is less than one batch of {batch_size:,}: raise --tokens")
     if blocks > MAX_BLOCKS:

@@ -50,6 +50,11 @@ def reading(path: Path | str, where: Callable[[], str] = lambda: "") -> Iterator
         yield
     except (OSError, EOFError, MemoryError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        if "Frame requires too much memory" in reason:  # what zstd says of a window of more than 2^27 bytes
+            reason = (
+                "its zstd window is larger than 128 MiB, as `zstd --long=31` and `--ultra` make it: pack it anew "
+                f"without, or unpack it with `zstd -d --long=31 {path}`"
+            )
         raise SourceError(f"{path}: cannot be read{where()}: {reason}") from error
 
 

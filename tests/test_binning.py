@@ -619,8 +619,11 @@ def test_nothing_to_bin(run: Any, tmp_path: Path) -> None:
     code, data, _ = run(tmp_path / "in", "--by", "none", "--edges", "1", "--out", tmp_path / "fixed")
     assert (code, data["counts"], data["unscored"], data["stats"]["mean"]) == (0, [0, 0], 20, None)
     write_files(tmp_path / "empty", table.slice(0, 0), 1)
-    code, data, _ = run(tmp_path / "empty", "--bins", 2, "--out", tmp_path / "none")
-    assert (code, "holds no rows" in data["error"]) == (1, True)
+    for number, how in enumerate((["--bins", 2], ["--quantiles", "10,50"], ["--edges", "1,2"])):
+        code, data, _ = run(tmp_path / "empty", *how, "--out", tmp_path / str(number))
+        assert (code, data["rows"], sum(data["counts"]), data["stats"]["mean"]) == (0, 0, 0, None)
+        assert data["edges"] == ([1.0, 2.0] if number == 2 else [])
+        assert main(["verify", str(tmp_path / str(number))]) == 0
 
 
 def test_a_file_without_rows_among_others(run: Any, tmp_path: Path) -> None:

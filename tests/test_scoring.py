@@ -282,14 +282,33 @@ def test_a_model_that_gives_nan_everywhere_fails_the_run(
     assert read(tmp_path / "run")["entropy_mean"].null_count == N_TEXTS
 
 
-def test_an_empty_corpus_is_a_finished_run_of_no_texts(
-    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path
+@pytest.mark.parametrize("name", ["empty.jsonl", "header.csv", "empty.parquet", "bad.jsonl"])
+def test_a_source_without_rows_goes_through_all_commands(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path, name: str
 ) -> None:
-    source = tmp_path / "empty.jsonl"
-    source.write_text("")
-    code, data, _ = run(capsys, *command(str(source), model, tmp_path / "run"))
-    assert (code, data["rows"], data["parts"]) == (0, 0, 0)
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["complete"] is True
+    source, out, bins = tmp_path / name, tmp_path / "run", str(tmp_path / "bins")
+    source.write_text({"header.csv": "id,text\n", "bad.jsonl": "bad\n"}.get(name, ""))
+    if name == "empty.parquet":
+        pq.ParquetWriter(source, pa.schema({"id": pa.string(), "text": pa.string()})).close()  # not one row group
+    argv = command(str(source), model, out, "--on-error", "skip")
+    code, data, _ = run(capsys, *argv)
+    assert (code, data["rows"], data["parts"]) == (0, 0, 1)
+    assert json.loads((out / "manifest.json").read_text())["complete"] is True
+    assert read(out).schema.field("entropy_mean").type == pa.float64()
+    before = snapshot(out)
+    assert run(capsys, *argv)[1]["parts"] == 1
+    assert snapshot(out)["scores/part-00000.parquet"] == before["scores/part-00000.parquet"]
+    (out / "scores" / "part-00000.parquet").unlink()
+    assert main(["verify", str(out)]) == 1
+    assert main(["verify", str(out), "--repair"]) == 0
+    assert snapshot(out)["scores/part-00000.parquet"] == before["scores/part-00000.parquet"]
+    assert main(["sort", str(out), "--out", str(tmp_path / "sorted.jsonl")]) == 0
+    assert (tmp_path / "sorted.jsonl").read_bytes() == b""
+    capsys.readouterr()
+    code, data, _ = run(capsys, "bin", str(out), "--bins", "4", "--tokenize", "bytes", "--out", bins)
+    assert (code, data["counts"], data["edges"], data["blocks"]["blocks"]) == (0, [0], [], [0])
+    assert main(["verify", bins]) == 0
+    assert main(["report", str(out), bins, "--out", str(tmp_path / "page.html")]) == 0
 
 
 def test_one_text_of_50_mb_is_cut_or_slid_over(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:

@@ -451,6 +451,16 @@ def test_damaged_compression_is_an_error_that_names_the_file(tmp_path: Path, nam
         assert "after row" in str(caught.value)
 
 
+def test_a_zstd_window_beyond_the_usual_one_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    for bits in (27, 28):
+        parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=bits, enable_ldm=True)
+        packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        (tmp_path / f"{bits}.jsonl.zst").write_bytes(packer.compress(b'{"text": "a"}\n') + packer.flush())
+    assert column(opened(tmp_path / "27.jsonl.zst"), "text") == ["a"]
+    with pytest.raises(SourceError, match=r"28\.jsonl\.zst: cannot be read: its zstd window is larger than 128 MiB"):
+        opened(tmp_path / "28.jsonl.zst")
+
+
 def test_damage_after_opening_is_an_error_of_batches(tmp_path: Path) -> None:
     path = write_bytes(tmp_path / "a.jsonl.gz", LINES)
     corpus = opened(path)
