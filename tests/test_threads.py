@@ -1,4 +1,4 @@
-"""A training goes on with the number of threads with which it was begun, to the same bits, whatever torch has by then."""
+"""A training goes on with the number of threads with which it was begun, to the same bits, whatever torch has now."""
 
 from __future__ import annotations
 
