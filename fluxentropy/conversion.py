@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fluxentropy.errors import ModelError
 from fluxentropy.ggufconfig import HEAD, gguf_config, used_by_config
 from fluxentropy.gguffile import GGUFFile, join_gguf, read_gguf
-from fluxentropy.gguftokenizer import build_tokenizer, open_tokenizer, read_metadata
+from fluxentropy.gguftokenizer import build_tokenizer, open_tokenizer
 from fluxentropy.memory import check_memory, is_out_of_memory
 from fluxentropy.modelfiles import ModelState, converted_folder, gguf_files, how_to_get, missing_files, state
 from fluxentropy.store import atomic_folder, atomic_path, sha256_file
@@ -65,13 +65,8 @@ def gguf_tokenizer(entry: ZooEntry) -> PreTrainedTokenizerBase:
     if found.missing:
         raise _not_here(entry, found)
     folder = converted_folder(entry)
-    with _alone(folder), whole_gguf(entry, folder) as file:
-        return _tokenizer_in_gguf(file)
-
-
-def _tokenizer_in_gguf(file: Path) -> PreTrainedTokenizerBase:
-    with quiet_transformers():
-        return build_tokenizer(read_metadata(file), str(file))
+    with _alone(folder), whole_gguf(entry, folder) as file, quiet_transformers():
+        return build_tokenizer(read_gguf(file).metadata, str(file))
 
 
 @contextlib.contextmanager
@@ -123,15 +118,12 @@ def convert_gguf(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    with open(file, "rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise ModelError(f"{file} is not a GGUF file")
+    found = read_gguf(file)
+    config = gguf_config(found)
     try:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
-            found = read_gguf(file)
-            config = gguf_config(found)
             _check_tensors(found, config)
-            tokenizer = _tokenizer_in_gguf(file)
+            tokenizer = build_tokenizer(found.metadata, str(file))
             model, _ = load_checked(
                 AutoModelForCausalLM,
                 file.parent,

@@ -186,7 +186,7 @@ def _begun(logs: DataFolder) -> dict[str, Any] | None:
 
 def _blocks(pipeline: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """What decides what each block does, as far as it can be seen: its options that are plain values, and its files."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for place, step in enumerate(pipeline, 1):
         if not isinstance(step, PipelineStep):
             found[f"{place} {getattr(step, '__qualname__', type(step).__name__)}"] = {}

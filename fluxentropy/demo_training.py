@@ -141,7 +141,7 @@ def agreement(config: DemoConfig) -> Outcome:
     lines = [
         f"  a byte of the {len(ours):,} passages carries {means}, in bits: the less, the better a model predicts them",
         f"  which passages are hard to predict? The two agree {how}: rank correlation {rho:.2f}"
-        f"{' ' * bool(limits)}{interval(*limits, '.2f') if limits else ''}, see {out}",
+        f"{' ' * bool(limits)}{interval(limits[0], limits[1], '.2f') if limits else ''}, see {out}",
     ]
     return Outcome(lines=lines, data={"agreement": agreed.data, "files": {"agreement": str(out)}})
 

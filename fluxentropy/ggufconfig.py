@@ -87,7 +87,7 @@ def gguf_config(file: GGUFFile) -> PreTrainedConfig:
     keys.only("attention.causal", True)
     fields = fields_of(keys)
     fields["tie_word_embeddings"] = not keys.has(HEAD) and file.architecture not in NEEDS_HEAD
-    fields["vocab_size"] = file.metadata.get("tokenizer.ggml.tokens") or keys.need("vocab_size")
+    fields["vocab_size"] = len(file.metadata.get("tokenizer.ggml.tokens") or ()) or keys.need("vocab_size")
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         fields[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
     if keys.left:

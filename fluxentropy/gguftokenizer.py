@@ -1,6 +1,6 @@
 """The tokenizer that a GGUF file describes: its metadata -> a fast tokenizer of `transformers`, with llama.cpp's ids.
 
-metadata = read_metadata(file)              # every key before the tensors, arrays as lists
+metadata = read_gguf(file).metadata
 tokenizer = build_tokenizer(metadata, name)  # "ab 12" -> the ids the model was trained on, or ModelError
 
 A file gives the vocabulary and names the rest: `tokenizer.ggml.model` is the kind (gpt2: byte-level BPE; llama: a
@@ -11,7 +11,6 @@ llama.cpp states them else (`src/llama-vocab.cpp`, which approximates a few, see
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,55 +133,6 @@ def _rules() -> dict[str, Rule]:
 
 
 RULES = _rules()
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def read_metadata(file: Path) -> dict[str, Any]:
-    """All keys and values before the tensors of a GGUF file of version 2 or 3, little-endian; arrays as lists.
-
-    The `gguf` package reads the same in half a minute where a vocabulary has 262,144 tokens. Errors: ValueError or
-    struct.error where it is no such file or is cut short.
-    """
-    import mmap
-
-    with open(file, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        magic, version, _, keys = struct.unpack_from("<4sIQQ", data, 0)
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError("it is not a little-endian GGUF file of version 2 or 3")
-        place, found = 24, {}
-        for _ in range(keys):
-            key, place = _value(data, place, TEXT)
-            (kind,) = struct.unpack_from("<I", data, place)
-            found[key], place = _value(data, place + 4, kind)
-    return found
-
-
-TEXT, ARRAY = 8, 9
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
-def _value(data: Any, place: int, kind: int) -> tuple[Any, int]:
-    """A value at `place`, and the place after it."""
-    if kind == TEXT:
-        (size,) = struct.unpack_from("<Q", data, place)
-        raw = data[place + 8 : place + 8 + size]
-        if len(raw) < size:
-            raise ValueError("the file ends within its metadata")
-        return raw.decode("utf-8", "replace"), place + 8 + size
-    if kind == ARRAY:
-        kind, size = struct.unpack_from("<IQ", data, place)
-        place += 12
-        if kind in NUMBERS:
-            layout = f"<{size}{NUMBERS[kind]}"
-            return list(struct.unpack_from(layout, data, place)), place + struct.calcsize(layout)
-        values = []
-        for _ in range(size):
-            value, place = _value(data, place, kind)
-            values.append(value)
-        return values, place
-    layout = f"<{NUMBERS[kind]}"
-    return struct.unpack_from(layout, data, place)[0], place + struct.calcsize(layout)
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -40,13 +40,13 @@ def interval(low: float | None, high: float | None, style: str = "+.2f") -> str:
     return "-" if low is None or high is None else f"[{low:{style}}, {high:{style}}]"
 
 
-def with_interval(value: float | None, limits: Sequence[float | None] | None, style: str = ".2f") -> str:
+def with_interval(value: float | None, limits: tuple[float | None, float | None] | None, style: str = ".2f") -> str:
     """A number with its limits, or a dash.
 
     >>> with_interval(1.5, (1.0, 2.0)), with_interval(None, None)
     ('1.50 [1.00, 2.00]', '-')
     """
-    return "-" if value is None or limits is None else f"{value:{style}} {interval(*limits, style)}"
+    return "-" if value is None or limits is None else f"{value:{style}} {interval(limits[0], limits[1], style)}"
 
 
 def count(number: int) -> str:

@@ -231,6 +231,7 @@ def _from_pretrained(
         options["revision"] = entry.revision or "main"
     try:
         with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase
             if entry.hub or entry.folder:
                 tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
             else:

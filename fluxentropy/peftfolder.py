@@ -177,6 +177,8 @@ def _resize(name: str, base: PreTrainedModel, folder: Path) -> None:
     """Give the base as many embedding rows as the adapter was trained with, where its file holds all of them."""
     from peft.utils.save_and_load import load_peft_weights
 
+    from fluxentropy.forward import embedding_rows
+
     weights = load_peft_weights(str(folder), device="cpu")
     sizes = {"embeddings": base.get_input_embeddings(), "head": base.get_output_embeddings()}
     rows = {}
@@ -184,7 +186,7 @@ def _resize(name: str, base: PreTrainedModel, folder: Path) -> None:
         ends = [f"{key}.weight" for key, value in base.named_modules(remove_duplicate=False) if value is module]
         held = [value for key, value in weights.items() if any(key.endswith(f".{end}") for end in ends)]
         rows[part] = len(held[0]) if held else None
-    now = len(base.get_input_embeddings().weight)
+    now = embedding_rows(base)
     new = next((count for count in rows.values() if count and count != now), None)
     if new is None:
         return

@@ -333,11 +333,10 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | 
     Errors: ModelError for a model that is not causal, or that gives a text other numbers when it is asked again.
     """
     model = decoder.model
-    state: FreshState | None = FreshState(model)
-    reference, remembers = _own_numbers(decoder, state)
+    fresh = FreshState(model)
+    reference, remembers = _own_numbers(decoder, fresh)
     hint = row_limit(model)
-    if hint is None and not remembers:
-        state = None  # nothing to give back
+    state = fresh if remembers or hint is not None else None  # else there is nothing to give back
     limits: list[int | None] = [hint, *(limit for limit in (0, ALONE) if hint is None or limit < hint)]
     tolerance = PROBE_TOLERANCE[decoder.dtype]
     try:

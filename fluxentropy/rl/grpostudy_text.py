@@ -7,8 +7,9 @@ from typing import Any
 
 from fluxentropy.markdown import table
 from fluxentropy.rl.stepanswers import NOT_JUDGED, PREDICTIONS
-from fluxentropy.rl.stepbootstrap import FEWEST, FEWEST_RUNS, LEVEL
+from fluxentropy.rl.stepbootstrap import FEWEST, LEVEL
 from fluxentropy.rl.tokenanswers import POSITIONS, RIGHT
+from fluxentropy.verdict import FEWEST as FEWEST_RUNS
 
 Record = Mapping[str, Any]
 PART_NAMES = {
