@@ -47,9 +47,13 @@ def write(
     *,
     drop: Collection[str] = (),
     tensors: Mapping[str, np.ndarray] | None = None,
+    kind: str = "F32",
     **options: Any,
 ) -> Path:
-    """The model as a float32 GGUF file with the metadata `ARCH.key` and more `tensors`, without those in `drop`."""
+    """The model as a GGUF file with the metadata `ARCH.key` and more `tensors`, without those in `drop`.
+
+    Matrices are of `kind`.
+    """
     writer = gguf.GGUFWriter(path, arch, **options)
     for key, value in keys.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
@@ -57,7 +61,9 @@ def write(
     _write_tokenizer(writer)
     for name, data in {**_tensors(model, arch), **(tensors or {})}.items():
         if name not in drop:
-            writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
+            values = np.ascontiguousarray(data, np.float32)
+            form = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+            writer.add_tensor(name, gguf.quants.quantize(values, form), raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

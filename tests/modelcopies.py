@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
+import ggufmodels
 import pytest
 from fakes import make_model, make_tokenizer
 
@@ -20,45 +18,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def write_gguf(path: Path, *, seed: int = 0) -> Path:
     """A tiny Llama with random weights and a byte-level BPE as a GGUF file, quantised to Q8_0."""
-    model, tokenizer = make_model(seed=seed, max_position_embeddings=64), make_tokenizer()
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([3 if token in ("<s>", "</s>") else 1 for token, _ in vocabulary])
-    writer.add_token_merges([" ".join(merge) for merge in merges])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        data = tensor.float().numpy()
-        if "layernorm" in name or name == "model.norm.weight":
-            writer.add_tensor(names.get_name(name, (".weight",)), data)
-            continue
-        if "q_proj" in name or "k_proj" in name:  # GGUF interleaves the halves that rotary embedding pairs
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            data = data.reshape(heads, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
-        kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(
-            names.get_name(name, (".weight",)), gguf.quants.quantize(np.ascontiguousarray(data), kind), raw_dtype=kind
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    model = make_model(seed=seed, max_position_embeddings=64)
+    keys = {"attention.layer_norm_rms_epsilon": model.config.rms_norm_eps, "vocab_size": model.config.vocab_size}
+    return ggufmodels.write(path, model, "llama", ggufmodels.sizes(model, **keys), kind="Q8_0")
 
 
 def write_hub_cache(folder: Path, hub: str = "someone/tiny", **options: Any) -> Path:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ggufmodels
 import numpy as np
 import pytest
 import torch
 from ggufmodels import make, sizes, write
 from transformers import AutoModelForCausalLM
 
-from fluxentropy import conversion
 from fluxentropy.conversion import convert_gguf
 from fluxentropy.errors import ModelError
 
@@ -30,12 +28,6 @@ IDS = torch.arange(2, 42)[None]
 
 def rope(kind: str = "default", **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 500.0, **more}}
-
-
-@pytest.fixture(autouse=True)
-def _without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokenizer is not what is tested here."""
-    monkeypatch.setattr(conversion, "_tokenizer_in_gguf", lambda _: ggufmodels.make_tokenizer())
 
 
 def error_of(tmp_path: Path, model: Any, file: Path) -> float:
