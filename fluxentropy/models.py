@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from fluxentropy.conversion import converted, first_line, gguf_tokenizer, quiet_transformers
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.memory import check_memory, is_out_of_memory
-from fluxentropy.modelfiles import TOKENIZERS, count_parameters, gguf_fingerprint, how_to_get, hub_folder, missing_files
+from fluxentropy.modelfiles import (
+    CONVERSION,
+    TOKENIZERS,
+    count_parameters,
+    gguf_fingerprint,
+    how_to_get,
+    hub_folder,
+    missing_files,
+)
 from fluxentropy.modelkind import check_folder, loader_for
 from fluxentropy.peftfolder import adapter_folder, base_entry, cast_weights, download_adapter, merge_adapter
 from fluxentropy.store import fingerprint_file, fingerprint_json
@@ -186,7 +194,8 @@ def _find(entry: ZooEntry, offline: bool) -> _Found:
         return _Found(folder=folder, source=str(folder), fingerprint=fingerprint_folder(folder))
     folder = converted(entry)
     note = f"GGUF weights dequantised to fp32, kept in {folder}"
-    return _Found(folder=folder, source=str(folder), fingerprint=gguf_fingerprint(entry), note=note)
+    fingerprint = f"{gguf_fingerprint(entry)}/v{CONVERSION}"  # another conversion may give other numbers
+    return _Found(folder=folder, source=str(folder), fingerprint=fingerprint, note=note)
 
 
 def _find_on_hub(entry: ZooEntry, hub: str, offline: bool) -> _Found:

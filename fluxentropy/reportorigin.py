@@ -18,7 +18,7 @@ from fluxentropy.yamlfile import to_plain
 
 LONGEST = 20_000  # characters of a configuration
 ROWS = 24  # of a table of fingerprints
-HASH = re.compile(r"(?:(?:sha256|sampled):)?[0-9a-f]{32,64}")
+HASH = re.compile(r"(?:(?:sha256|sampled):)?[0-9a-f]{32,64}(?:/v\d+)?")
 
 
 def origin(run: Run) -> Markup:

@@ -18,7 +18,7 @@ from modelcopies import install_pieces, install_wheel, write_gguf
 from fluxentropy import conversion
 from fluxentropy.conversion import converted
 from fluxentropy.errors import ModelError
-from fluxentropy.modelfiles import converted_folder
+from fluxentropy.modelfiles import CONVERSION, converted_folder
 from fluxentropy.models import load_decoder
 from fluxentropy.zoo_entries import ZooEntry, find_model
 
@@ -57,7 +57,7 @@ def test_pieces_in_wheels_are_the_whole_file_and_are_needed_once(
     file = write_gguf(tmp_path / "tiny.gguf")
     entry = install_pieces(site, file.read_bytes())
     decoder, whole = load_decoder(entry), load_decoder(find_model(str(file)))
-    assert decoder.fingerprint == whole.fingerprint == f"sha256:{entry.sha256}"
+    assert decoder.fingerprint == whole.fingerprint == f"sha256:{entry.sha256}/v{CONVERSION}"
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(decoder.model.state_dict()[name], tensor, rtol=0, atol=0)
     assert not list((tmp_path / "cache").rglob("*.gguf"))
