@@ -119,8 +119,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     found = read_gguf(file)
-    config = gguf_config(found)
     try:
+        config = gguf_config(found)
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader has a bar of its own
             _check_tensors(found, config)
             tokenizer = build_tokenizer(found.metadata, str(file))

@@ -121,8 +121,9 @@ def _rope(keys: _Keys, head_dim: int, *, partial: bool = False) -> dict[str, Any
         rope |= {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         rope |= _yarn(keys, factor)
-    if kind == "none" and factor != 1.0:
-        keys.refuse("rope.scaling.factor", "there is no rope.scaling.type")
+    if kind in ("none", "longrope") and factor != 1.0:
+        said = f"rope.scaling.type is {kind}" if "rope.scaling.type" in keys.found else "there is no rope.scaling.type"
+        keys.refuse("rope.scaling.factor", said)
     return rope
 
 

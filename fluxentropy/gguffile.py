@@ -42,7 +42,7 @@ def read_gguf(path: Path) -> GGUFFile:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             metadata, tensors, small = _header(_Cursor(data, 0))
-    except (struct.error, ValueError, KeyError, OverflowError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise ModelError(f"GGUF file {path} cannot be read: {error or type(error).__name__}") from error
     if (count := metadata.get("split.count", 0)) > 1:
         raise ModelError(
@@ -139,6 +139,7 @@ def join_gguf(files: Sequence[Path], whole: Path) -> None:
     readers = [_part(GGUFReader(file), file, number, len(files)) for number, file in enumerate(files)]
     first = readers[0]
     writer = GGUFWriter(whole, first.fields["general.architecture"].contents())
+    writer.data_alignment = first.alignment  # which the metadata name, where it is not the usual one
     for name, field in first.fields.items():
         if name.startswith(("GGUF.", "split.")) or name == "general.architecture":
             continue

@@ -54,10 +54,17 @@ def download_adapter(entry: ZooEntry) -> Path | None:
     from huggingface_hub import snapshot_download
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if not entry.hub or find_adapter_config_file(entry.hub, revision=entry.revision or "main") is None:
+    revision = entry.revision or "main"
+    try:
+        if not entry.hub or find_adapter_config_file(entry.hub, revision=revision) is None:
+            return None
+    except OSError:  # there is no such repository or revision: loading says so
         return None
     patterns = ["adapter_*", "*token*", "vocab*", "merges.txt", "*.model"]
-    snapshot_download(entry.hub, revision=entry.revision or "main", allow_patterns=patterns)
+    try:
+        snapshot_download(entry.hub, revision=revision, allow_patterns=patterns)
+    except Exception as error:  # a network, a disk, or access: huggingface_hub raises many kinds
+        raise ModelError(f"adapter {entry.name!r} cannot be downloaded: {first_line(error)}") from error
     return adapter_folder(entry)
 
 

@@ -26,8 +26,8 @@ def as_begun(out: Path, accelerator: str, *, new: int | None = None) -> Iterator
 
     Yields the number for the run's identity; nothing for a run of an earlier version, which did not note it.
 
-    Errors: RunError where this machine has fewer cores, unless OMP_NUM_THREADS asks for that many all the same; on a
-    GPU, where the threads decide nothing, it has what there are.
+    Errors: RunError where this machine has fewer cores, unless OMP_NUM_THREADS asks for that many all the same, or
+    the training is on a GPU, where the threads decide nothing.
     """
     identity = (read_json(out / "manifest.json") or {}).get("identity")
     before = torch.get_num_threads()

@@ -69,7 +69,8 @@ def _prefix(missing: Collection[str], unused: Collection[str]) -> str:
     >>> _prefix(["norm.weight"], ["module.norm.weight"])
     'module.'
     """
-    found = {key[: -len(name)] for name in missing for key in unused if key.endswith(f".{name}")}
+    names = set(missing)
+    found = {key[: dot.end()] for key in unused for dot in re.finditer(r"\.", key) if key[dot.end() :] in names}
     return found.pop() if len(found) == 1 else ""
 
 

@@ -67,7 +67,8 @@ def _read_table(path: Path) -> pa.Table:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             header, *body = rows
-        if body and header and all(len(row) == len(header) + 1 for row in body):
+        longer = body and header and all(len(row) == len(header) + 1 for row in body)
+        if longer and any(row[-1] for row in body):  # else the rows only end with a comma
             header = ["", *header]  # as R's write.table does: the row names have no cell in the header
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
         said = "it is empty" if not path.stat().st_size else error

@@ -235,6 +235,14 @@ def refused(tmp_path: Path, match: str, arch: str = "llama", **changes: Any) -> 
         ({"keys": {"rope.scaling.type": "dynamic"}}, r"llama\.rope\.scaling\.type = dynamic"),
         ({"keys": {"rope.scaling.type": "longrope"}}, r"llama\.rope\.scaling\.type = longrope"),
         ({"keys": {"rope.scaling.factor": 2.0}}, r"rope\.scaling\.factor = 2\.0: there is no rope\.scaling\.type"),
+        (
+            {
+                "keys": {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0},
+                "tensors": {f"rope_factors_{kind}.weight": np.ones(4) for kind in ("long", "short")},
+            },
+            r"rope\.scaling\.factor = 2\.0: rope\.scaling\.type is longrope",
+        ),
+        ({"keys": {"attention.head_count": 0}}, r"tiny\.gguf cannot be read: ZeroDivisionError"),
         ({"keys": {**SCALED, "rope.scaling.yarn_ext_factor": 0.5}}, r"yarn_ext_factor = 0\.5: only 1\.0"),
         ({"keys": SCALED, "tensors": {"rope_freqs.weight": np.ones(4)}}, r"scales its positions with rope_freqs"),
         ({"arch": "qwen2", "keys": {"attention.sliding_window": 8}}, r"qwen2\.attention\.sliding_window = 8"),

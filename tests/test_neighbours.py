@@ -161,7 +161,7 @@ def test_windows_of_long_texts_and_tokens_are_those_of_the_model_alone(kind: str
     parts = [alone(untouched, ids[begin : begin + 90])[0][50 if begin else 0 :] for begin in begins]
     expected = np.concatenate(parts)
     assert len(expected) == len(ids)
-    assert scorer.token_stats(encoded).entropy.numpy() == pytest.approx(expected, abs=1e-3)
+    assert scorer.position_stats(encoded).entropy.numpy() == pytest.approx(expected, abs=1e-3)
     assert scorer.score([LONG, *TEXTS])[0].entropy_sum == pytest.approx(expected.sum(), rel=1e-5)
 
 

@@ -21,6 +21,7 @@ from fluxentropy.errors import ModelError
 from fluxentropy.estimators import token_stats
 from fluxentropy.forward import FastPath
 from fluxentropy.models import load_decoder
+from fluxentropy.peftfolder import download_adapter
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.zoo_entries import find_model
 
@@ -254,3 +255,24 @@ def test_a_folder_with_a_whole_model_and_an_adapter_is_refused(tmp_path: Path) -
     save_adapter(base, base, KINDS["lora"])
     with pytest.raises(ModelError, match=r"holds a whole model and adapter_config\.json"):
         load_decoder(find_model(str(base)))
+
+
+def test_a_repository_that_is_not_there_is_no_adapter_and_one_that_cannot_be_had_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What transformers and huggingface_hub raise where the Hub answers."""
+    entry = find_model("someone/model")
+
+    def missing(*_: Any, **__: Any) -> str:
+        raise OSError("someone/model is not a local folder and is not a valid model identifier")
+
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", missing)
+    assert download_adapter(entry) is None
+    monkeypatch.setattr(
+        "transformers.utils.peft_utils.find_adapter_config_file", lambda *_, **__: "adapter_config.json"
+    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", missing)
+    with pytest.raises(
+        ModelError, match=r"adapter 'someone--model' cannot be downloaded: OSError: someone/model is not"
+    ):
+        download_adapter(entry)

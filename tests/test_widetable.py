@@ -108,6 +108,7 @@ def test_what_only_looks_like_row_numbers(tmp_path: Path, caplog: pytest.LogCapt
         ("text,a,b\n", "table.csv: there is no row in it, so there is nothing to compare"),
         (",id\n0,4\n", "has no column of scores"),
         ("text,a,b\nx,1\n", "row 1: 2 cells where the header has 3"),
+        ("text,a,b\nx,1,2,\ny,3,4,\n", "row 1: 4 cells where the header has 3"),  # commas at the end, no row names
         ("text,a,a\nx,1,2\n", "several columns named 'a'"),
         (
             "text,kind\nx,y\n",
