@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -82,3 +83,10 @@ def test_every_gold_answer_of_gsm8k_meets_itself_and_no_other() -> None:
             assert answer_of(text) == value, text
         for text in (f"{gold}1", f"{gold}k" if value else "1", f"{gold}:30", f"#### {gold} or {value + 1}"):
             assert answer_of(text) != value, text
+
+
+def test_a_long_run_of_spaces_takes_no_time() -> None:
+    """As of a policy that has collapsed; the search was quadratic in it, half a minute for this one."""
+    start = time.process_time()
+    assert answer_of("1" + " " * 20_000 + "x 2") == 2
+    assert time.process_time() - start < 5

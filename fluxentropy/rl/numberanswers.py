@@ -92,7 +92,7 @@ def _last(text: str, *, alone: bool) -> Fraction | None:
         return None
     last = found[-1]
     between = text[found[-2].end() : last.start()] if len(found) > 1 else ""
-    if len(found) > 1 and OPERATOR.match(between):
+    if len(found) > 1 and len(between) <= AROUND and OPERATOR.match(between):
         return None
     before, after = text[max(last.start() - AROUND, 0) : last.start()], text[last.end() : last.end() + AROUND]
     sign, hyphen = SIGN.search(before), HYPHEN.search(before)
