@@ -95,10 +95,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """What `adapter_config.json` says. Errors: ModelError names a damaged file."""
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        assert isinstance(config, dict)
-        return config
-    except (ValueError, AssertionError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged: it is no JSON object") from error
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged: it is no JSON object")
+    return config
 
 
 def merge_adapter(name: str, base: PreTrainedModel, folder: Path, probe: Tensor) -> PreTrainedModel:
