@@ -178,7 +178,7 @@ def draw_effects(models: Mapping[str, Model]) -> Figure:
         left.errorbar(
             ratio, height, xerr=[[ratio - low], [high - ratio]], fmt="o", color=TRUE, markersize=3.5, elinewidth=1
         )
-        if place == 0:
+        if place == 0 and model.auc is not None:
             middle = height + (len(model.fit.names) - 1) / 2
             auc = model.auc - (model.auc_optimism or 0)
             right.plot(model.auc_interval or (auc, auc), [middle, middle], color=TRUE, linewidth=1)

@@ -158,9 +158,9 @@ def _common_type(name: str, sources: Sequence[Columns]) -> pa.DataType | None:
     types do not fit together.
     """
     there = [source for source in sources if name in source.schema.names]
-    typed: list[tuple[str, Any]] = [
-        (source.label, source.schema.field(name).type) for source in there if source.found is None
-    ]
+    typed = [(source.label, source.schema.field(name).type) for source in there if source.found is None]
+    label: str
+    kind: Any
     label, kind = typed[0] if typed else ("", None)
     for other_label, other in typed[1:]:
         merged = _merged(kind, other)
