@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fluxentropy.errors import ModelError
 from fluxentropy.gguffile import split_files
@@ -114,16 +114,33 @@ def count_parameters(folder: Path) -> int | None:
 
     Shards that are missing do not count.
     """
-    total = 0
+    try:
+        return sum(math.prod(tensor["shape"]) for tensor in _headers(folder).values()) or None
+    except (KeyError, TypeError):
+        return None
+
+
+def integer_weights(folder: Path) -> list[str]:
+    """The matrices of a model folder that its safetensors files hold as integers, from their headers."""
+    return [
+        f"{name} ({tensor['dtype']})"
+        for name, tensor in _headers(folder).items()
+        if name.endswith("weight") and tensor.get("dtype", "").startswith(("I", "U")) and len(tensor["shape"]) > 1
+    ]
+
+
+def _headers(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the headers of a model folder's safetensors files say of each tensor: `dtype`, `shape`."""
+    found: dict[str, dict[str, Any]] = {}
     for name in weight_files(folder):
         try:
             with open(folder / name, "rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(min(size, HEADER_LIMIT)))
-            total += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            found |= {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+        except (OSError, ValueError, AttributeError, TypeError):
             continue  # not there, not safetensors, or damaged: loading it says so
-    return total or None
+    return found
 
 
 def hub_folder(entry: ZooEntry) -> Path | None:

@@ -16,12 +16,13 @@ from fluxentropy.modelfiles import (
     gguf_fingerprint,
     how_to_get,
     hub_folder,
+    integer_weights,
     missing_files,
 )
 from fluxentropy.modelkind import check_folder, loader_for
 from fluxentropy.peftfolder import adapter_folder, base_entry, cast_weights, download_adapter, merge_adapter
 from fluxentropy.store import fingerprint_file, fingerprint_json
-from fluxentropy.weightcheck import load_checked
+from fluxentropy.weightcheck import check_integers, load_checked
 from fluxentropy.zoo_entries import DTYPES, ZooEntry, near_names
 
 if TYPE_CHECKING:
@@ -248,6 +249,8 @@ def _from_pretrained(
             config = AutoConfig.from_pretrained(found.source, **options)
             loader = loader_for(entry.name, config, own_code=entry.trust_remote_code)
             model, note = load_checked(loader, found.source, name=entry.name, dtype=dtype, **options)
+            if getattr(model, "hf_quantizer", None) is None and (folder := found.folder or hub_folder(entry)):
+                check_integers(f"model {entry.name!r}", integer_weights(folder))
     except ModelError:
         raise
     except Exception as error:  # transformers, safetensors and remote code raise many kinds

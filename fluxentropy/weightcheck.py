@@ -53,6 +53,22 @@ missing lm_head.weight: if its head is its embedding, set "tie_word_embeddings":
         )
 
 
+def check_integers(what: str, names: Collection[str]) -> None:
+    """Refuse matrices of integers that nothing dequantised: transformers takes the integers for the weights.
+
+    >>> check_integers("model 'x'", ["lm_head.weight (I8)"])
+    Traceback (most recent call last):
+        ...
+    fluxentropy.errors.ModelError: model 'x': its files hold quantised weights, lm_head.weight (I8), and its \
+configuration does not say how to read them: give the unquantised model
+    """
+    if names:
+        raise ModelError(
+            f"{what}: its files hold quantised weights, {_listed(names)}, and its configuration does not say how to "
+            f"read them: give the unquantised model"
+        )
+
+
 def _advice(missing: Collection[str], unused: Collection[str]) -> str:
     if prefix := _prefix(missing, unused):
         return f"its names begin with {prefix!r}, that of a wrapper: save the model that is inside"

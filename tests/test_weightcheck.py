@@ -89,6 +89,18 @@ def test_models_of_another_kind_and_pruned_ones_are_refused(tmp_path: Path) -> N
         load_decoder(find_model(str(pruned)))
 
 
+@pytest.mark.parametrize("said", [{}, {"quantization_config": {"quant_method": "nosuch"}}])
+def test_integers_that_nothing_dequantises_are_not_taken_for_weights(tmp_path: Path, said: dict[str, object]) -> None:
+    """8-bit weights without a known way to scale them; masks of old files are integers rightly."""
+
+    def quantised(weights: Weights) -> Weights:
+        return {name: (w * 20).to(torch.int8) if "up_proj" in name else w for name, w in weights.items()}
+
+    folder = edit(configure(save_model(tmp_path / "m"), **said), quantised)
+    with pytest.raises(ModelError, match=r"quantised weights, model\.layers\.0\.mlp\.up_proj\.weight \(I8\), model"):
+        load_decoder(find_model(str(folder)), device="cpu")
+
+
 def logits(folder: Path) -> torch.Tensor:
     decoder = load_decoder(find_model(str(folder)))
     with torch.no_grad():
