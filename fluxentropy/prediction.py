@@ -58,7 +58,7 @@ def optimism(auc: float, sd: float, metrics: int) -> float:
 
         optimism = sd min(R, (d - 1) / R)        at most all that is above 1/2
 
-    >>> optimism(0.6, 0.05, 1), optimism(0.6, 0.05, 2), round(optimism(0.52, 0.05, 2), 3)
+    >>> optimism(0.6, 0.05, 1), round(optimism(0.6, 0.05, 2), 3), round(optimism(0.52, 0.05, 2), 3)
     (0.0, 0.025, 0.02)
     """
     above = max(auc - 0.5, 0.0)

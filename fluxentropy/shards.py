@@ -145,8 +145,8 @@ def readable_type(kind: pa.DataType) -> pa.DataType:
     what they store, such as a UUID its 16 bytes, and dictionaries and run-end encoding give way to the values, as files
     have dictionaries of their own, which do not mix. Raises `SourceError` for what cannot be converted.
 
-    >>> readable_type(pa.map_(pa.string(), pa.decimal32(5, 2)))
-    ListType(list<entries: struct<key: string not null, value: decimal128(5, 2)>>)
+    >>> readable_type(pa.list_view(pa.decimal32(5, 2)))
+    ListType(list<item: decimal128(5, 2)>)
     """
     if isinstance(kind, pa.BaseExtensionType):
         return kind if isinstance(kind, pa.JsonType) else readable_type(kind.storage_type)

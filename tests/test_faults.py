@@ -233,7 +233,7 @@ def test_sort_killed_while_it_sorts_on_disk(workers: int, large: Path, tmp_path:
 
 def damage(run: Path) -> None:
     """Damage two files of a run and its manifest, and take a file away."""
-    files = sorted(path for path in run.glob("*/part-*") if path.parent.name != "unscored")
+    files = sorted(path for path in run.glob("**/part-*") if path.parent.name != "unscored")
     for path in files[:2]:
         path.write_bytes(path.read_bytes()[:-9])
     files[-1].unlink()

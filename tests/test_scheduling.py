@@ -75,7 +75,7 @@ def test_flags_groups_and_policies(
     ("flags", "message"),
     [
         (["--schedule.name", "periodc"], "schedule.name periodc: did you mean periodic?"),
-        (["--schedule.cycles", "2"], "schedule.cycles: random takes groups, shuffle_labels, static"),
+        (["--schedule.cycles", "2"], "schedule.cycles: random takes groups, shuffle_labels, balanced_labels, static"),
         (["--tokens", "3"], "--tokens 3: one block has 16"),
         (["--tokens", "0"], "--tokens 0: use 1 or more"),
         (["--batch-size", "0"], "--batch-size 0: use 1 or more"),

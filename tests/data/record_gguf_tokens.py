@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-from llama_cpp import Llama
 
 DATA = Path(__file__).with_name("gguf_tokens.json")
 
@@ -43,6 +42,8 @@ def write(path: Path, metadata: dict[str, Any]) -> Path:
 
 def ids(path: Path, texts: list[str]) -> list[str]:
     """llama.cpp's ids of each text, with what the file adds at its ends and with control tokens in the text."""
+    from llama_cpp import Llama  # it is not installed for the tests
+
     model = Llama(model_path=str(path), vocab_only=True, verbose=False)
     return [" ".join(map(str, model.tokenize(text.encode(), add_bos=True, special=True))) for text in texts]
 
