@@ -161,6 +161,8 @@ def build_tokenizer(metadata: Mapping[str, Any], name: str) -> PreTrainedTokeniz
     if len(set(tokens)) < len(tokens) or not tokens:
         what = "holds a token twice" if tokens else "is missing"
         raise ModelError(f"GGUF file {name}: {KEY}tokens {what}: convert the model again")
+    if len(metadata.get(KEY + "token_type") or tokens) != len(tokens):
+        raise ModelError(f"GGUF file {name}: {KEY}token_type does not give each token a type: convert the model again")
     kind, rule = metadata.get(KEY + "model"), None
     if kind == "gpt2" or kind == "gemma4":
         rule = _rule(metadata, name)

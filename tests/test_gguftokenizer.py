@@ -123,6 +123,7 @@ def test_a_token_that_ends_a_text_is_whole_whatever_its_type() -> None:
     ("changes", "said"),
     [
         ({"pre": "no-such-rule"}, r"x\.gguf: tokenizer\.ggml\.pre 'no-such-rule' .* not known .*smollm"),
+        ({"token_type": [1, 3]}, r"x\.gguf: tokenizer\.ggml\.token_type does not give each token a type"),
         ({"pre": None}, r"x\.gguf does not say .*tokenizer\.ggml\.pre is missing.*--pre-tokenizer"),
         ({"pre": "gpt-2", "model": "rwkv"}, r"tokenizer\.ggml\.model 'rwkv' is a kind .* not known"),
         ({"pre": "gpt-2", "model": None}, r"tokenizer\.ggml\.model None is a kind"),

@@ -215,7 +215,7 @@ def test_killed_by_the_system(tmp_path: Path) -> None:
     argv = [sys.executable, str(CRASHING), "grpo", *sizes, *options, "--out", str(tmp_path / "two")]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, env={**environment, "CRASH_AT": "23:after"}, capture_output=True, text=True)
+    done = subprocess.run(argv, env={**environment, "CRASH_AT": "26:after"}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list((tmp_path / "two" / "checkpoints").glob("step-*.ckpt"))
     assert not (tmp_path / "two" / "export").exists()

@@ -407,7 +407,10 @@ def test_bad_groups(groups: Any, message: str) -> None:
     ("given", "message"),
     [
         ({"name": "increasng"}, "name increasng: did you mean increasing"),
-        ({"name": "increasing", "cycles": 2}, "cycles: increasing takes groups, shuffle_labels, balanced_labels, static"),
+        (
+            {"name": "increasing", "cycles": 2},
+            "cycles: increasing takes groups, shuffle_labels, balanced_labels, static",
+        ),
         ({"name": "window", "pacing": "step"}, "pacing: window takes width, descending, groups"),
         ({"name": "pool", "pacing": "exponent"}, "pacing exponent: did you mean exponential"),
         ({"name": "pool", "pacing": "step", "power": 2.0}, "power: the pacing step takes steps"),
