@@ -47,10 +47,10 @@ class _Keys:
         return value
 
     def need(self, key: str) -> Any:
-        """The value of a key that has no default."""
+        """The value of a key that has no default, a size or an epsilon."""
         value = self.take(key)
-        if value is None:
-            self.refuse(key, "it is missing")
+        if not value:
+            self.refuse(key, "it is missing" if value is None else "it must be more than 0")
         return value
 
     def only(self, key: str, *allowed: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,6 +261,11 @@ def _from_pretrained(
         if "gated" in str(error):
             terms = entry.terms or f"https://huggingface.co/{entry.hub}"
             hint = f": accept its licence on the Hub ({terms}) and run `hf auth login`"
+        if isinstance(error, pickle.UnpicklingError):
+            raise ModelError(
+                f"model {entry.name!r} cannot be loaded: its .bin file holds more than weights, or is damaged, and "
+                f"objects that run code are not opened: convert it to safetensors"
+            ) from error
         raise ModelError(f"model {entry.name!r} cannot be loaded: {first_line(error)}{hint}") from error
     return model, tokenizer, note
 

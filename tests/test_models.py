@@ -88,6 +88,10 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="model 'model' cannot be loaded"):
         load_decoder(find_model(str(folder)))
+    (folder / "model.safetensors").unlink()
+    torch.save({"trained_on": tmp_path}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"its \.bin file holds more than weights.*: convert it to safetensors"):
+        load_decoder(find_model(str(folder)))
 
 
 def test_a_gated_model_is_named_with_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
