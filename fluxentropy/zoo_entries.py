@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxentropy.errors import ModelError, UsageError
+from fluxentropy.gguffile import split_files
 from fluxentropy.resources import config_path
 from fluxentropy.yamlfile import check_mapping, read_yaml
 
@@ -65,6 +66,8 @@ class ZooEntry:
             yield "`file` and `pieces` say where the GGUF file of a `wheel` is: set `wheel`, or drop them"
         if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
             yield f"sha256 {self.sha256!r}: write 64 hexadecimal digits"
+        if self.sha256 and self.gguf and len(split_files(Path(self.gguf))) > 1:
+            yield f"`sha256` is that of one file, and {self.gguf} is one of several: drop it"
         if self.dtype not in ("auto", *DTYPES):
             yield f"dtype {self.dtype!r}: use auto, {', '.join(DTYPES)}"
         if self.parameters is not None and self.parameters < 1:

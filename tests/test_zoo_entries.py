@@ -85,6 +85,10 @@ def test_the_published_zoo_has_the_models_of_the_table() -> None:
         ("models:\n  a: {folder: x, revision: main}", "zoo entry 'a': `revision` belongs to a Hub model"),
         ("models:\n  a: {hub: x, file: y}", "zoo entry 'a': `file` and `pieces` say where"),
         ("models:\n  a: {wheel: x}", "zoo entry 'a': `wheel` needs `file`"),
+        (
+            f"models:\n  a: {{gguf: big-00001-of-00002.gguf, sha256: {64 * 'a'}}}",
+            "zoo entry 'a': `sha256` is that of one file, and big-00001-of-00002.gguf is one of several",
+        ),
         ("models:\n  a: {wheel: x, pieces: {y: z}}", "zoo entry 'a': `pieces` needs `sha256`"),
         ("models:\n  a: {gguf: x, sha256: abc}", "zoo entry 'a': sha256 'abc': write 64"),
         ("models:\n  a/b: {hub: x}", "zoo.yaml: the name 'a/b' cannot name a folder"),
