@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from fluxentropy.adapters import score_dataset as score_dataset
     from fluxentropy.adapters import score_stream as score_stream
     from fluxentropy.estimators import token_stats as token_stats
+    from fluxentropy.scorer import Scorer as Scorer
 
 __version__ = "0.1.0"
-__all__ = ["make_scorer", "score_dataset", "score_stream", "token_stats"]
+__all__ = ["Scorer", "make_scorer", "score_dataset", "score_stream", "token_stats"]
 
 _MODULES = {
+    "Scorer": "fluxentropy.scorer",
     "make_scorer": "fluxentropy.adapters",
     "score_dataset": "fluxentropy.adapters",
     "score_stream": "fluxentropy.adapters",

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fluxentropy.errors import UsageError
 from fluxentropy.parts import prefetch
-from fluxentropy.scorer import Scorer, open_scorer
-from fluxentropy.scores import SCORE_NAMES, Scores
+from fluxentropy.scorer import Scorer
+from fluxentropy.scores import SCORE_NAMES
 from fluxentropy.texts import described
-from fluxentropy.tokenbytes import PREDICTED_BYTES
-from fluxentropy.zoo_entries import find_model
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -28,7 +26,7 @@ def make_scorer(model: str | Scorer, **options: Any) -> Scorer:
 
     `options` are those of `open_scorer`: device, dtype, offline, max_tokens, window, stride, batch_tokens.
     """
-    return model if isinstance(model, Scorer) else open_scorer(find_model(model), **options)[0]
+    return model if isinstance(model, Scorer) else Scorer.from_pretrained(model, **options)
 
 
 def score_dataset(
@@ -51,25 +49,9 @@ def score_dataset(
         raise UsageError(f"the data set has a column {taken[0]!r} already: rename or remove it")
     scorer = make_scorer(model, **options)
 
-    def add(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return _columns(scorer.score_encoded(scorer.encode(batch[text_field])))
-
-    if not hasattr(dataset, "_fingerprint"):  # streaming
-        return dataset.map(add, batched=True, batch_size=batch_size)
-    from datasets.fingerprint import Hasher
-
-    key = (
-        dataset._fingerprint,
-        scorer.decoder.fingerprint,
-        str(scorer.decoder.dtype),
-        scorer.max_tokens,
-        scorer.sliding,
-        scorer.stride,
-        text_field,
-        batch_size,
-        PREDICTED_BYTES,
-    )
-    return dataset.map(add, batched=True, batch_size=batch_size, new_fingerprint=Hasher.hash(key), desc="scoring")
+    streaming = not hasattr(dataset, "_fingerprint")
+    shown = {} if streaming else {"desc": "scoring"}
+    return dataset.map(scorer.columns(text_field), batched=True, batch_size=batch_size, **shown)
 
 
 def score_stream(
@@ -114,7 +96,3 @@ def _record(record: Any, text_field: str, number: int) -> Mapping[str, Any]:
     if record[text_field] is not None and not isinstance(record[text_field], str):
         raise UsageError(f"record {number}: its {text_field!r} is {described(record[text_field])}, and no text")
     return record
-
-
-def _columns(scores: list[Scores]) -> dict[str, list[Any]]:
-    return {name: [getattr(row, name) for row in scores] for name in SCORE_NAMES}

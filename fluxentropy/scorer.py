@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ from fluxentropy.neighbours import ALONE, FreshState, Grouped, row_limit
 from fluxentropy.scores import Scores
 from fluxentropy.texts import as_texts, described
 from fluxentropy.textstats import TextStats
-from fluxentropy.tokentable import token_table
-from fluxentropy.zoo_entries import ZooEntry
+from fluxentropy.tokenbytes import PREDICTED_BYTES
+from fluxentropy.tokentable import Tokens, token_table
+from fluxentropy.zoo_entries import ZooEntry, find_model
 
 CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
 GPU_BATCH_TOKENS = 65536
@@ -97,6 +99,35 @@ class Scorer:
         self.vocabulary = embedding_rows(decoder.model)
         self.outcomes = logit_columns(decoder.model)
         self.work = Work()
+        self.opened: tuple[ZooEntry, dict[str, Any]] | None = None  # what `open_scorer` would open again
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        zoo: Path | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Scorer:
+        """The scorer of a zoo name, a Hub id, a folder or a .gguf file.
+
+        `zoo` is a YAML file with more names. `options` are those of `open_scorer`: device ("auto"), dtype ("auto",
+        "fp32", "bf16", "fp16"), offline, max_tokens (512), window ("first", "sliding"), stride, batch_tokens.
+
+            scorer = Scorer.from_pretrained("smollm2-135m-instruct", dtype="bf16")
+            scorer(["To be"])[0].entropy_mean       # nats
+
+        Errors: UsageError for a name that nothing has, or an option that the model cannot have; ModelError where the
+        files of the model are missing, damaged, or of no causal decoder.
+        """
+        entry = find_model(str(model), zoo=zoo, revision=revision, trust_remote_code=trust_remote_code)
+        return open_scorer(entry, **options)[0]
+
+    def __call__(self, texts: str | Iterable[str]) -> list[Scores]:
+        """The same as `score`."""
+        return self.score(texts)
 
     def encode(self, texts: str | Iterable[str | None]) -> list[Encoded]:
         """Token ids of each text, or of one text; None, a row of data without a text, counts as an empty text.
@@ -113,8 +144,16 @@ class Scorer:
         """
         return self.score_encoded(self.encode(as_texts(texts)))
 
-    def tokens(self, text: str, *, top_k: int = 0) -> pa.Table:
-        """A row for each token of a text, as `tokens.csv` and the pages have it; see `tokentable` for the columns.
+    def columns(self, text_field: str = "text") -> ScoreColumns:
+        """What `Dataset.map(scorer.columns("text"), batched=True)` calls: a batch -> its score columns.
+
+        `datasets` caches the result under the data, the model's fingerprint and the policies. A row without a text
+        (None) gets null scores. With `num_proc`, each process opens the model itself.
+        """
+        return ScoreColumns(self, text_field)
+
+    def tokens(self, text: str, *, top_k: int = 0) -> Tokens:
+        """A row for each token of a text, as `tokens.csv` and the pages have it, and each column as an array.
 
         `surprisal` is of the token itself, `entropy_before` of the distribution that it was drawn from, `entropy` of
         the one after it. With `top_k`, `alternatives` are the likeliest next tokens. A text without tokens has no rows.
@@ -122,7 +161,7 @@ class Scorer:
         """
         if not isinstance(text, str):
             raise UsageError(f"tokens: {described(text)} is no text: give a string")
-        return self.token_table(self.encode(text)[0], top_k=top_k)
+        return Tokens(self.token_table(self.encode(text)[0], top_k=top_k))
 
     def token_table(self, encoded: Encoded, *, top_k: int = 0) -> pa.Table:
         """Like `tokens` for a tokenised text."""
@@ -244,6 +283,28 @@ _TOTALS = (
 )
 
 
+class ScoreColumns:
+    """The score columns of batches of records; pickled as the names of its parts, so that its hash is theirs."""
+
+    def __init__(self, scorer: Scorer, text_field: str) -> None:
+        self.scorer, self.text_field = scorer, text_field
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        scores = self.scorer.score_encoded(self.scorer.encode(batch[self.text_field]))
+        return {field.name: [getattr(row, field.name) for row in scores] for field in fields(Scores)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        scorer, decoder = self.scorer, self.scorer.decoder
+        policies = (scorer.max_tokens, scorer.sliding, scorer.stride, PREDICTED_BYTES)
+        return _opened_columns, (scorer.opened, self.text_field, decoder.fingerprint, str(decoder.dtype), policies)
+
+
+def _opened_columns(opened: tuple[ZooEntry, dict[str, Any]] | None, text_field: str, *_: object) -> ScoreColumns:
+    if opened is None:
+        raise UsageError("a Scorer of a Decoder cannot go to another process: use Scorer.from_pretrained")
+    return ScoreColumns(open_scorer(opened[0], **opened[1])[0], text_field)
+
+
 def _add_totals(totals: np.ndarray, batch: Sequence[Row], stats: TokenStats) -> None:
     """Add each row's sums, in float64, to the line of its text; the last row of a text also sets the last position."""
     assert stats.surprisal is not None
@@ -300,7 +361,9 @@ def open_scorer(
 ) -> tuple[Scorer, tuple[str, ...]]:
     """Load a model and return its scorer and notes on what was chosen; `options` are those of `Scorer`."""
     decoder, path, notes = open_path(entry, device=device, dtype=dtype, offline=offline)
-    return Scorer(decoder, path=path, **options), notes  # type: ignore[arg-type]
+    scorer = Scorer(decoder, path=path, **options)  # type: ignore[arg-type]
+    scorer.opened = (entry, {"device": device, "dtype": dtype, "offline": offline, **options})
+    return scorer, notes
 
 
 def open_path(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fluxentropy.outcome import html_table
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -28,6 +30,9 @@ class Scores:
     n_predicted_bytes: int = 0
     truncated: bool = False
     status: str = "ok"  # "empty": no tokens; "nan": the model gave NaN
+
+    def _repr_html_(self) -> str:
+        return html_table([dataclasses.asdict(self)])
 
 
 SCORE_FIELDS = [

@@ -9,11 +9,14 @@ entropy, …           of the distribution after token t; their means are `entro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fluxentropy.estimators import TokenStats
+from fluxentropy.outcome import html_table
 
 ALTERNATIVE = pa.struct([("token", pa.string()), ("probability", pa.float64())])
 SCHEMA = pa.schema(
@@ -29,6 +32,35 @@ SCHEMA = pa.schema(
         ("alternatives", pa.list_(ALTERNATIVE)),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text's tokens: `table` has a row a token and the columns of `SCHEMA`, and each column is an array here.
+
+    `tokens.entropy` and the like are float64 arrays (T,) in nats or nats², NaN where the table has null; `tokens.token`
+    are texts. Whatever else a `pyarrow.Table` can do, this can: `to_pandas()`, `to_pylist()`, `num_rows`, ...
+    """
+
+    table: pa.Table
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "table":
+            raise AttributeError(name)
+        if name not in SCHEMA.names:
+            return getattr(self.table, name)
+        column = self.table.column(name)
+        return column.to_numpy() if name != "alternatives" else column.to_pylist()
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        return self.table[name]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def _repr_html_(self) -> str:
+        rows = self.table.drop_columns(["alternatives"]).to_pylist()
+        return html_table(rows)
 
 
 def token_table(ids: np.ndarray, stats: TokenStats | None, decode: Callable[..., object]) -> pa.Table:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from fakes import SENTENCES, save_model
@@ -44,6 +46,35 @@ def test_a_data_set_gains_the_score_columns(scorer: Scorer, streaming: bool) -> 
     rows = list(scored)
     assert [row["n"] for row in rows] == list(range(len(TEXTS)))
     assert [strip(row) for row in rows] == expected(scorer)
+
+
+def test_a_scorer_opens_by_name_is_called_on_texts_and_maps_data_sets(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    opened = fluxentropy.Scorer.from_pretrained(folder, max_tokens=64)
+    assert opened(SENTENCES) == opened.score(SENTENCES)
+    dataset = datasets.Dataset.from_dict({"text": TEXTS})
+    scored = dataset.map(opened.columns("text"), batched=True, batch_size=4)
+    want = expected(opened)
+    for row, right in zip(scored, want, strict=True):
+        assert strip(row) == {k: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for k, v in right.items()}
+    again = dataset.map(fluxentropy.Scorer.from_pretrained(folder, max_tokens=64).columns(), batched=True, batch_size=4)
+    other = dataset.map(fluxentropy.Scorer.from_pretrained(folder, max_tokens=8).columns(), batched=True, batch_size=4)
+    assert scored._fingerprint == again._fingerprint != other._fingerprint
+    copied = pickle.loads(pickle.dumps(opened.columns()))
+    assert copied({"text": TEXTS}) == opened.columns()({"text": TEXTS})
+    with pytest.raises(UsageError, match="use Scorer.from_pretrained"):
+        pickle.loads(pickle.dumps(Scorer(opened.decoder, max_tokens=64, path=opened.path).columns()))
+
+
+def test_a_token_table_has_arrays_and_shows_itself(scorer: Scorer) -> None:
+    tokens = scorer.tokens(SENTENCES[0])
+    assert np.isnan(tokens.surprisal[0])
+    assert tokens.entropy.mean() == pytest.approx(scorer(SENTENCES[0])[0].entropy_mean, rel=1e-6)
+    assert np.nanmean(tokens.surprisal) == pytest.approx(scorer(SENTENCES[0])[0].surprisal_mean, rel=1e-6)
+    assert "".join(tokens.token) == SENTENCES[0] and len(tokens) == tokens.num_rows == len(tokens.to_pandas())
+    assert tokens._repr_html_().count("<tr>") == 1 + len(tokens)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = tokens.no_such
 
 
 def test_a_data_set_without_the_column_or_with_a_taken_name_is_refused(scorer: Scorer) -> None:
