@@ -100,6 +100,7 @@ class Scorer:
         self.outcomes = logit_columns(decoder.model)
         self.work = Work()
         self.opened: tuple[ZooEntry, dict[str, Any]] | None = None  # what `open_scorer` would open again
+        self.named: dict[str, Any] | None = None
 
     @classmethod
     def from_pretrained(
@@ -123,7 +124,19 @@ class Scorer:
         files of the model are missing, damaged, or of no causal decoder.
         """
         entry = find_model(str(model), zoo=zoo, revision=revision, trust_remote_code=trust_remote_code)
-        return open_scorer(entry, **options)[0]
+        scorer = open_scorer(entry, **options)[0]
+        names = {"zoo": zoo, "revision": revision, "trust_remote_code": trust_remote_code}
+        scorer.named = {"model": str(model), **names, **options}
+        return scorer
+
+    def as_options(self) -> dict[str, Any]:
+        """This model and these policies as options of a command: `fluxentropy.score("web.jsonl", model=scorer, ...)`.
+
+        The command opens the model again, in its own processes. Errors: UsageError for a scorer without a name.
+        """
+        if self.named is None:
+            raise UsageError("a command needs a model by name: use Scorer.from_pretrained")
+        return self.named
 
     def __call__(self, texts: str | Iterable[str]) -> list[Scores]:
         """The same as `score`."""

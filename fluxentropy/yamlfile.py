@@ -113,7 +113,7 @@ def _loader() -> type:
     return Loader
 
 
-def check_mapping(data: dict[Any, Any], cls: type, path: Path, prefix: str) -> None:
+def check_mapping(data: dict[Any, Any], cls: type, path: Path | str, prefix: str) -> None:
     """Check keys and types of `data` against `cls`; `prefix` is where it stands in the file, such as `optim.`."""
     hints = get_type_hints(cls)
     for key, value in data.items():
