@@ -67,7 +67,12 @@ def escape(text: str) -> str:
 
 def escape_lines(text: str) -> str:
     """Like `escape`, with line ends and tabs kept."""
-    return "".join(piece if piece in ("\n", "\t") else escape(piece) for piece in re.split("([\n\t])", text))
+    return html.escape(visible(text))
+
+
+def visible(text: str) -> str:
+    """`text` with signs for control characters, but for line ends and tabs."""
+    return UNPRINTABLE.sub(lambda match: match[0] if match[0] in "\n\t" else picture(match[0]), text)
 
 
 def picture(control: str) -> str:
