@@ -109,10 +109,10 @@ def place(number: float) -> str:
     return f"{number:.2f}".rstrip("0").rstrip(".")
 
 
-def columns_of_numbers(rows: Sequence[Sequence[object]], width: int) -> list[Markup]:
-    """The attribute that each of the `width` columns of a table has."""
-    columns = list(zip(*rows, strict=True)) or [()] * width
-    texts = [[cell.striptags() if isinstance(cell, Markup) else str(cell) for cell in column] for column in columns]
+def columns_of_numbers(rows: Sequence[Sequence[object]], head: Sequence[object]) -> list[Markup]:
+    """The attribute of each column of a table. Errors: `ValueError` where a row is not as long as `head`."""
+    texts = [[cell.striptags() if isinstance(cell, Markup) else str(cell) for cell in column]
+             for _, *column in zip(head, *rows, strict=True)]  # fmt: skip
     return [Markup(' class="num"') if _numbers(column) else Markup() for column in texts]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,8 @@ from fluxentropy import __version__
 from fluxentropy.errors import RunError
 from fluxentropy.markup import page, parts
 from fluxentropy.reportruns import KINDS, LeftOut, Run
-from fluxentropy.reportsections import (
-    Given,
-    Pictures,
-    agreement_section,
-    answer_section,
-    bin_section,
-    mono,
-    read_agreement,
-    read_answers,
-    read_bins,
-    read_scored,
-    read_tokens,
-    score_section,
-    token_section,
-    views_of,
-)
-from fluxentropy.reporttraining import (
-    plan_section,
-    read_plan,
-    read_rewards,
-    read_training,
-    read_words,
-    reward_section,
-    side_by_side,
-    training_section,
-    words_section,
-)
+from fluxentropy.reportsections import TEXT_SECTIONS, Given, Pictures, mono, views_of
+from fluxentropy.reporttraining import TRAINING_SECTIONS, side_by_side
 from fluxentropy.store import CONFIG
 from fluxentropy.tokenview import heat_css
 
@@ -54,21 +29,7 @@ LARGEST = 5_000_000  # bytes of the page
 SPARE = 300_000  # bytes for what stands around the sections
 SHARE_OF_TEXT = 0.8  # of the page, that sections may take before their pictures
 
-Section = Callable[[Run, Any, Given], list[Markup]]
-SECTIONS: dict[str, tuple[str, Callable[[Run], Any], Section]] = {
-    "score": ("Scores", read_scored, score_section),
-    "zoo": ("Agreement of models", read_agreement, agreement_section),
-    "agree": ("Agreement of models", read_agreement, agreement_section),
-    "tokens": ("Tokens", read_tokens, token_section),
-    "bin": ("Bins", read_bins, bin_section),
-    "schedule": ("Schedule", read_plan, plan_section),
-    "pretrain": ("Training", read_training, training_section),
-    "compare": ("Comparison of schedules", read_words, words_section),
-    "hellaswag": ("Answers", read_answers, answer_section),
-    "diagnose": ("Diagnosis", read_words, words_section),
-    "grpo": ("Reinforcement learning", read_rewards, reward_section),
-    "grpo-compare": ("Comparison of controllers", read_words, words_section),
-}
+SECTIONS = TEXT_SECTIONS | TRAINING_SECTIONS
 HASH = re.compile(r"(?:(?:sha256|sampled):)?[0-9a-f]{32,64}(?:/v\d+)?")
 SHAPES = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as it was written
 
@@ -82,13 +43,13 @@ class Loaded:
 
     @property
     def title(self) -> str:
-        return SECTIONS[self.run.kind][0]
+        return SECTIONS[self.run.kind].title
 
 
 def load(run: Run) -> Loaded:
     """Read what the page shows of `run`. Errors: `RunError` names what is damaged."""
     try:
-        return Loaded(run=run, data=SECTIONS[run.kind][1](run))
+        return Loaded(run=run, data=SECTIONS[run.kind].read(run))
     except SHAPES as error:
         raise _odd(run, error) from error
 
@@ -138,7 +99,7 @@ def _sections(loaded: Sequence[Loaded], pictures: Pictures) -> list[Markup]:
 
 def _section(one: Loaded, beside: Given) -> Markup:
     try:
-        content = SECTIONS[one.run.kind][2](one.run, one.data, beside)
+        content = SECTIONS[one.run.kind].show(one.run, one.data, beside)
         return parts().section(beside.number, one.title, one.run.name, content, _origin(one.run))
     except SHAPES as error:
         raise _odd(one.run, error) from error

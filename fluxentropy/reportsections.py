@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -83,6 +83,14 @@ class Given:
     views: Sequence[TokenView]  # of all token tables of the page
     shown: Sequence[TokenView]  # of these, those that sections on scores show
     pictures: Pictures
+
+
+class Section(NamedTuple):
+    """What a page says of a run of some kind."""
+
+    title: str
+    read: Callable[[Run], Any]
+    show: Callable[[Run, Any, Given], list[Markup]]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -374,3 +382,13 @@ def answer_section(run: Run, summary: ScoreSummary, beside: Given) -> list[Marku
     drawn = [one for one in summary.distributions if one.name != "n_tokens" and np.ptp(one.edges) > 0]
     charts = parts().charts(map(distribution_chart, drawn[:4]))
     return [parts().facts(told), charts, distribution_table(summary.distributions)]
+
+
+TEXT_SECTIONS = {
+    "score": Section("Scores", read_scored, score_section),
+    "zoo": Section("Agreement of models", read_agreement, agreement_section),
+    "agree": Section("Agreement of models", read_agreement, agreement_section),
+    "tokens": Section("Tokens", read_tokens, token_section),
+    "bin": Section("Bins", read_bins, bin_section),
+    "hellaswag": Section("Answers", read_answers, answer_section),
+}

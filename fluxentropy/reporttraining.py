@@ -16,7 +16,7 @@ from fluxentropy.charts import Chart, Line, areas, columns, lines
 from fluxentropy.errors import RunError
 from fluxentropy.markup import markdown, parts
 from fluxentropy.reportruns import Run
-from fluxentropy.reportsections import Given, plots
+from fluxentropy.reportsections import Given, Section, plots
 from fluxentropy.store import read_json
 from fluxentropy.tablefiles import reading
 
@@ -211,3 +211,13 @@ def reward_section(run: Run, metrics: Columns, beside: Given) -> list[Markup]:
         ("entropy", _last(metrics, "entropy_per_token", "nats per token")),
     ]
     return [parts().facts(told), parts().charts(charts), *plots(run.path, found, beside.pictures)]
+
+
+TRAINING_SECTIONS = {
+    "schedule": Section("Schedule", read_plan, plan_section),
+    "pretrain": Section("Training", read_training, training_section),
+    "compare": Section("Comparison of schedules", read_words, words_section),
+    "diagnose": Section("Diagnosis", read_words, words_section),
+    "grpo": Section("Reinforcement learning", read_rewards, reward_section),
+    "grpo-compare": Section("Comparison of controllers", read_words, words_section),
+}

@@ -224,6 +224,10 @@ DAMAGE = {
     "score/manifest.json": b"{",
     "tokens.csv": b'"text_id","position","token_id","token","entropy","varentropy","surprisal","alternatives"\n"a",x\n',
     "agree/agreement.json": b'{"models": 3}',
+    "agree//agreement.json": b'{"models": ["a", "b"], "n_texts": 1, "pca": {"explained_variance_ratio": []}, '
+    b'"kendall_w": 0.5, "rank_sd_by_quintile": [], "spearman": [[1, 1], [1]]}',  # a matrix with a short row
+    "agree/./agreement.json": b'{"models": ["a", "b"], "n_texts": 1, "pca": {"explained_variance_ratio": []}, '
+    b'"kendall_w": 0.5, "rank_sd_by_quintile": [], "spearman": [[1], [1]]}',  # and one without a column
     "agree/pca_models.png": b"\x89PNG no",
     "bin/bins.json": b'{"by": "x"}',
     "schedule/mixture.json": b'{"mixture": "x"}',
