@@ -1,7 +1,7 @@
 """`fluxentropy report`: one self-contained HTML page about what the other commands wrote.
 
-reportruns.py -> reportscores.py, tokenview.py -> reportsections.py, reporttraining.py -> reportpage.py; markup.py has the
-templates.
+reportruns.py -> reportscores.py, tokenview.py -> reportsections.py, reporttraining.py -> reportpage.py;
+markup.py has the templates.
 """
 
 from __future__ import annotations
