@@ -1,6 +1,7 @@
 """Small charts as inline SVG: they take the colours of the page, light, dark or printed, and need no picture file.
 
-All are drawn on W x H units and scaled to the width of their column; the style sheet `report.css` has their colours.
+A chart is made of numbers and texts here, in units that are scaled to the width of its column; `chart` in
+`templates/parts.html` draws it, and `report.css` has the colours.
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from fluxentropy.markup import Markup, clipped, el
+from fluxentropy.markup import clipped
 
-W, H = 380, 225
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 40
 COLOURS = 8  # classes s0 … s7 of the style sheet
 SHADES = 24  # classes f0 … f23, of ordered things
 POINTS = 300  # of a line, at most
@@ -43,38 +43,71 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def histogram(edges: np.ndarray, counts: np.ndarray, *, title: str, label: str, mark: float | None = None) -> Markup:
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What is drawn, in units from the top left."""
+
+    WIDTH: ClassVar[int] = 380
+    HEIGHT: ClassVar[int] = 225
+    LEFT: ClassVar[int] = 56  # of the frame, as the next three
+    RIGHT: ClassVar[int] = 370
+    TOP: ClassVar[int] = 10
+    BOTTOM: ClassVar[int] = 185
+
+    title: str
+    label: str  # of the x axis
+    unit: str  # of the y axis
+    rows: Sequence[tuple[float, str]]  # y of a grid line, and its number
+    feet: Sequence[tuple[float, str]]  # x, and what is written there
+    bars: Sequence[tuple[float, float, float, float]] = ()  # x, y, width, height
+    areas: Sequence[tuple[str, str]] = ()  # outline, class
+    lines: Sequence[tuple[str, str]] = ()  # points, class
+    dots: Sequence[tuple[float, float, str]] = ()  # x, y, class
+    mark: float | None = None  # x of a dashed line
+    legend: Sequence[tuple[str, str]] = ()  # class, name
+
+
+def histogram(edges: np.ndarray, counts: np.ndarray, *, title: str, label: str, mark: float | None = None) -> Chart:
     """Bars of `counts` (B,) between `edges` (B + 1,); a dashed line at `mark`."""
     x, y = _axes((edges[0], edges[-1]), (0, max(float(counts.max(initial=0)), 1)))
     bars = [
-        el("rect", x=x(low) + 0.4, width=max(x(high) - x(low) - 0.8, 0.4), y=y(count), height=y(0) - y(count))
+        (x(low) + 0.4, y(count), max(x(high) - x(low) - 0.8, 0.4), y(0) - y(count))
         for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
         if count
     ]
-    line = _mark(x, mark) if mark is not None and edges[0] <= mark <= edges[-1] else None
-    return _chart(title, _frame(x, y, label, "texts"), el("g", bars, class_="bars"), line)
+    at = x(mark) if mark is not None and edges[0] <= mark <= edges[-1] else None
+    return Chart(title=title, label=label, unit="texts", rows=_rows(y), feet=_feet(x), bars=bars, mark=at)
 
 
-def lines(given: Sequence[Line], *, title: str, label: str, unit: str) -> Markup:
-    """Up to LINES lines over one axis, with a legend below where there are several."""
+def lines(given: Sequence[Line], *, title: str, label: str, unit: str) -> Chart | None:
+    """Up to LINES lines over one axis, with a legend below where there are several; None where there is none."""
     shown = [line for line in map(_thinned, given[:LINES]) if len(line.x)]
     if not shown:
-        return Markup()
+        return None
     spans = [(min(a.min() for a in axis), max(a.max() for a in axis)) for axis in _columns(shown)]
     x, y = _axes(*spans)
-    drawn = [
-        el("polyline", points=" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x, line.y, strict=True)),
-           class_=f"line s{place % COLOURS}" + " dashed" * (place >= COLOURS))
-        if len(line.x) > 1
-        else el("circle", cx=x(line.x[0]), cy=y(line.y[0]), r=3, class_=f"dot s{place % COLOURS}")
-        for place, line in enumerate(shown)
-    ]  # fmt: skip
+    looks = [f"s{place % COLOURS}" + " dashed" * (place >= COLOURS) for place in range(len(shown))]
+    paths, dots = [], []
+    for line, look in zip(shown, looks, strict=True):
+        if len(line.x) > 1:
+            paths.append((" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.x, line.y, strict=True)), look))
+        else:
+            dots.append((x(line.x[0]), y(line.y[0]), look))
     more = f" {len(given) - LINES} more lines are not drawn." if len(given) > LINES else ""
-    legend = el("ul", (_key(place, line.name) for place, line in enumerate(shown)), class_="legend")
-    return _chart(title + more, _frame(x, y, label, unit), *drawn, after=legend if len(shown) > 1 else None)
+    legend = [(look, line.name) for look, line in zip(looks, shown, strict=True)] if len(shown) > 1 else []
+    return Chart(
+        title=title + more,
+        label=label,
+        unit=unit,
+        rows=_rows(y),
+        feet=_feet(x),
+        lines=paths,
+        dots=dots,
+        legend=legend,
+    )
 
 
-def areas(at: np.ndarray, shares: np.ndarray, *, title: str, label: str, name: str) -> Markup:
+def areas(at: np.ndarray, shares: np.ndarray, *, title: str, label: str, name: str) -> Chart:
     """Stacked shares (P, K) of K ordered things over P pieces that end at `at` (P,), each as dark as it is high."""
     x, y = _axes((0, float(at[-1])), (0, 1))
     starts = [0.0, *at[:-1].tolist()]
@@ -82,29 +115,25 @@ def areas(at: np.ndarray, shares: np.ndarray, *, title: str, label: str, name: s
     below = np.concatenate([np.zeros((len(tops), 1)), tops[:, :-1]], axis=1)
     kinds = shares.shape[1]
     drawn = [
-        el("path", d=_step_area(x, y, starts, at.tolist(), below[:, k], tops[:, k]), class_=f"f{shade(k, kinds)}")
+        (_step_area(x, y, starts, at.tolist(), below[:, k], tops[:, k]), f"f{shade(k, kinds)}")
         for k in range(kinds)
         if (tops[:, k] > below[:, k]).any()
     ]
-    ends = [el("li", el("i", class_=f"f{shade(k, kinds)}"), f"{name} {k}") for k in sorted({0, kinds // 2, kinds - 1})]
-    return _chart(title, _frame(x, y, label, "share of the blocks"), *drawn, after=el("ul", ends, class_="legend"))
+    legend = [(f"f{shade(k, kinds)}", f"{name} {k}") for k in sorted({0, kinds // 2, kinds - 1})]
+    unit = "share of the blocks"
+    return Chart(title=title, label=label, unit=unit, rows=_rows(y), feet=_feet(x), areas=drawn, legend=legend)
 
 
-def columns(names: Sequence[str], values: Sequence[float], *, title: str, label: str, unit: str) -> Markup:
+def columns(names: Sequence[str], values: Sequence[float], *, title: str, label: str, unit: str) -> Chart:
     """A bar for each name, from zero up."""
     x, y = _axes((0, len(values)), (min(0.0, *values), max(*values, 1e-12)))
     bars = [
-        el("rect", x=x(place) + 2, width=max(x(place + 1) - x(place) - 4, 1), y=y(max(value, 0)),
-           height=abs(y(0) - y(value)))
+        (x(place) + 2, y(max(value, 0)), max(x(place + 1) - x(place) - 4, 1), abs(y(0) - y(value)))
         for place, value in enumerate(values)
-    ]  # fmt: skip
-    step = math.ceil(len(names) / 12)
-    ticks = [
-        el("text", clipped(name, 9), x=x(place + 0.5), y=H - BOTTOM + 14, class_="mid")
-        for place, name in enumerate(names)
-        if place % step == 0
     ]
-    return _chart(title, _frame(x, y, label, unit, across=False), el("g", bars, class_="bars"), *ticks)
+    step = math.ceil(len(names) / 12)
+    feet = [(x(place + 0.5), clipped(name, 9)) for place, name in enumerate(names) if place % step == 0]
+    return Chart(title=title, label=label, unit=unit, rows=_rows(y), feet=feet, bars=bars)
 
 
 def shade(place: int, of: int) -> int:
@@ -119,17 +148,12 @@ def shade(place: int, of: int) -> int:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _chart(title: str, *parts: Markup | None, after: Markup | None = None) -> Markup:
-    """A figure whose caption also names it for those who cannot see it."""
-    name = el("title", title)
-    drawing = el("svg", name, parts, viewBox=f"0 0 {W} {H}", role="img", class_="chart")
-    return el("figure", el("figcaption", title), drawing, after, class_="small")
-
-
 def _axes(across: tuple[float, float], up: tuple[float, float]) -> tuple[Axis, Axis]:
     (x0, x1), (y0, y1) = (_apart(*map(float, span)) for span in (across, up))
     room = 0.04 * (y1 - y0)
-    return Axis(x0, x1, LEFT, W - RIGHT), Axis(y0 - room * (y0 != 0), y1 + room * (y1 != 1), H - BOTTOM, TOP)
+    return Axis(x0, x1, Chart.LEFT, Chart.RIGHT), Axis(
+        y0 - room * (y0 != 0), y1 + room * (y1 != 1), Chart.BOTTOM, Chart.TOP
+    )
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
@@ -139,40 +163,12 @@ def _apart(low: float, high: float) -> tuple[float, float]:
     return (low - 0.05 * abs(low), high + 0.05 * abs(high)) if low else (0.0, 1.0)
 
 
-def _frame(x: Axis, y: Axis, label: str, unit: str, *, across: bool = True) -> Markup:
-    """Grid, ticks, and the names of the axes."""
-    rows = [
-        (el("line", x1=LEFT, x2=W - RIGHT, y1=y(tick), y2=y(tick)),
-         el("text", short(tick), x=LEFT - 6, y=y(tick) + 4, class_="end"))
-        for tick in _ticks(y.low, y.high, 4)
-    ]  # fmt: skip
-    feet = [
-        el("text", short(tick), x=x(tick), y=H - BOTTOM + 14, class_="mid")
-        for tick in _ticks(x.low, x.high, 5)
-        if across
-    ]
-    names = [
-        el("text", label, x=(LEFT + W - RIGHT) / 2, y=H - 6, class_="mid name"),
-        el(
-            "text",
-            unit,
-            x=0,
-            y=0,
-            transform=f"translate(12 {(TOP + H - BOTTOM) / 2:.0f}) rotate(-90)",
-            class_="mid name",
-        ),
-    ]
-    return el("g", rows, feet, names, class_="frame")
+def _rows(y: Axis) -> list[tuple[float, str]]:
+    return [(y(tick), short(tick)) for tick in _ticks(y.low, y.high, 4)]
 
 
-def _mark(x: Axis, value: float) -> Markup:
-    return el("line", x1=x(value), x2=x(value), y1=TOP, y2=H - BOTTOM, class_="mark")
-
-
-def _key(place: int, name: str) -> Markup:
-    return el(
-        "li", el("i", class_=f"s{place % COLOURS}" + " dashed" * (place >= COLOURS)), el("bdi", clipped(name, 40))
-    )
+def _feet(x: Axis) -> list[tuple[float, str]]:
+    return [(x(tick), short(tick)) for tick in _ticks(x.low, x.high, 5)]
 
 
 def _step_area(

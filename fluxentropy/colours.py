@@ -13,16 +13,16 @@ DARK_STOPS = ((0.26, 0.05, 290), (0.42, 0.11, 275), (0.57, 0.10, 230), (0.74, 0.
 
 
 def scale_css(levels: int) -> str:
-    """Rules for the classes `q0`, `q1`, …: the steps of the scale as background, with letters of black or white."""
-    light, dark = (_rules(palette(stops, levels)) for stops in (LIGHT_STOPS, DARK_STOPS))
-    return f"{light}@media screen and (prefers-color-scheme: dark) {{\n{dark}}}\n"
+    """Variables --q0, --i0, …: the steps of the scale, and letters of black or white on each; on dark pages others."""
+    light, dark = (_variables(palette(stops, levels)) for stops in (LIGHT_STOPS, DARK_STOPS))
+    return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
 
 
-def _rules(colours: np.ndarray) -> str:
+def _variables(colours: np.ndarray) -> str:
     letters = np.where(luminance(colours) > 0.179, "#000", "#fff").tolist()  # at 0.179 both have a contrast of 4.58
     steps = np.round(colours * 255).astype(np.uint8).tolist()
     return "".join(
-        f".q{level}{{background:#{bytes(step).hex()};color:{letter}}}\n"
+        f"--q{level}:#{bytes(step).hex()};--i{level}:{letter};"
         for level, (step, letter) in enumerate(zip(steps, letters, strict=True))
     )
 

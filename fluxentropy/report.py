@@ -1,7 +1,7 @@
 """`fluxentropy report`: one self-contained HTML page about what the other commands wrote.
 
-reportruns.py -> reportscores.py, reporttokens.py -> reportsections.py, reporttraining.py, reportorigin.py
--> reportpage.py
+reportruns.py -> reportscores.py, tokenview.py -> reportsections.py, reporttraining.py -> reportpage.py;
+markup.py has the templates.
 """
 
 from __future__ import annotations

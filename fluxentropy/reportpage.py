@@ -7,45 +7,30 @@ text, then pictures, in order, as long as there is room for them; what is left o
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Callable, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from fluxentropy import __version__
-from fluxentropy import reportmodels as models
-from fluxentropy import reportsections as texts
-from fluxentropy import reporttraining as trainings
 from fluxentropy.errors import RunError
-from fluxentropy.markdowntext import table
-from fluxentropy.markup import Content, Markup, el, given
-from fluxentropy.reportorigin import origin
-from fluxentropy.reportpictures import Pictures
+from fluxentropy.markup import page, parts
 from fluxentropy.reportruns import KINDS, LeftOut, Run
-from fluxentropy.reportsections import Given
-from fluxentropy.reporttokens import heat_css
+from fluxentropy.reportsections import TEXT_SECTIONS, Given, Pictures, mono, views_of
+from fluxentropy.reporttraining import TRAINING_SECTIONS, side_by_side
+from fluxentropy.store import CONFIG
+from fluxentropy.tokenview import heat_css
 
 LARGEST = 5_000_000  # bytes of the page
 SPARE = 300_000  # bytes for what stands around the sections
 SHARE_OF_TEXT = 0.8  # of the page, that sections may take before their pictures
 
-Section = Callable[[Run, Any, Given], Content]
-SECTIONS: dict[str, tuple[str, Callable[[Run], Any], Section]] = {
-    "score": ("Scores", texts.read_scored, texts.score_section),
-    "zoo": ("Agreement of models", models.read_agreement, models.agreement_section),
-    "agree": ("Agreement of models", models.read_agreement, models.agreement_section),
-    "tokens": ("Tokens", texts.read_tokens, texts.token_section),
-    "bin": ("Bins", texts.read_bins, texts.bin_section),
-    "schedule": ("Schedule", trainings.read_plan, trainings.plan_section),
-    "pretrain": ("Training", trainings.read_training, trainings.training_section),
-    "compare": ("Comparison of schedules", trainings.read_words, trainings.words_section),
-    "hellaswag": ("Answers", models.read_answers, models.answer_section),
-    "diagnose": ("Diagnosis", trainings.read_words, trainings.words_section),
-    "grpo": ("Reinforcement learning", trainings.read_rewards, trainings.reward_section),
-    "grpo-compare": ("Comparison of controllers", trainings.read_words, trainings.words_section),
-}
+SECTIONS = TEXT_SECTIONS | TRAINING_SECTIONS
+HASH = re.compile(r"(?:(?:sha256|sampled):)?[0-9a-f]{32,64}(?:/v\d+)?")
 SHAPES = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as it was written
 
 
@@ -58,13 +43,13 @@ class Loaded:
 
     @property
     def title(self) -> str:
-        return SECTIONS[self.run.kind][0]
+        return SECTIONS[self.run.kind].title
 
 
 def load(run: Run) -> Loaded:
     """Read what the page shows of `run`. Errors: `RunError` names what is damaged."""
     try:
-        return Loaded(run=run, data=SECTIONS[run.kind][1](run))
+        return Loaded(run=run, data=SECTIONS[run.kind].read(run))
     except SHAPES as error:
         raise _odd(run, error) from error
 
@@ -88,26 +73,24 @@ def render(loaded: Sequence[Loaded], left_out: Sequence[LeftOut], *, title: str)
         else:
             missing.append(LeftOut(name=one.run.name, why="the page is full"))
     used = LARGEST * SHARE_OF_TEXT - room
-    head = _head(title)
-    pictures = Pictures(max(int(LARGEST - used - len(head.encode()) - SPARE), 0))
+    around = len(_page(title, [], [], []).encode())
+    pictures = Pictures(max(int(LARGEST - used - around - SPARE), 0))
     drawn = _sections(kept, pictures)
     missing += pictures.left_out
-    body = el(
-        "body",
-        el("h1", given(title, 300)),
-        el("p", f"{len(kept)} {'run' if len(kept) == 1 else 'runs'}, by fluxentropy {__version__}.", class_="note"),
-        _contents(kept),
-        el("main", _with_trainings(kept, drawn)),
-        _missing(missing),
-    )
-    return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n{body}\n</html>\n', missing
+    return _page(title, kept, _with_trainings(kept, drawn), missing), missing
+
+
+def _page(title: str, kept: Sequence[Loaded], sections: Sequence[Markup], missing: Sequence[LeftOut]) -> str:
+    contents = [[one.title, parts().link(f"run-{n}", one.run.name), _gist(one)] for n, one in enumerate(kept)]
+    given = {"contents": contents, "sections": sections, "missing": missing}
+    return page("page.html", rules=heat_css(), title=title, version=__version__, largest=LARGEST, **given)
 
 
 def _sections(loaded: Sequence[Loaded], pictures: Pictures) -> list[Markup]:
     """A section for each run; token views stand beside the scores of their texts where both are there."""
     views = [view for one in loaded if one.run.kind == "tokens" for view in one.data]
     scored = [one.data for one in loaded if one.run.kind == "score"]
-    shown = [view for summary in scored for view in texts.views_of(summary, views).values()]
+    shown = [view for summary in scored for view in views_of(summary, views).values()]
     return [
         _section(one, Given(number=number, views=views, shown=shown, pictures=pictures))
         for number, one in enumerate(loaded)
@@ -115,42 +98,14 @@ def _sections(loaded: Sequence[Loaded], pictures: Pictures) -> list[Markup]:
 
 
 def _section(one: Loaded, beside: Given) -> Markup:
-    number = beside.number
     try:
-        content = SECTIONS[one.run.kind][2](one.run, one.data, beside)
-        heading = el("h2", f"{one.title}: ", given(one.run.name), id=f"run-{number}")
-        return el("section", heading, content, origin(one.run), aria_labelledby=f"run-{number}")
+        content = SECTIONS[one.run.kind].show(one.run, one.data, beside)
+        return parts().section(beside.number, one.title, one.run.name, content, _origin(one.run))
     except SHAPES as error:
         raise _odd(one.run, error) from error
 
 
 # --- around the sections ----------------------------------------------------------------------------------------------
-
-
-def _head(title: str) -> Markup:
-    style = Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8") + heat_css())
-    digest = "sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'none'; style-src '{digest}'; img-src data:; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    return el(
-        "head",
-        el("meta", charset="utf-8"),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="referrer", content="no-referrer"),
-        el("title", title),
-        el("style", style),
-    )
-
-
-def _contents(kept: Sequence[Loaded]) -> Markup:
-    rows: list[list[Content]] = [
-        [one.title, el("a", given(one.run.name), href=f"#run-{number}"), given(_gist(one))]
-        for number, one in enumerate(kept)
-    ]
-    return el("nav", table(["what", "run", "of"], *rows, label="contents"), aria_label="Contents")
 
 
 def _gist(one: Loaded) -> str:
@@ -178,20 +133,65 @@ def _gist(one: Loaded) -> str:
     return str(named or identity.get("target") or "")
 
 
-def _with_trainings(kept: Sequence[Loaded], drawn: Sequence[Markup]) -> list[Content]:
+def _with_trainings(kept: Sequence[Loaded], drawn: Sequence[Markup]) -> list[Markup]:
     """The sections; before the first of several trainings one on all of them."""
     places = [place for place, one in enumerate(kept) if one.run.kind == "pretrain"]
     if len(places) < 2:
         return list(drawn)
-    runs = [(kept[place].run, kept[place].data) for place in places]
-    whole = el("section", el("h2", "Trainings side by side"), trainings.side_by_side(runs))
-    return [*drawn[: places[0]], whole, *drawn[places[0] :]]
+    whole = side_by_side([(kept[place].run, kept[place].data) for place in places])
+    return [*drawn[: places[0]], parts().section("all", "Trainings side by side", None, whole), *drawn[places[0] :]]
 
 
-def _missing(missing: Sequence[LeftOut]) -> Content:
-    if not missing:
+# --- how a run was made -----------------------------------------------------------------------------------------------
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """What it takes to make a run again: where it is, its command, configuration, fingerprints and versions."""
+    marks = {mark: name for name, mark in fingerprints(run.manifest)}
+    versions = run.manifest.get("versions")
+    return {
+        "path": str(run.path),
+        "command": command(run),
+        "config": _read_config(run.path / CONFIG) if run.path.is_dir() else None,
+        "marks": [[name, mono(mark)] for mark, name in marks.items()],
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        if isinstance(versions, dict)
+        else "",
+    }
+
+
+def command(run: Run) -> str:
+    """The command line that makes a run again.
+
+    >>> command(Run(kind="score", path=Path("a b"), name="a b"))
+    "fluxentropy score --config 'a b/config.resolved.yaml'"
+    """
+    path = str(run.path / CONFIG)
+    return shlex.join(["fluxentropy", run.kind, "--config", f"./{path}" if path.startswith("-") else path])
+
+
+def _read_config(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
         return None
-    items = [el("li", given(one.name), ": ", given(one.why)) for one in missing[:100]]
-    more = el("li", f"and {len(missing) - 100:,} more") if len(missing) > 100 else None
-    rule = f"A page has at most {LARGEST / 1e6:g} MB: sections come first, then pictures, both in order."
-    return el("footer", el("h2", "Left out"), el("ul", items, more), el("p", rule, class_="note"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}): the run is damaged") from error
+
+
+def fingerprints(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The hashes anywhere in a manifest, each with where it stands.
+
+    >>> list(fingerprints({"model": {"name": "m", "fingerprint": "sha256:" + 64 * "0"}}))[0][0]
+    'model'
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            inner = key if key not in ("identity", "fingerprint", "sha256") else ""
+            yield from fingerprints(item, " · ".join(part for part in (name, str(inner)) if part))
+    elif isinstance(value, list):
+        for item in value:
+            label = item.get("name", "") if isinstance(item, Mapping) else ""
+            yield from fingerprints(item, " · ".join(part for part in (name, str(label)) if part))
+    elif isinstance(value, str) and HASH.fullmatch(value):
+        yield name or "whole", value

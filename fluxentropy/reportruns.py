@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fluxentropy.errors import RunError, SourceError
-from fluxentropy.heatmap import COLUMNS, OLD_COLUMNS
 from fluxentropy.runscores import CONSENSUS, run_folders
 from fluxentropy.store import read_json
 
@@ -31,6 +30,11 @@ KINDS = (
 BY_IDENTITY = {"bins": "bin", "questions": "hellaswag"} | {
     name: name for name in ("zoo", "pretrain", "compare", "grpo", "grpo-compare", CONSENSUS)
 }
+
+# of the table of `tokens`
+NUMBERS = ("entropy", "varentropy", "surprisal", "entropy_before", "varentropy_before")
+COLUMNS = ("text_id", "position", "token_id", "token", *NUMBERS, "alternatives")
+OLD_COLUMNS = tuple(name for name in COLUMNS if not name.endswith("_before"))  # of tables of earlier versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,7 @@ def _unfinished(run: Run) -> str:
 
 
 def _is_token_table(path: Path) -> bool:
-    """Whether `path` begins as `heatmap.write_csv` begins a table."""
+    """Whether `path` begins as `tokenview.write_csv` begins a table."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             return tuple(next(csv.reader([file.readline(1000)]), ())) in (COLUMNS, OLD_COLUMNS)

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from markupsafe import Markup
 
-from fluxentropy.charts import Line, areas, columns, lines
+from fluxentropy.charts import Chart, Line, areas, columns, lines
 from fluxentropy.errors import RunError
-from fluxentropy.markdowntext import table, to_markup
-from fluxentropy.markup import Content, el, given
-from fluxentropy.reportmodels import plots
+from fluxentropy.markup import markdown, parts
 from fluxentropy.reportruns import Run
-from fluxentropy.reportsections import Given, facts
+from fluxentropy.reportsections import Given, Section, plots
 from fluxentropy.store import read_json
 from fluxentropy.tablefiles import reading
 
@@ -52,7 +51,7 @@ def read_plan(run: Run) -> dict[str, Any]:
     return read_json(run.path / "mixture.json") or {}
 
 
-def plan_section(run: Run, plan: dict[str, Any], beside: Given) -> Content:
+def plan_section(run: Run, plan: dict[str, Any], beside: Given) -> list[Markup]:
     del run, beside
     mixture = np.array(plan["mixture"], np.float64)
     at = np.linspace(0, plan["tokens"], len(mixture) + 1)[1:]
@@ -63,7 +62,7 @@ def plan_section(run: Run, plan: dict[str, Any], beside: Given) -> Content:
         areas(at, mixture, title="Planned share of each bin, by tenths of the budget", label="tokens", name="bin"),
         columns(names, plan["epochs"], title="How often each bin is drawn", label="bin", unit="epochs"),
     ]
-    return [facts(told), el("div", charts, class_="charts")]
+    return [parts().facts(told), parts().charts(charts)]
 
 
 def read_training(run: Run) -> Training:
@@ -79,9 +78,9 @@ def read_training(run: Run) -> Training:
     return Training(metrics=read_metrics(run.path / "metrics.csv"), at=tokens[cuts[1:] - 1], shares=shares)
 
 
-def training_section(run: Run, found: Training, beside: Given) -> Content:
+def training_section(run: Run, found: Training, beside: Given) -> list[Markup]:
     del beside
-    return [facts(_training_facts(run, found.metrics)), el("div", _training_charts(found), class_="charts")]
+    return [parts().facts(_training_facts(run, found.metrics)), parts().charts(_training_charts(found))]
 
 
 def _training_facts(run: Run, metrics: Columns) -> list[tuple[str, object]]:
@@ -107,7 +106,7 @@ def _last(metrics: Columns, name: str, unit: str) -> str | None:
     return f"{known[-1]:.4f} {unit}".strip() if len(known) else None
 
 
-def _training_charts(found: Training) -> list[Content]:
+def _training_charts(found: Training) -> list[Chart | None]:
     metrics = found.metrics
     tokens = metrics["tokens"]
     losses = [Line(name=words, x=tokens, y=metrics[name])
@@ -115,36 +114,36 @@ def _training_charts(found: Training) -> list[Content]:
     by_bin = [name for name in metrics if name.startswith("val_bpb_bin_")]
     ends = [float(metrics[name][np.isfinite(metrics[name])][-1:].sum()) for name in by_bin]  # 0 where there is none
     bins = [name.rpartition("_")[2] for name in by_bin]
-    parts: list[Content] = [
+    charts = [
         lines(losses, title="Loss over the tokens", label="tokens", unit="nats per token"),
         areas(found.at, found.shares, title="Share of each bin in what was drawn", label="tokens", name="bin"),
     ]
     if any(ends):
         title = "Held-out bits per byte of each bin, at the end"
-        parts.append(columns(bins, ends, title=title, label="bin", unit="bits per byte"))
+        charts.append(columns(bins, ends, title=title, label="bin", unit="bits per byte"))
     if "lr" in metrics:
         rate = [Line(name="rate", x=tokens, y=metrics["lr"])]
-        parts.append(lines(rate, title="Learning rate", label="tokens", unit="rate"))
-    return parts
+        charts.append(lines(rate, title="Learning rate", label="tokens", unit="rate"))
+    return charts
 
 
-def side_by_side(runs: Sequence[tuple[Run, Training]]) -> Content:
+def side_by_side(runs: Sequence[tuple[Run, Training]]) -> list[Markup]:
     """All trainings of the page in one chart and one table."""
     curves = [Line(name=run.name, x=found.metrics["tokens"], y=found.metrics["val_bpb"]) for run, found in runs
               if "val_bpb" in found.metrics]  # fmt: skip
     late = [_from(line, 0.1) for line in curves]
-    rows: list[list[Content]] = [
-        [given(run.name), given((run.identity.get("schedule") or {}).get("name", "")), f"{run.manifest['tokens']:,}",
-         _last(found.metrics, "val_bpb", ""), _last(found.metrics, "val_loss", "")]
+    rows = [
+        [run.name, str((run.identity.get("schedule") or {}).get("name", "")), f"{run.manifest['tokens']:,}",
+         _last(found.metrics, "val_bpb", "") or "", _last(found.metrics, "val_loss", "") or ""]
         for run, found in runs
     ]  # fmt: skip
     title = "Held-out bits per byte of all trainings, from a tenth of the budget on"
-    head: list[Content] = ["training", "schedule", "tokens", "bits per byte", "held-out loss"]
-    note = "One run each says little: `fluxentropy compare` trains several seeds and says what can be told apart."
     return [
-        el("div", lines(late, title=title, label="tokens", unit="bits per byte"), class_="charts"),
-        table(head, *rows, label="trainings"),
-        el("p", note.replace("`", ""), class_="note"),
+        parts().charts([lines(late, title=title, label="tokens", unit="bits per byte")]),
+        parts().table(["training", "schedule", "tokens", "bits per byte", "held-out loss"], rows, "trainings", None),
+        parts().note(
+            "One run each says little: fluxentropy compare trains several seeds and says what can be told apart."
+        ),
     ]
 
 
@@ -165,16 +164,16 @@ def read_words(run: Run) -> str:
         raise RunError(f"{path} cannot be read ({error}): the command that wrote {run.path} makes it again") from error
 
 
-def words_section(run: Run, words: str, beside: Given) -> Content:
-    def picture(alt: str, name: str) -> Content:
+def words_section(run: Run, words: str, beside: Given) -> list[Markup]:
+    def picture(alt: str, name: str) -> Markup:
         path = run.path / Path(name).name  # pictures of this folder, wherever the text points
         if not (path.suffix == ".png" and path.is_file()):
-            return el("p", f"The picture {name} is not there.", class_="note")
+            return parts().note(f"The picture {name} is not there.")
         return beside.pictures.show(path, alt)
 
     title, _, rest = words.partition("\n")
     kept = rest if title.startswith("# ") else words
-    return to_markup(kept, picture=picture)
+    return [markdown(kept, picture=picture)]
 
 
 # --- reinforcement learning -------------------------------------------------------------------------------------------
@@ -195,7 +194,7 @@ def read_rewards(run: Run) -> Columns:
     return read_metrics(run.path / "metrics.csv")
 
 
-def reward_section(run: Run, metrics: Columns, beside: Given) -> Content:
+def reward_section(run: Run, metrics: Columns, beside: Given) -> list[Markup]:
     steps = metrics["step"]
     charts = []
     for title, unit, names in REWARD_CHARTS:
@@ -211,4 +210,14 @@ def reward_section(run: Run, metrics: Columns, beside: Given) -> Content:
         ("solved", _last(metrics, "eval_solved", "")),
         ("entropy", _last(metrics, "entropy_per_token", "nats per token")),
     ]
-    return [facts(told), el("div", charts, class_="charts"), plots(run.path, found, beside.pictures)]
+    return [parts().facts(told), parts().charts(charts), *plots(run.path, found, beside.pictures)]
+
+
+TRAINING_SECTIONS = {
+    "schedule": Section("Schedule", read_plan, plan_section),
+    "pretrain": Section("Training", read_training, training_section),
+    "compare": Section("Comparison of schedules", read_words, words_section),
+    "diagnose": Section("Diagnosis", read_words, words_section),
+    "grpo": Section("Reinforcement learning", read_rewards, reward_section),
+    "grpo-compare": Section("Comparison of controllers", read_words, words_section),
+}

@@ -10,10 +10,10 @@ from fluxentropy.config import TokensConfig
 from fluxentropy.corpus import open_corpus
 from fluxentropy.encoding import Encoded
 from fluxentropy.errors import SourceError
-from fluxentropy.heatmap import TokenRow, TokenView, render_html, write_csv
 from fluxentropy.outcome import Outcome
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.store import write_text
+from fluxentropy.tokenview import TokenRow, TokenView, render_html, write_csv
 from fluxentropy.zoo_entries import find_model
 
 

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import Page
 
-from fluxentropy.charts import BOTTOM, LEFT, RIGHT, TOP, H, Line, W, areas, columns, histogram, lines, short
+from fluxentropy.charts import Chart, Line, areas, columns, histogram, lines, short
+from fluxentropy.markup import parts
 
 finite = st.floats(-1e300, 1e300, allow_subnormal=False)
-
-
-def numbers(markup: str, name: str) -> list[float]:
-    return [float(value) for value in re.findall(rf' {name}="(-?[\d.]+)"', markup)]
 
 
 @given(st.lists(st.tuples(finite, finite | st.just(float("nan"))), min_size=1, max_size=40))
@@ -21,29 +19,46 @@ def numbers(markup: str, name: str) -> list[float]:
 def test_lines_stay_within_the_frame(points: list[tuple[float, float]]) -> None:
     x, y = (np.array(column) for column in zip(*points, strict=True))
     drawn = lines([Line(name="a", x=x, y=y)], title="t", label="x", unit="y")
-    assert "nan" not in drawn and "inf" not in drawn
-    found = re.findall(r'points="([^"]*)"', drawn)
-    places = [tuple(map(float, place.split(","))) for group in found for place in group.split()]
-    assert all(LEFT - 0.1 <= a <= W - RIGHT + 0.1 and TOP - 0.1 <= b <= H - BOTTOM + 0.1 for a, b in places)
-    assert bool(places) == (np.isfinite(y).sum() > 1)
+    known = np.isfinite(y).sum()
+    assert (drawn is None) == (known == 0)
+    if drawn is None:
+        return
+    places = [tuple(map(float, place.split(","))) for group, _ in drawn.lines for place in group.split()]
+    places += [(a, b) for a, b, _ in drawn.dots]
+    assert all(
+        Chart.LEFT - 0.1 <= a <= Chart.RIGHT + 0.1 and Chart.TOP - 0.1 <= b <= Chart.BOTTOM + 0.1 for a, b in places
+    )
+    assert len(drawn.lines) == (known > 1) and len(drawn.dots) == (known == 1)
 
 
 def test_bars_are_as_high_as_their_counts() -> None:
     drawn = histogram(np.array([0.0, 1, 2, 3]), np.array([10, 0, 5]), title="t", label="x", mark=1.5)
-    heights = numbers(drawn, "height")
-    assert len(heights) == 2 and heights[0] == pytest.approx(2 * heights[1], rel=0.001)
-    drawn = columns(["a", "b"], [2.0, 4.0], title="t", label="x", unit="y")
-    heights = numbers(drawn, "height")
-    assert heights[1] == pytest.approx(2 * heights[0], rel=0.001)
+    (_, top, _, high), (_, _, _, low) = drawn.bars
+    assert high == pytest.approx(2 * low) and top + high == pytest.approx(Chart.BOTTOM)
+    assert drawn.mark == pytest.approx((Chart.LEFT + Chart.RIGHT) / 2)
+    (_, _, _, low), (_, _, _, high) = columns(["a", "b"], [2.0, 4.0], title="t", label="x", unit="y").bars
+    assert high == pytest.approx(2 * low)
 
 
 def test_areas_fill_the_frame() -> None:
     shares = np.array([[0.25, 0.75], [1.0, 0.0]])
     drawn = areas(np.array([10.0, 40.0]), shares, title="t", label="x", name="bin")
-    outlines = [re.findall(r"([\d.]+) ([\d.]+)", path) for path in re.findall(r' d="([^"]*)"', drawn)]
+    outlines = [re.findall(r"([\d.]+) ([\d.]+)", path) for path, _ in drawn.areas]
     sizes = [_area([(float(a), float(b)) for a, b in outline]) for outline in outlines]
-    whole = (W - RIGHT - LEFT) * (H - BOTTOM - TOP)
+    whole = (Chart.RIGHT - Chart.LEFT) * (Chart.BOTTOM - Chart.TOP)
     assert [size / whole for size in sizes] == pytest.approx([0.25 / 4 + 3 / 4, 0.75 / 4], abs=0.002)
+
+
+def test_all_of_a_chart_is_drawn() -> None:
+    given = [Line(name="<a>", x=np.array([0.0, 1]), y=np.array([1.0, 2])), Line(name="b", x=np.ones(1), y=np.ones(1))]
+    drawn = lines(given, title="<t>", label="<x>", unit="<y>")
+    assert drawn is not None
+    page = Page(parts().chart(drawn))
+    assert page.texts("figcaption") == page.texts("title") == ["<t>"]
+    assert page.texts("text", class_="mid name") == ["<x>", "<y>"] and page.texts("li") == ["<a>", "b"]
+    assert [place["points"] for place in page.all("polyline")] == [points for points, _ in drawn.lines]
+    assert len(page.all("circle")) == 1 and len(page.all("line")) == len(drawn.rows)
+    assert page.texts("text", class_="end") == [text for _, text in drawn.rows]
 
 
 def _area(points: list[tuple[float, float]]) -> float:

@@ -30,7 +30,7 @@ def test_steps_are_in_order_of_brightness(stops: tuple[tuple[float, float, float
 
 
 def test_letters_can_be_read_on_every_step() -> None:
-    rules = re.findall(r"\.q(\d+)\{background:#(\w{6});color:#(000|fff)\}", scale_css(24))
+    rules = re.findall(r"--q(\d+):#(\w{6});--i\1:#(000|fff);", scale_css(24))
     assert [int(level) for level, _, _ in rules] == [*range(24), *range(24)]  # light, then dark
     for _, background, letters in rules:
         back = luminance(np.array([int(background[at : at + 2], 16) / 255 for at in (0, 2, 4)]))

@@ -3,22 +3,26 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 from reportedruns import EVIL, KINDS, finished, write_all, write_picture, write_training
 from scoredruns import write_run
 
 from fluxentropy import reportpage
 from fluxentropy.cli import main
-from fluxentropy.config import ReportConfig
+from fluxentropy.config import BinConfig, PretrainConfig, ReportConfig, ScoreConfig
 from fluxentropy.errors import RunError, UsageError
-from fluxentropy.markup import VOID
 from fluxentropy.outcome import Outcome
 from fluxentropy.report import report
+from fluxentropy.reportpage import command, fingerprints
+from fluxentropy.reportruns import Run
+from fluxentropy.reportsections import Given, Pictures, bin_section
+from fluxentropy.yamlfile import from_plain, to_yaml
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ELEMENTS = """
@@ -26,38 +30,6 @@ html head meta title style body h1 h2 h3 h4 h5 p b bdi code pre a ul li dl dt dd
 nav main section article header footer figure figcaption details summary fieldset legend label input img
 svg g rect line text path polyline circle
 """  # all that the program writes
-
-
-class Page(HTMLParser):
-    """A page taken apart: elements with their attributes, the text, and whether all elements are closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.title = ""
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs)
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-2:] == ["head", "title"]:
-            self.title += data
-        elif "style" not in self._open:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def make(out: Path, *runs: Path, title: str = "Report") -> tuple[Outcome, Page]:
@@ -89,44 +61,14 @@ def test_a_folder_is_searched_and_each_run_has_a_section(made: tuple[Outcome, Pa
 
 def test_hostile_text_stays_text(made: tuple[Outcome, Page]) -> None:
     _, page = made
-    assert {tag for tag, _ in page.elements} <= set(ELEMENTS.split())
-    names = {name for _, attributes in page.elements for name in attributes}
-    assert not [name for name in names if name.startswith("on") or name in ("style", "srcset", "action", "http")]
-    assert page.title == EVIL[1]
+    assert {tag for tag, _, _ in page.elements} <= set(ELEMENTS.split())
+    assert page.texts("title")[0] == EVIL[1]
     for evil in EVIL:
         assert evil in page.text
 
 
-def test_nothing_refers_to_the_outside(made: tuple[Outcome, Page], folder: Path) -> None:
-    _, page = made
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for _, attributes in page.elements:
-        assert (attributes.get("href") or "#run-0").removeprefix("#") in ids
-        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
-    style = re.search("<style>(.*?)</style>", (folder / "page.html").read_text(encoding="utf-8"), re.DOTALL)
-    assert style and "url(" not in style[1] and "@import" not in style[1]
-
-
-def test_the_policy_forbids_scripts_and_names_the_style(made: tuple[Outcome, Page], folder: Path) -> None:
-    import base64
-    import hashlib
-
-    _, page = made
-    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
-    assert policy is not None
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    style = re.search("<style>(.*?)</style>", (folder / "page.html").read_text(encoding="utf-8"), re.DOTALL)
-    assert style is not None
-    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    assert rules == {
-        "default-src": "'none'",
-        "script-src": "'none'",
-        "style-src": f"'sha256-{digest}'",
-        "img-src": "data:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
+def test_nothing_refers_to_the_outside(made: tuple[Outcome, Page]) -> None:
+    made[1].check_self_contained()
 
 
 def test_the_page_can_be_read_by_all(made: tuple[Outcome, Page]) -> None:
@@ -135,17 +77,17 @@ def test_the_page_can_be_read_by_all(made: tuple[Outcome, Page]) -> None:
     assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
     assert all(picture.get("alt") for picture in page.all("img")) and page.all("img")
     assert all(drawing.get("role") == "img" for drawing in page.all("svg")) and page.all("svg")
-    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-    assert "nan" not in " ".join(str(v) for tag, a in page.elements if tag in ("rect", "path") for v in a.values())
+    assert "nan" not in " ".join(str(v) for tag, a, _ in page.elements if tag in ("rect", "path") for v in a.values())
 
 
 def test_token_views_stand_beside_the_scores_of_their_texts(made: tuple[Outcome, Page]) -> None:
     _, page = made
-    tips = [attributes["data-tip"] or "" for _, attributes in page.elements if "data-tip" in attributes]
+    tips = [attributes["data-tip"] for attributes in page.all("label") if "data-tip" in attributes]
     assert len(tips) == 4  # two tokens beside the scores, two of the other text in its own section
-    numbers = "entropy 1.000  varentropy 2.000  surprisal 1.000  entropy before 0.000"
+    numbers = "entropy 1.000  varentropy 2.000  surprisal 1.000  entropy before 0.000  varentropy before 2.000"
     assert tips[1].startswith(f"“<script>document.title=…”  {numbers}\nnext: ")
     assert "1 of 2 texts are shown above" in page.text
 
@@ -199,6 +141,57 @@ def test_a_full_page_leaves_out_pictures_and_then_runs(tmp_path: Path, monkeypat
     assert len(page.all("section")) == 1
 
 
+# --- how a run was made -----------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "score": ScoreConfig(sources=("-",), model="$(rm -rf /)", out=Path("a folder/'x'"), text=False, max_tokens=128),
+    "bin": BinConfig(run="r", by=("z(a) + z(b)",), quantiles=("10", "50"), out=Path("o"), tokenize="bytes"),
+    "pretrain": from_plain(PretrainConfig, {"bins": "b", "out": "o", "schedule": {"name": "periodic", "cycles": 3}}),
+}
+
+
+@pytest.mark.parametrize("folder", ["plain", "a 'b' $(touch owned)\n;", "-x"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_command_gives_the_configuration_back(
+    kind: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = finished(tmp_path / folder, {}, to_yaml(CONFIGS[kind]))
+    line = command(Run(kind=kind, path=run.relative_to(tmp_path), name=folder))
+    words = shlex.split(line)
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    assert shell.stdout.split("\0")[:-1] == words
+    assert main([*words[1:], "--print-config"]) == 0
+    assert capsys.readouterr().out == to_yaml(CONFIGS[kind])
+    assert not (tmp_path / "owned").exists()
+
+
+def test_fingerprints_are_found_wherever_they_stand() -> None:
+    a, b, c = ("sha256:" + digit * 64 for digit in "abc")
+    manifest = {"identity": {"model": {"name": "m", "fingerprint": a}}, "inputs": [{"name": "x", "fingerprint": b}]}
+    assert list(fingerprints(manifest | {"fingerprint": c, "rows": 3})) == [
+        ("model", a),
+        ("inputs · x", b),
+        ("whole", c),
+    ]
+
+
+def test_bins_of_two_scores_have_no_edges_in_a_row() -> None:
+    bins = {
+        "by": ["a", "b"],
+        "how": ["2 bins", "2 bins"],
+        "edges": [[0.5], [1.5]],
+        "counts": [1, 2, 3, 4],
+        "tokens": [5, 6, 7, 8],
+        "rows": 10,
+    }
+    blocks = {"length": 16, "blocks": [1, 2, 3, 4], "tokenizer": {"name": "bytes"}}
+    beside = Given(number=0, views=(), shown=(), pictures=Pictures(0))
+    page = "".join(bin_section(Run(kind="bin", path=Path("x"), name="x"), (bins, blocks), beside))
+    assert page.count("<tr>") == 5 and "2 bins x 2 bins" in page and "a, b" in page and ">bytes<" in page
+    assert "≤" not in page and "Blocks of 16 tokens" in page
+
+
 # --- what is no run ---------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +224,10 @@ DAMAGE = {
     "score/manifest.json": b"{",
     "tokens.csv": b'"text_id","position","token_id","token","entropy","varentropy","surprisal","alternatives"\n"a",x\n',
     "agree/agreement.json": b'{"models": 3}',
+    "agree//agreement.json": b'{"models": ["a", "b"], "n_texts": 1, "pca": {"explained_variance_ratio": []}, '
+    b'"kendall_w": 0.5, "rank_sd_by_quintile": [], "spearman": [[1, 1], [1]]}',  # a matrix with a short row
+    "agree/./agreement.json": b'{"models": ["a", "b"], "n_texts": 1, "pca": {"explained_variance_ratio": []}, '
+    b'"kendall_w": 0.5, "rank_sd_by_quintile": [], "spearman": [[1], [1]]}',  # and one without a column
     "agree/pca_models.png": b"\x89PNG no",
     "bin/bins.json": b'{"by": "x"}',
     "schedule/mixture.json": b'{"mixture": "x"}',

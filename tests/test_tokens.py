@@ -13,11 +13,11 @@ from fakes import SENTENCES, save_model
 
 from fluxentropy.cli import main
 from fluxentropy.errors import UsageError
-from fluxentropy.heatmap import COLUMNS, write_csv
 from fluxentropy.models import load_decoder
-from fluxentropy.reporttokens import read_views
+from fluxentropy.reportruns import COLUMNS
 from fluxentropy.scorer import Scorer, open_scorer
 from fluxentropy.tokens import token_views
+from fluxentropy.tokenview import read_views, write_csv
 from fluxentropy.zoo_entries import find_model
 
 

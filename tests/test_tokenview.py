@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
 import json
 import math
 import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from html.parser import HTMLParser
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pages import Page
 
 from fluxentropy.errors import RunError
-from fluxentropy.heatmap import LEVELS, TokenRow, TokenView, render_html, write_csv
+from fluxentropy.markup import BIDI_CONTROLS
+from fluxentropy.tokenview import LEVELS, TokenRow, TokenView, render_html, write_csv
 
 HOSTILE = [
     '</script><script>alert("x")</script>',
@@ -35,55 +34,6 @@ HOSTILE = [
     "\ufffe\uffff\u200b",
     "日本語 مرحبا שלום 🦊",
 ]
-VOID = {"meta", "input", "br", "img"}
-
-
-class Page(HTMLParser):
-    """Elements as (path, attributes, text); fails where tags are not balanced."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = (tag, dict(attrs), [""])
-        self.elements.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        for _, _, text in self.open:
-            text[0] += data
-
-    def handle_comment(self, data: str) -> None:
-        pytest.fail(f"a comment: {data}")
-
-    def texts(self, tag: str, **attributes: str) -> list[str]:
-        return [
-            text[0]
-            for name, found, text in self.elements
-            if name == tag and all(found.get(key.rstrip("_")) == value for key, value in attributes.items())
-        ]
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.texts("script", id="data")[0])
-
-    @property
-    def tokens(self) -> list[tuple[str, str, str]]:
-        """(tag, class, text) of every token."""
-        return [
-            (tag, found["class"] or "", text[0])
-            for tag, found, text in self.elements
-            if tag in ("span", "bdi") and re.match(r"q", found.get("class") or "")
-        ]
 
 
 def make_view(pieces: Sequence[str], *, name: str = "a", model: str = "m", text: str | None = None) -> TokenView:
@@ -103,36 +53,58 @@ def make_view(pieces: Sequence[str], *, name: str = "a", model: str = "m", text:
     return TokenView(text="".join(pieces) if text is None else text, id=name, model=model, tokens=rows)
 
 
+def tokens(page: Page) -> list[tuple[str, str, str]]:
+    """(classes, tip, text) of every token."""
+    found = [(given["class"], given["data-tip"], text[0]) for _, given, text in page.elements if "data-tip" in given]
+    assert len(found) == len([given for given in page.all("input") if re.fullmatch(r"t\d+", given["name"])])
+    return found
+
+
 def test_page_holds_every_number() -> None:
     views = [make_view(["Call", " me", "", " Ishmael", ".\n"]), make_view(["x"], name="b"), make_view([], name="c")]
-    page = Page(render_html(views, title="t"))
-    data = page.data
-    assert len(data["texts"]) == 3
-    for view, found in zip(views, data["texts"], strict=True):
-        assert found["id"] == [row.token_id for row in view.tokens]
-        assert found["position"] == [row.position for row in view.tokens]
-        assert [data["words"][word] for word in found["token"]] == [row.token for row in view.tokens]
-        for metric in ("entropy", "varentropy", "surprisal"):
-            exact = [getattr(row, metric) for row in view.tokens]
-            assert [value is None for value in found[metric]] == [value is None for value in exact]
-            assert [v for v in found[metric] if v is not None] == pytest.approx(
-                [v for v in exact if v is not None], abs=5.1e-5
-            )
-        for row, flat in zip(view.tokens, found["next"], strict=True):
-            assert [data["words"][word] for word in flat[::2]] == [token for token, _ in row.alternatives]
-            assert flat[1::2] == pytest.approx([p for _, p in row.alternatives], abs=5.1e-5)
-    assert [text for _, _, text in page.tokens] == [row.token for view in views for row in view.tokens]
+    found = tokens(Page(render_html(views, title="t")))
+    rows = [(row, after) for view in views for row, after in zip_longest(view.tokens, view.tokens[1:])]
+    assert [text for _, _, text in found] == [row.token for row, _ in rows]
+    for (_, tip, _), (row, after) in zip(found, rows, strict=True):
+        first, expected, last = tip.split("\n")
+        numbers = dict(re.findall(r"  (\w+(?: before)?) (-?[\d.]+)", first))
+        exact = {name: getattr(row, name.replace(" ", "_")) for name in ("entropy", "varentropy", "surprisal")}
+        assert {name: float(value) for name, value in numbers.items()} == pytest.approx(
+            {name: value for name, value in exact.items() if value is not None}, abs=5.1e-4
+        )
+        shown = [f"“{text.replace(chr(10), '↵') or '▫'}” {share}{'*' * (after is not None and after.token == text)}"
+                 for (text, _), share in zip(row.alternatives, ("50%", "12%", "0.001%"), strict=True)]  # fmt: skip
+        assert expected == "next: " + ", ".join(shown)
+        assert last.startswith(f"token {row.token_id} at {row.position}")
+        if row.surprisal is not None:
+            share = float(last.removesuffix("%").rpartition("probability ")[2]) / 100
+            assert share == pytest.approx(math.exp(-row.surprisal), rel=0.06)
 
 
-def test_first_colours_are_those_of_entropy() -> None:
-    """Readable without the script; the script's own formula is the same."""
+def test_the_numbers_before_a_token_are_named() -> None:
+    row = TokenRow(position=3, token_id=1, token="a", entropy=1.0, varentropy=2.0, surprisal=3.0,
+                   entropy_before=4.0, varentropy_before=5.0, alternatives=[])  # fmt: skip
+    ((_, tip, _),) = tokens(Page(render_html([TokenView(text="a", id="a", model="m", tokens=[row])], title="t")))
+    numbers = "entropy 1.000  varentropy 2.000  surprisal 3.000  entropy before 4.000  varentropy before 5.000"
+    assert tip == f"“a”  {numbers}\ntoken 1 at 3, probability 5%"
+
+
+def test_colours_of_each_measure() -> None:
     view = make_view([f" {n}" for n in range(100)])
     page = Page(render_html([view], title="t"))
-    top = page.data["tops"]["entropy"]
-    assert sorted(row.entropy for row in view.tokens)[97] <= top <= 10
-    expected = [f"q{min(LEVELS - 1, math.floor(row.entropy / top * LEVELS))}" for row in view.tokens]
-    assert [name for _, name, _ in page.tokens] == expected
-    assert len(set(expected)) > 15
+    tops = [float(text[2:].split()[0]) for text in page.texts("span") if text.startswith("≥ ")]
+    assert sorted(row.entropy for row in view.tokens)[97] <= tops[0] <= 10
+    looks = [name.split() for name, _, _ in tokens(page)]
+    for place, measure in enumerate(("entropy", "varentropy", "surprisal")):
+        values = [getattr(row, measure) for row in view.tokens]
+        steps = ["n" if x is None else str(min(LEVELS - 1, math.floor(x / tops[place] * LEVELS))) for x in values]
+        assert [look[place] for look in looks] == [measure[0] + step for step in steps]
+        assert len(set(steps)) > 12
+    (style,) = page.texts("style")
+    chosen = {"e": "", "v": ".tokens:has(.by-varentropy:checked) ", "s": ".tokens:has(.by-surprisal:checked) "}
+    for name in {name for look in looks for name in look}:
+        assert f"{chosen[name[0]]}.{name}{{background:" in style
+    assert [given.get("value") for given in page.all("input") if "checked" in given] == ["entropy"]
 
 
 def test_header_of_a_text() -> None:
@@ -160,42 +132,37 @@ def test_header_of_a_text() -> None:
     ],
 )
 def test_notes(view: TokenView, note: str | None) -> None:
-    assert Page(render_html([view], title="t")).texts("p", class_="note") == ([note] if note else [])
+    assert Page(render_html([view], title="t")).texts("p", class_="note")[1:] == ([note] if note else [])
 
 
 def test_no_texts() -> None:
     page = Page(render_html([], title="t"))
-    assert page.tokens == []
-    assert page.texts("p", class_="note") == ["There are no texts."]
+    assert tokens(page) == []
+    assert page.texts("p", class_="note")[-1] == "There are no texts."
 
 
 def test_hostile_texts_stay_texts() -> None:
     harmless = ["x" for _ in HOSTILE]
     views = [make_view(HOSTILE, name=text, model=text) for text in HOSTILE]
     plain = [make_view(harmless, name="x", model="x", text="".join(harmless)) for _ in HOSTILE]
-    source = render_html(views, title=HOSTILE[0])
-    page, reference = Page(source), Page(render_html(plain, title="x"))
+    page, reference = Page(render_html(views, title=HOSTILE[0])), Page(render_html(plain, title="x"))
 
     def shape(page: Page) -> Counter[tuple[str, tuple[str, ...]]]:
-        tags = [("span" if tag == "bdi" else tag, attributes) for tag, attributes, _ in page.elements]
-        return Counter((tag, tuple(sorted(attributes))) for tag, attributes in tags)
+        return Counter((tag, tuple(sorted(given))) for tag, given, _ in page.elements if tag != "bdi")
 
     assert shape(page) == shape(reference)  # no element and no attribute came from a text
+    page.check_self_contained()
     assert page.texts("title") == page.texts("h1") == [HOSTILE[0]]
     shown = [text.replace("\u0085", "\ufffd") for text in HOSTILE]
     assert page.texts("h2") == shown
-    assert [text for _, _, text in page.tokens] == shown * len(HOSTILE)
-    assert [page.data["words"][word] for word in page.data["texts"][0]["token"]] == HOSTILE
-    assert re.fullmatch(r"[ -~]+", page.texts("script", id="data")[0])
-    assert not re.search("[<>&]", page.texts("script", id="data")[0])
-    assert page.texts("script")[1] == reference.texts("script")[1]
+    assert [text for _, _, text in tokens(page)] == shown * len(HOSTILE)
     assert page.texts("style") == reference.texts("style")
 
 
 def test_marks_of_direction_are_isolated() -> None:
-    tokens = ["a", "\u202eb", "\u2067", "c\u200f", "שלום"]
-    page = Page(render_html([make_view(tokens)], title="t"))
-    assert [tag for tag, _, _ in page.tokens] == ["span", "bdi", "bdi", "bdi", "span"]
+    page = Page(render_html([make_view(["a", "\u202eb", "\u2067", "c\u200f", "שלום"])], title="t"))
+    assert page.texts("bdi")[-3:] == ["\u202eb", "\u2067", "c\u200f"]
+    assert not BIDI_CONTROLS.search("".join(tip for _, tip, _ in tokens(page)))
 
 
 def test_controls_and_white_space_are_visible() -> None:
@@ -203,36 +170,20 @@ def test_controls_and_white_space_are_visible() -> None:
     source = render_html([make_view(pieces)], title="t")
     source.encode("utf-8")
     page = Page(source)
-    assert [text for _, _, text in page.tokens] == ["a\n\n", "\tb", " ", "", "␀␛␍", "␡\ufffd", "\ufffd", "\u200b", "\n"]
-    assert [position for position, (_, name, _) in enumerate(page.tokens) if name.endswith(" part")] == [3, 4, 5, 6, 7]
-    marks = Counter(found.get("class") for tag, found, _ in page.elements if tag == "i")
+    shown = ["a\n\n", "\tb", " ", "", "␀␛␍", "␡\ufffd", "\ufffd", "\u200b", "\n"]
+    assert [text for _, _, text in tokens(page)] == shown
+    assert [place for place, (name, _, _) in enumerate(tokens(page)) if name.endswith(" part")] == [3, 4, 5, 6, 7]
+    marks = Counter(given.get("class") for given in page.all("i"))
     assert (marks["nl"], marks["tab"]) == (3, 1)
-    assert [page.data["words"][word] for word in page.data["texts"][0]["token"]] == pieces
-
-
-def test_nothing_is_loaded_from_anywhere() -> None:
-    page = Page(render_html([make_view(HOSTILE)], title="t"))
-    used = {name for _, attributes, _ in page.elements for name in attributes}
-    assert not used & {"src", "href", "action", "style", "srcset", "data", "onclick"}
-    policy = next(found["content"] for _, found, _ in page.elements if found.get("http-equiv"))
-    (style,), (_, script) = page.texts("style"), page.texts("script")
-    assert "url(" not in style
-    assert "@import" not in style
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    assert policy == (
-        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def test_numbers_that_are_none() -> None:
     row = TokenRow(
         position=0, token_id=1, token="a", entropy=math.nan, varentropy=math.inf, surprisal=None, alternatives=[]
     )
-    page = Page(render_html([TokenView(text="a", id="a", model="m", tokens=[row])], title="t"))
-    assert page.tokens == [("span", "qn", "a")]
-    found = page.data["texts"][0]
-    assert (found["entropy"], found["varentropy"], found["surprisal"]) == ([None], [None], [None])
+    ((look, tip, _),) = tokens(Page(render_html([TokenView(text="a", id="a", model="m", tokens=[row])], title="t")))
+    assert look == "en vn sn"
+    assert tip.startswith("“a”  entropy nan  varentropy inf  surprisal –")
 
 
 def test_size_of_a_large_page() -> None:
