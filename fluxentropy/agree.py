@@ -158,7 +158,6 @@ def _progress(size: int, replicates: int) -> Iterator[Any]:
 
 def to_record(result: Agreement) -> dict[str, Any]:
     """`agreement.json`: plain lists and numbers; what is not defined is null."""
-    coordinates = {model: list(row[:2]) for model, row in zip(result.models, result.coordinates, strict=True)}
     record = {
         "models": list(result.models),
         "n_texts": result.n_texts,
@@ -175,7 +174,7 @@ def to_record(result: Agreement) -> dict[str, Any]:
         "euclidean": result.euclidean,
         "euclidean_z": result.euclidean_z,
         "order": [result.models[place] for place in result.order],
-        "pca": {"explained_variance_ratio": result.explained_variance_ratio, "coordinates": coordinates},
+        "pca": result.pca,
         "rank_sd_by_quintile": result.rank_sd_by_quintile,
         "bootstrap": {"replicates": result.replicates, "level": 0.95, "intervals": result.intervals},
     }
