@@ -109,11 +109,17 @@ def balanced(table: MetricTable, seed: int) -> MetricTable:
     )
 
 
+def counted(faults: Mapping[str, int]) -> str:
+    """What is wrong with some values, and how often.
+
+    >>> counted({"missing": 1200, "nan": 1})
+    '1,200 missing, 1 nan'
+    """
+    return ", ".join(f"{count:,} {fault}" for fault, count in faults.items())
+
+
 def _check_rows(table: MetricTable, source: str) -> None:
-    lost = "; ".join(
-        f"{name}: {', '.join(f'{count:,} {fault}' for fault, count in faults.items())}"
-        for name, faults in table.excluded.items()
-    )
+    lost = "; ".join(f"{name}: {counted(faults)}" for name, faults in table.excluded.items())
     why = f" ({lost})" if lost else ""
     if table.n < 3:
         raise SourceError(
