@@ -143,6 +143,6 @@ def test_holm_rejects_what_every_bonferroni_test_of_a_subset_rejects() -> None:
     tested = np.flatnonzero(np.isfinite(p))
     subsets = [subset for size in range(1, 10) for subset in itertools.combinations(tested, size)]
     expected = [max(min(1, len(s) * p[list(s)].min()) for s in subsets if i in s) for i in tested]
-    np.testing.assert_allclose(holm(p), [*expected, np.nan])
+    np.testing.assert_allclose(holm(p.tolist()), [*expected, np.nan])
     assert np.isnan(holm([np.nan, np.nan])).all()
     assert holm([]).tolist() == [] and holm([0.4]).tolist() == [0.4] and holm([0.9, 0.8]).tolist() == [1, 1]
