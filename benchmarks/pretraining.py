@@ -10,7 +10,6 @@ are medians, and the share of a step that the trainer waited for blocks.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from fluxentropy.metricsfile import read_metrics
 from fluxentropy.optim import build_optimizer, scale_learning_rates
 from fluxentropy.pretrain import make_model, open_training, pretrain
 from fluxentropy.pretrainoptions import PretrainConfig
@@ -53,12 +53,10 @@ def plain_loop(config: PretrainConfig) -> float:
 def trained(config: PretrainConfig) -> tuple[float, float]:
     """Tokens per second of `pretrain`, and the share of its time that it waited for blocks."""
     pretrain(config)
-    with open(config.out / "timings.csv", newline="") as file:
-        rows = list(csv.DictReader(file))[1:]  # the first holds the warm-up
-    seconds = sum(float(row["seconds"]) for row in rows)
-    tokens = sum(float(row["seconds"]) * float(row["tokens_per_second"]) for row in rows)
-    waited = sum(float(row["seconds"]) * float(row["waiting_for_blocks"]) for row in rows)
-    return tokens / seconds, waited / seconds
+    rows = read_metrics(config.out / "timings.csv")
+    seconds = rows["seconds"][1:]  # the first holds the warm-up
+    tokens, waited = (float(seconds @ rows[name][1:]) for name in ("tokens_per_second", "waiting_for_blocks"))
+    return tokens / float(seconds.sum()), waited / float(seconds.sum())
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluxentropy.agreement import Agreement, check_scores, measure_agreement
+from fluxentropy.agreement import LEVEL, Agreement, check_scores, measure_agreement
 from fluxentropy.config import AgreeConfig, to_yaml
 from fluxentropy.consensus import write_consensus
 from fluxentropy.errors import SourceError, UsageError
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 UNITS = {"entropy": "nats", "varentropy": "nats²", "sqrt_varentropy": "nats", "surprisal": "nats"}
 BY = AgreementOptions.by
+RECORDED = (
+    *("models", "n_texts", "n_complete", "n_scored", "pair_counts", "spearman", "mean_spearman", "pearson"),
+    *("kendall_w", "kendall_chi2", "kendall_p", "kendall_log10_p", "euclidean", "euclidean_z", "pca"),
+    "rank_sd_by_quintile",
+)
 SLOW = 20_000_000  # scores times replicates: above it the bootstrap takes seconds, and shows its progress
 
 log = logging.getLogger(__name__)
@@ -158,26 +163,9 @@ def _progress(size: int, replicates: int) -> Iterator[Any]:
 
 def to_record(result: Agreement) -> dict[str, Any]:
     """`agreement.json`: plain lists and numbers; what is not defined is null."""
-    coordinates = {model: list(row[:2]) for model, row in zip(result.models, result.coordinates, strict=True)}
-    record = {
-        "models": list(result.models),
-        "n_texts": result.n_texts,
-        "n_complete": result.n_complete,
-        "n_scored": result.n_scored,
-        "pair_counts": result.pair_counts,
-        "spearman": result.spearman,
-        "mean_spearman": result.mean_spearman,
-        "pearson": result.pearson,
-        "kendall_w": result.kendall_w,
-        "kendall_chi2": result.kendall_chi2,
-        "kendall_p": result.kendall_p,
-        "kendall_log10_p": result.kendall_log10_p,
-        "euclidean": result.euclidean,
-        "euclidean_z": result.euclidean_z,
+    record = {name: getattr(result, name) for name in RECORDED} | {
         "order": [result.models[place] for place in result.order],
-        "pca": {"explained_variance_ratio": result.explained_variance_ratio, "coordinates": coordinates},
-        "rank_sd_by_quintile": result.rank_sd_by_quintile,
-        "bootstrap": {"replicates": result.replicates, "level": 0.95, "intervals": result.intervals},
+        "bootstrap": {"replicates": result.replicates, "level": LEVEL, "intervals": result.intervals},
     }
     values: dict[str, Any] = plain(record)
     return values

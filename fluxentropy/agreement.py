@@ -2,8 +2,8 @@
 
 Pure: an array of scores in, numbers out (`textsample.py` computes them for any weights of the texts).
 
-    >>> scores = np.array([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5], [4.0, 5.5], [5.0, 4.5]])
-    >>> result = measure_agreement(scores, ["small", "large"], replicates=0)
+    >>> scores = {"small": [1.0, 2.0, 3.0, 4.0, 5.0], "large": [1.5, 2.5, 3.5, 5.5, 4.5]}
+    >>> result = agreement(scores, replicates=0)
     >>> [round(float(x), 3) for x in (result.spearman[0, 1], result.kendall_w, result.euclidean[0, 1])]
     [0.9, 0.95, 1.803]
 """
@@ -11,10 +11,12 @@ Pure: an array of scores in, numbers out (`textsample.py` computes them for any 
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.cluster.hierarchy
@@ -64,6 +66,76 @@ class Agreement:
     def kendall_p(self) -> float:
         """The p-value of W, 0.0 where it is below the smallest float."""
         return 10.0**self.kendall_log10_p
+
+    @property
+    def pca(self) -> dict[str, Any]:
+        """Shares of the variance (K,), and each model's first two coordinates: [pc1, pc2]."""
+        coordinates = {model: row[:2].tolist() for model, row in zip(self.models, self.coordinates, strict=True)}
+        return {"explained_variance_ratio": self.explained_variance_ratio, "coordinates": coordinates}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the concordance in a line, and the Spearman correlations as a table."""
+
+        def limits(name: str) -> str:
+            return " [{:.3f}, {:.3f}]".format(*self.intervals[name]) if name in self.intervals else ""
+
+        def cells(tag: str, texts: Iterable[str]) -> str:
+            return "".join(f"<{tag}>{text}</{tag}>" for text in texts)
+
+        names = [html.escape(name) for name in self.models]
+        rows = [cells("th", ["Spearman", *names])]
+        for name, row in zip(names, self.spearman, strict=True):
+            rows.append(f"<th>{name}</th>" + cells("td", (f"{value:.3f}" for value in row)))
+        said = (
+            f"{len(names)} models, {self.n_texts:,} texts, {self.n_complete:,} of them scored by all. "
+            f"Kendall's W {self.kendall_w:.3f}{limits('kendall_w')}, "
+            f"mean Spearman {self.mean_spearman:.3f}{limits('mean_spearman')}"
+        )
+        return f"<p>{said}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def agreement(matrix: Any, models: Sequence[str] | None = None, *, replicates: int = 1000, seed: int = 0) -> Agreement:
+    """How far models agree on texts: the numbers of `agreement.json`, from scores in memory.
+
+    `matrix` is an array (models, texts), whose rows `models` names, or a mapping, a data frame or an Arrow table with a
+    column of scores (texts,) for each model. NaN and null: the model has no score for the text. `replicates` bootstrap
+    samples of texts give the intervals; 0 gives none.
+
+    Errors: `UsageError` names the model whose scores are no numbers, or not as many as those of the others, and says
+    why models cannot be compared.
+    """
+    if hasattr(matrix, "column_names"):  # an Arrow table
+        columns = dict(zip(matrix.column_names, matrix.columns, strict=True))
+    elif hasattr(matrix, "items"):  # a mapping or a data frame
+        columns = dict(matrix.items())
+    else:
+        array = np.asarray(matrix)
+        if array.ndim != 2:
+            raise UsageError(f"an array of shape {array.shape} is no matrix of scores: give one of (models, texts)")
+        named = list(models) if models is not None else [f"model {number}" for number in range(len(array))]
+        if len(set(named)) != len(array) or len(named) != len(array):
+            raise UsageError(f"models {', '.join(named)}: the array has {len(array)} rows, name each of them once")
+        columns = dict(zip(named, array, strict=True))
+    scores = {str(model): _scores(str(model), column) for model, column in columns.items()}
+    first = next(iter(scores), "")
+    for model, column in scores.items():
+        if len(column) != len(scores[first]):
+            raise UsageError(
+                f"{model} has {len(column)} scores and {first} {len(scores[first])}: give one for each text"
+            )
+    joined = np.stack(list(scores.values()), axis=1) if scores else np.empty((0, 0))
+    return measure_agreement(joined, list(scores), replicates=replicates, seed=seed)
+
+
+def _scores(model: str, column: Any) -> np.ndarray:
+    """One model's scores as float64 (texts,), NaN where there is none."""
+    try:
+        found = np.array(column.to_pylist() if hasattr(column, "to_pylist") else column, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the scores of {model} are no numbers ({error}): leave this column out") from error
+    if found.ndim != 1:
+        raise UsageError(f"the scores of {model} have the shape {found.shape}: give a number for each text")
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def measure_agreement(

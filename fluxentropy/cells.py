@@ -8,7 +8,6 @@ The second is made from the first, which it names by a fingerprint; a cell with 
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from fluxentropy.averaging import WARMED_UP
 from fluxentropy.cellwork import Cell, run_cell
 from fluxentropy.errors import RunError
 from fluxentropy.gpt_export import from_export
+from fluxentropy.metricsfile import read_metrics
 from fluxentropy.pretrain import FREE, open_blocks, pretrain, read_tokenizer
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.questions import ACCURACIES
@@ -105,19 +105,18 @@ def read_curve(path: Path, bins: int, suffix: str = "") -> tuple[np.ndarray, np.
 
     With a `suffix` the columns of the averaged weights count; the first row has none, and there both are the same.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["val_loss"]]
-    if not rows:
+    columns = read_metrics(path)
+    rows = np.flatnonzero(~np.isnan(columns["val_loss"]))
+    if not len(rows):
         raise RunError(f"{path} holds no validation: start the cell afresh, remove {path.parent}")
 
-    def cell(row: dict[str, str], name: str) -> float:
-        return float(row.get(name + suffix) or row[name] or math.nan)
+    def measured(name: str) -> np.ndarray:
+        plain, averaged = columns[name][rows], columns.get(name + suffix, columns[name])[rows]
+        return np.where(np.isnan(averaged), plain, averaged)
 
-    names = [f"val_bpb_bin_{number:02d}" for number in range(bins)]
-    tokens = np.array([int(row["tokens"]) for row in rows])
-    curve = np.array([cell(row, "val_bpb") for row in rows])
-    by_bin = np.array([[cell(row, name) for name in names] for row in rows])
-    return tokens, curve, by_bin, {name: float(value) for name, value in rows[-1].items() if value}
+    by_bin = np.stack([measured(f"val_bpb_bin_{number:02d}") for number in range(bins)], axis=1)
+    last = {name: float(value) for name, column in columns.items() if not math.isnan(value := column[rows[-1]])}
+    return columns["tokens"][rows].astype(np.int64), measured("val_bpb"), by_bin, last
 
 
 def realised(path: Path, pieces: int) -> np.ndarray:

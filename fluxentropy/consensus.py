@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.stats
 
 from fluxentropy.runscores import CONSENSUS
 from fluxentropy.scorematrix import ScoreMatrix
 from fluxentropy.store import RunDirectory
-from fluxentropy.textsample import midranks
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_yaml
 
@@ -42,8 +42,7 @@ def consensus_scores(scores: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
     n, m = scores.shape
     complete = np.isfinite(scores).all(axis=1)
     whole = scores[complete]
-    ones = np.ones(len(whole))
-    ranks = np.stack([midranks(np.unique(column, return_inverse=True)[1], ones) for column in whole.T])  # (M, n)
+    ranks = scipy.stats.rankdata(whole.T, axis=1)  # (M, n)
     spread = whole.std(axis=0)
     standard = (whole - whole.mean(axis=0)) / np.where(spread > 0, spread, 1)
     values, vectors = np.linalg.eigh(standard.T @ standard / len(whole))

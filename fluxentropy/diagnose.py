@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from fluxentropy.diagnostics import Diagnostics, choose_pairs, diagnose_table
 from fluxentropy.diagnostics_record import to_record
 from fluxentropy.diagnostics_summary import headline, to_markdown
 from fluxentropy.errors import RunError
-from fluxentropy.metrictable import MetricTable, balanced, read_metric_table
+from fluxentropy.metrictable import MetricTable, balanced, counted, read_metric_table
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json, write_text
@@ -63,12 +62,8 @@ def diagnose(config: DiagnoseConfig) -> Outcome:
 
 def _left_out(table: MetricTable) -> list[str]:
     """What the table has that was not used, in a line a column."""
-    lost = [f"{name} of {table.n_rows:,} rows: {_counts(faults)}" for name, faults in table.excluded.items()]
+    lost = [f"{name} of {table.n_rows:,} rows: {counted(faults)}" for name, faults in table.excluded.items()]
     return [f"left out, {text}" for text in lost] + [f"not used, {name}: {why}" for name, why in table.skipped.items()]
-
-
-def _counts(faults: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {fault}" for fault, count in faults.items())
 
 
 def _diagnose(config: DiagnoseConfig, table: MetricTable, pairs: list[tuple[str, str]]) -> Diagnostics:

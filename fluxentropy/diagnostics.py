@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -62,14 +62,14 @@ class Model:
     """A logistic regression and how well it predicts. Where the fit failed, what needs it is None or empty."""
 
     fit: LogitFit
-    auc: float | None  # on the rows that it was fitted to
-    auc_optimism: float | None  # what the fit to these rows adds to it; 0 for one metric
-    auc_interval: tuple[float, float] | None  # 95 %, of the AUC on new rows: bootstrap over rows, less the optimism
-    cross: CrossValidated | None
-    calibration: Calibration | None  # of the cross-validated probabilities
-    sample_size: Mapping[str, SampleSize]  # for each metric
     inflation: Mapping[str, float]  # for each metric of a pair
-    against: Mapping[str, Statistic]  # a pair against each of its metrics alone, by that metric's name
+    auc: float | None  # on the rows that it was fitted to
+    auc_optimism: float | None = None  # what the fit to these rows adds to it; 0 for one metric
+    auc_interval: tuple[float, float] | None = None  # 95 %, of the AUC on new rows: bootstrap, less the optimism
+    cross: CrossValidated | None = None
+    calibration: Calibration | None = None  # of the cross-validated probabilities
+    sample_size: Mapping[str, SampleSize] = field(default_factory=dict)  # for each metric
+    against: Mapping[str, Statistic] = field(default_factory=dict)  # a pair against each metric alone, by its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,17 +175,7 @@ def _model(
     inflation = variance_inflation(metrics) if len(names) > 1 else {}
     if not fit.ok:
         auc = roc_auc(y, metrics[names[0]]) if fit.status == "separated" and len(names) == 1 else None
-        return Model(
-            fit=fit,
-            auc=None if auc is None else max(auc, 1 - auc),
-            auc_optimism=None,
-            auc_interval=None,
-            cross=None,
-            calibration=None,
-            sample_size={},
-            inflation=inflation,
-            against={},
-        )
+        return Model(fit=fit, inflation=inflation, auc=None if auc is None else max(auc, 1 - auc))
     log_odds = fit.log_odds(metrics)
     auc = roc_auc(y, log_odds)
     rng = np.random.default_rng([seed, zlib.crc32("+".join(names).encode())])

@@ -5,7 +5,7 @@ draw_diagnostics(result, folder)    # distributions.png, distributions.svg, fitt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -22,7 +22,7 @@ from fluxentropy.diagnostics_maps import draw_contingency, draw_correlations, dr
 from fluxentropy.diagnostics_panels import FALSE, TRUE, is_long_tailed, label, message, panels, reference, view
 from fluxentropy.figure_labels import lettering
 from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
-from fluxentropy.prediction import shares
+from fluxentropy.prediction import Share, shares
 
 GRID = 512  # points of a curve
 
@@ -138,21 +138,19 @@ def draw_fitted_curves(result: Diagnostics) -> Figure:
             axes.fill_between(along, *fit.band({name: along}), color=TRUE, alpha=0.2, linewidth=0, zorder=2)
             axes.plot(along, fit.predict({name: along}), color=TRUE, zorder=3)
         found = shares(y, x, bins)
-        axes.errorbar(
-            [share.at for share in found],
-            [share.rate for share in found],
-            yerr=np.array([[share.rate - share.low, share.high - share.rate] for share in found]).T.clip(0),
-            fmt="o",
-            color="#303030",
-            markersize=2.4,
-            elinewidth=0.6,
-            zorder=4,
-        )
+        at, rates, errors = _as_arrays(found)
+        axes.errorbar(at, rates, yerr=errors, fmt="o", color="#303030", markersize=2.4, elinewidth=0.6, zorder=4)
         axes.set_xlim(low, high)
         _limit_to_unit(axes)
         axes.grid(axis="y")
     grid[0].set_ylabel("share true")
     return figure
+
+
+def _as_arrays(found: Sequence[Share]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the bins are (n,), their shares of true rows (n,), and these less and up to their limits (2, n)."""
+    at, rates, low, high = np.array([(share.at, share.rate, share.low, share.high) for share in found]).T
+    return at, rates, np.stack([rates - low, high - rates]).clip(0)
 
 
 def _limit_to_unit(axes: Axes) -> None:
@@ -223,9 +221,7 @@ def draw_reliability(models: Mapping[str, Model]) -> Figure:
     drawn = {key: model.calibration for key, model in models.items() if model.calibration}
     figure, grid = panels(len(drawn), 2.3)
     for axes, (key, found) in zip(grid, drawn.items(), strict=True):
-        at = np.array([share.at for share in found.bins])
-        rates = np.array([share.rate for share in found.bins])
-        errors = np.array([[share.rate - share.low, share.high - share.rate] for share in found.bins]).T.clip(0)
+        at, rates, errors = _as_arrays(found.bins)
         ends = np.array([at.min(), at.max(), *(rates - errors[0]), *(rates + errors[1])])
         low, high = max(ends.min() - 0.02, 0), min(ends.max() + 0.02, 1)
         axes.plot([low, high], [low, high], color=GREY, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fluxentropy.diagnostics import Diagnostics, Metric, Model, regimes
+from fluxentropy.diagnostics import Diagnostics, Metric, Model, SampleSize, regimes
 from fluxentropy.effects import POWER, SIGNIFICANT
 from fluxentropy.jsonvalues import plain
-from fluxentropy.logit import Z95
+from fluxentropy.logit import Z95, LogitFit
 from fluxentropy.prediction import Share
 
 
@@ -36,17 +35,7 @@ def to_record(result: Diagnostics) -> dict[str, Any]:
         "holm": {
             "alpha": SIGNIFICANT,
             "n_tests": len(result.tests),
-            "tests": [
-                {
-                    "kind": test.kind,
-                    "subject": test.subject,
-                    "beside": test.beside,
-                    "p": test.p,
-                    "p_holm": test.p_holm,
-                    "survives": test.p_holm < SIGNIFICANT,
-                }
-                for test in result.tests
-            ],
+            "tests": [{**vars(test), "survives": test.p_holm < SIGNIFICANT} for test in result.tests],
         },
     }
     values: dict[str, Any] = plain(record)
@@ -68,24 +57,13 @@ def _describe(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def _model(model: Model, key: str, result: Diagnostics) -> dict[str, Any]:
     fit = model.fit
     record: dict[str, Any] = {
-        "status": fit.status,
+        **{name: getattr(fit, name) for name in ("status", "llf", "llnull", "llr", "pseudo_r2")},
         "message": fit.message or None,
-        "params": _by_term(fit.terms, fit.params),
-        "bse": _by_term(fit.terms, fit.bse),
-        "pvalues": _by_term(fit.terms, fit.pvalues),
-        "conf_int": _by_term(fit.terms, _intervals(fit.params, fit.bse)),
-        "robust": {
-            "cov_type": "HC0",
-            "bse": _by_term(fit.terms, fit.bse_robust),
-            "pvalues": _by_term(fit.terms, fit.pvalues_robust),
-            "conf_int": _by_term(fit.terms, _intervals(fit.params, fit.bse_robust)),
-        },
-        "llf": fit.llf,
-        "llnull": fit.llnull,
-        "llr": fit.llr,
+        "params": dict(zip(fit.terms, fit.params, strict=True)),
+        **_errors(fit, fit.bse, fit.pvalues),
+        "robust": {"cov_type": "HC0", **_errors(fit, fit.bse_robust, fit.pvalues_robust)},
         "llr_pvalue": fit.llr_pvalue if fit.ok else None,
         "llr_pvalue_holm": _holm(result, "model", key),
-        "pseudo_r2": fit.pseudo_r2,
         "roc_auc": model.auc,
         "roc_auc_optimism": model.auc_optimism,
         "roc_auc_conf_int": model.auc_interval,
@@ -96,38 +74,33 @@ def _model(model: Model, key: str, result: Diagnostics) -> dict[str, Any]:
             name: {"estimate": ratio[0], "conf_int": ratio[1:]}
             for name, ratio in zip(fit.names, fit.odds_ratios, strict=True)
         },
-        "sample_size": {
-            name: {
-                "target_power": POWER,
-                "rows_needed": size.rows_needed,
-                "rows_needed_conf_int": size.rows_needed_at_limits,
-                "power": size.power,
-                "detectable_odds_ratio": size.detectable_odds_ratio,
-            }
-            for name, size in model.sample_size.items()
-        },
-        "calibration": _calibration(model),
+        "sample_size": {name: _sample_size(size) for name, size in model.sample_size.items()},
+        "calibration": None
+        if model.calibration is None
+        else {**vars(model.calibration), "bins": list(map(_share, model.calibration.bins))},
     }
     if len(fit.names) > 1:
         record["vif"] = model.inflation
         record["likelihood_ratio_against"] = {
-            name: {
-                "statistic": test.statistic,
-                "dof": test.dof,
-                "p": test.p,
-                "p_holm": _holm(result, "added", key, name),
-            }
-            for name, test in model.against.items()
+            name: {**vars(test), "p_holm": _holm(result, "added", key, name)} for name, test in model.against.items()
         }
     return record
 
 
-def _by_term(terms: Sequence[str], values: np.ndarray) -> dict[str, Any]:
-    return dict(zip(terms, values, strict=True))
+def _errors(fit: LogitFit, bse: np.ndarray, pvalues: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Standard errors, p-values and 95 % intervals, by term."""
+    limits = np.stack([fit.params - Z95 * bse, fit.params + Z95 * bse], axis=1)
+    columns = {"bse": bse, "pvalues": pvalues, "conf_int": limits}
+    return {name: dict(zip(fit.terms, values, strict=True)) for name, values in columns.items()}
 
 
-def _intervals(params: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    return np.stack([params - Z95 * errors, params + Z95 * errors], axis=1)
+def _sample_size(size: SampleSize) -> dict[str, Any]:
+    values = dict(vars(size))
+    return {"target_power": POWER, "rows_needed_conf_int": values.pop("rows_needed_at_limits"), **values}
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"predicted": share.at, "observed": share.rate, "conf_int": [share.low, share.high], "n": share.n}
 
 
 def _holm(result: Diagnostics, kind: str, subject: str, beside: str | None = None) -> float | None:
@@ -135,43 +108,16 @@ def _holm(result: Diagnostics, kind: str, subject: str, beside: str | None = Non
     return found.p_holm if found else None
 
 
-def _calibration(model: Model) -> dict[str, Any] | None:
-    if model.calibration is None:
-        return None
-    return {
-        "brier": model.calibration.brier,
-        "brier_base_rate": model.calibration.brier_base_rate,
-        "expected_error": model.calibration.expected_error,
-        "bins": [_share(share) for share in model.calibration.bins],
-    }
-
-
-def _share(share: Share) -> dict[str, Any]:
-    return {"predicted": share.at, "observed": share.rate, "conf_int": [share.low, share.high], "n": share.n}
-
-
 def _anova(metric: Metric, name: str, result: Diagnostics) -> dict[str, Any] | None:
-    found = metric.anova
-    if found is None:
-        return None
-    return {"F": found.F, "p": found.p, "p_holm": _holm(result, "anova", name), "eta_squared": found.eta_squared}
+    return {**vars(metric.anova), "p_holm": _holm(result, "anova", name)} if metric.anova else None
 
 
 def _chi2(metric: Metric, name: str, result: Diagnostics) -> dict[str, Any] | None:
-    found = metric.quartiles
-    if found is None:
+    if metric.quartiles is None:
         return None
-    return {
-        "statistic": found.statistic,
-        "dof": found.dof,
-        "p": found.p,
-        "p_holm": _holm(result, "chi2", name),
-        "cramers_v": found.cramers_v,
-        "edges": found.edges,
-        "false": found.table[0],
-        "true": found.table[1],
-        "least_expected": found.least_expected,
-    }
+    values = dict(vars(metric.quartiles))
+    false, true = values.pop("table")
+    return {**values, "p_holm": _holm(result, "chi2", name), "false": false, "true": true}
 
 
 def _correlation(result: Diagnostics) -> dict[str, Any]:
@@ -181,10 +127,10 @@ def _correlation(result: Diagnostics) -> dict[str, Any]:
         else None
         for name, metric in result.metrics.items()
     }
-    matrices = {"pearson": result.pearson, "spearman": result.spearman}
     return {
         "variables": result.variables,
-        **matrices,
+        "pearson": result.pearson,
+        "spearman": result.spearman,
         "point_biserial": biserial,
         "regimes": regimes(list(result.metrics)),
     }

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fluxentropy.diagnostics import Diagnostics, Hypothesis, Model, SampleSize
 from fluxentropy.effects import FEW, SIGNIFICANT
+from fluxentropy.metrictable import counted
 
 # Log odds per standard deviation are about Cohen's d, the distance of the class means in standard deviations.
 SIZES = ((0.1, "negligible"), (0.2, "very small"), (0.5, "small"), (0.8, "medium"), (math.inf, "large"))
@@ -76,10 +77,7 @@ def to_markdown(result: Diagnostics, figures: Sequence[str] = ()) -> str:
     if result.balanced:
         rows[0] += f" The larger class was cut at random to the size of the smaller (seed {result.seed})."
     if table.excluded:
-        lost = "; ".join(
-            f"{_code(name)}: {', '.join(f'{count:,} {fault}' for fault, count in faults.items())}"
-            for name, faults in table.excluded.items()
-        )
+        lost = "; ".join(f"{_code(name)}: {counted(faults)}" for name, faults in table.excluded.items())
         rows.append(f"- Rows left out because a value cannot be used ({lost}); {table.n_rows:,} rows were read.")
     rows += [f"- {_code(name)} was not used: {why}." for name, why in table.skipped.items()]
     rows += [f"- {_code(name)} is the square root of {_code(base)}." for name, base in table.derived.items()]

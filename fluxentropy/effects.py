@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 SIGNIFICANT = 0.05  # two-sided
 POWER = 0.8
@@ -181,23 +182,12 @@ def detectable(rate: float, n: int, inflation: float = 1.0, power: float = POWER
 def holm(pvalues: Sequence[float]) -> np.ndarray:
     """Holm's (1979) adjusted p-values: reject those below 0.05, and the chance of any false alarm stays below 0.05.
 
-    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    p = np.asarray(pvalues, np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
-    return adjusted
+    Those that are NaN, for what was not tested, stay NaN and count for nothing.
 
-
-def holm_known(pvalues: Sequence[float]) -> np.ndarray:
-    """The same where some p-values are NaN, for what was not tested: these stay NaN, and count for nothing.
-
-    >>> holm_known([0.01, float("nan"), 0.04]).round(2).tolist()
+    >>> holm([0.01, float("nan"), 0.04]).round(2).tolist()
     [0.02, nan, 0.04]
     """
-    p = np.asarray(pvalues, np.float64)
-    known = np.isfinite(p)
-    p[known] = holm(p[known].tolist())
+    p = np.array(pvalues, np.float64)
+    if (known := np.isfinite(p)).any():
+        p[known] = multipletests(p[known], method="holm")[1]
     return p

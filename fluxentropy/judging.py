@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fluxentropy.arms import RANDOM, Arm
-from fluxentropy.effects import holm_known
+from fluxentropy.effects import holm
 from fluxentropy.jsonvalues import plain
 from fluxentropy.verdict import (
     SIGNIFICANT,
@@ -172,8 +172,8 @@ def _test(members: Sequence[dict[str, Any]], margin: float) -> None:
     """The verdicts of comparisons that share the level."""
     differences = [one["percent"] for one in members]
     level = SIGNIFICANT / max(sum(np.isfinite(d.p) for d in differences), 1)  # of the first step of Holm's
-    adjusted = holm_known([d.p for d in differences]).tolist()
-    equal = holm_known([equivalence(d, margin) for d in differences]).tolist()
+    adjusted = holm([d.p for d in differences]).tolist()
+    equal = holm([equivalence(d, margin) for d in differences]).tolist()
     for one, found, p, equal_p in zip(members, differences, adjusted, equal, strict=True):
         verdict = word(found, p, equal_p)
         least = detectable(found.sd, found.n, level=level)

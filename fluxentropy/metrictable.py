@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,9 +29,8 @@ from fluxentropy.yamlfile import did_you_mean
 KNOWN_METRIC = re.compile(
     r"(sqrt_)?(var)?entropy(_(mean|sum|last|top\d+))*|surprisal(_(mean|sum))?|perplexity|bits_per_byte"
 )
-WORDS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "1": 1.0, "1.0": 1.0} | {
-    "false": 0.0, "f": 0.0, "no": 0.0, "n": 0.0, "0": 0.0, "0.0": 0.0,
-}  # fmt: skip
+TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), 1.0)
+TRUTH |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), 0.0) | {"nan": math.nan}
 MISSING_WORDS = ("", "na", "n/a", "null", "none")
 PER_CHARACTER = ("correct_norm", "margin_norm", "pred_norm")
 ITEMS = "items.parquet"  # the table in a run directory of `hellaswag`
@@ -110,11 +109,17 @@ def balanced(table: MetricTable, seed: int) -> MetricTable:
     )
 
 
+def counted(faults: Mapping[str, int]) -> str:
+    """What is wrong with some values, and how often.
+
+    >>> counted({"missing": 1200, "nan": 1})
+    '1,200 missing, 1 nan'
+    """
+    return ", ".join(f"{count:,} {fault}" for fault, count in faults.items())
+
+
 def _check_rows(table: MetricTable, source: str) -> None:
-    lost = "; ".join(
-        f"{name}: {', '.join(f'{count:,} {fault}' for fault, count in faults.items())}"
-        for name, faults in table.excluded.items()
-    )
+    lost = "; ".join(f"{name}: {counted(faults)}" for name, faults in table.excluded.items())
     why = f" ({lost})" if lost else ""
     if table.n < 3:
         raise SourceError(
@@ -220,76 +225,49 @@ class _Column:
 
     def faults(self) -> dict[str, int]:
         """How many values cannot be used, by what is wrong with them."""
-        counts = {
-            "missing": self.missing.sum(),
-            "nan": (np.isnan(self.values) & ~self.missing).sum(),
-            "infinite": np.isinf(self.values).sum(),
-        }
-        return {fault: int(count) for fault, count in counts.items() if count}
+        nan = np.isnan(self.values) & ~self.missing
+        counts = {"missing": self.missing, "nan": nan, "infinite": np.isinf(self.values)}
+        return {fault: int(where.sum()) for fault, where in counts.items() if where.any()}
 
 
 def _read_columns(files: Sequence[_File], wanted: Sequence[str], target: str) -> dict[str, _Column]:
     """The columns `wanted` of all files, one after the other; the target as 1 and 0."""
-    parts: dict[str, list[_Column]] = {name: [_Column(np.empty(0), np.empty(0, bool))] for name in wanted}
+    parts: dict[str, list[_Column]] = {name: [] for name in wanted}
     for file in files:
-        row = 0
-        mixed = [name for name, kind in getattr(file.reader, "types", {}).items() if kind is None]
-        for piece in file.reader.pieces(0):
-            for name in wanted:
-                parse = _truth if name == target else _number
-                where = f"{file.name}: column {name!r}"
-                parts[name].append(_column(piece.batch.column(name), parse, where, row, name in mixed))
-            row += piece.batch.num_rows
+        mixed = {name for name, kind in getattr(file.reader, "types", {}).items() if kind is None}
+        batches = [piece.batch.select(list(wanted)) for piece in file.reader.pieces(0)]
+        for name in wanted if batches else ():
+            column = pa.chunked_array([batch.column(name) for batch in batches])
+            where = f"{file.name}: column {name!r}"
+            parts[name].append(_column(column, where, truth=name == target, mixed=name in mixed))
     return {
         name: _Column(np.concatenate([c.values for c in columns]), np.concatenate([c.missing for c in columns]))
         for name, columns in parts.items()
     }
 
 
-def _number(value: object) -> float | None:
-    """The number that a cell holds, NaN and infinities included; None where it holds none."""
-    try:
-        return math.nan if _is_missing(value) else float(str(value))
-    except ValueError:
-        return None
+def _column(column: pa.ChunkedArray, where: str, *, truth: bool, mixed: bool) -> _Column:
+    """`column`, JSON text if `mixed`, as floats; `SourceError` names the first value that stands for none.
 
-
-def _truth(value: object) -> float | None:
-    """1.0 or 0.0 for what stands for true or false, NaN where it is missing, None for anything else.
-
-    >>> _truth("Yes"), _truth(0), _truth(True), _truth("maybe")
-    (1.0, 0.0, 1.0, None)
+    >>> _column(pa.chunked_array([["Yes", "0", None, "n/a"]]), "a.csv", truth=True, mixed=False).values
+    array([ 1.,  0., nan, nan])
     """
-    if _is_missing(value) or str(value).lower() == "nan":
-        return math.nan
-    return WORDS.get(str(value).strip().lower())
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, str) and value.strip().lower() in MISSING_WORDS)
-
-
-EXPECTED: dict[Callable[[object], float | None], str] = {
-    _number: "no number",
-    _truth: "neither true nor false: use True and False, yes and no, or 1 and 0",
-}
-
-
-def _column(
-    array: pa.Array, parse: Callable[[object], float | None], where: str, first_row: int, mixed: bool = False
-) -> _Column:
-    """`array`, JSON text if `mixed`, as floats; `SourceError` names the first value that is none to `parse`."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if parse is _number and not is_string(array.type):
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not truth and not is_string(column.type):
         try:
-            numbers = array.cast(pa.float64(), safe=False)
+            numbers = column.cast(pa.float64(), safe=False)
         except pa.ArrowException:
-            raise SourceError(f"{where} holds {array.type}, not numbers") from None
-        return _Column(np.asarray(pc.fill_null(numbers, math.nan)), np.asarray(array.is_null()))
-    cells = [json.loads(cell or "null") if mixed else cell for cell in array.to_pylist()]
-    values = [parse(cell) for cell in cells]
-    if None in values:
-        row = values.index(None)
-        raise SourceError(f"{where}, row {first_row + row + 1}: {cells[row]!r} is {EXPECTED[parse]}")
-    return _Column(np.array(values, np.float64), np.array([_is_missing(cell) for cell in cells], bool))
+            raise SourceError(f"{where} holds {column.type}, not numbers") from None
+        return _Column(np.asarray(pc.fill_null(numbers, math.nan)), np.asarray(column.is_null()))
+    cells = [json.loads(cell or "null") if mixed else cell for cell in column.to_pylist()]
+    words = ["" if cell is None else str(cell).strip().lower() for cell in cells]
+    missing = np.array([word in MISSING_WORDS for word in words], bool)
+    values = np.full(len(cells), np.nan)
+    for row in np.flatnonzero(~missing):
+        try:
+            values[row] = TRUTH[words[row]] if truth else float(words[row])
+        except (KeyError, ValueError):
+            expected = "neither true nor false: use True and False, yes and no, or 1 and 0" if truth else "no number"
+            raise SourceError(f"{where}, row {row + 1}: {cells[row]!r} is {expected}") from None
+    return _Column(values, missing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from markupsafe import Markup
 from fluxentropy.charts import Chart, Line, areas, columns, lines
 from fluxentropy.errors import RunError
 from fluxentropy.markup import markdown, parts
+from fluxentropy.metricsfile import Columns, read_metrics
 from fluxentropy.reportruns import Run
 from fluxentropy.reportsections import Given, Section, plots
 from fluxentropy.store import read_json
 from fluxentropy.tablefiles import reading
 
 PIECES = 60  # of the budget: what a drawn mixture is the mean of
-Columns = Mapping[str, np.ndarray]  # of a metrics.csv: name -> (rows,) with NaN for empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +30,6 @@ class Training:
     metrics: Columns
     at: np.ndarray  # (P,) tokens after each piece
     shares: np.ndarray  # (P, K) of the blocks drawn in it
-
-
-def read_metrics(path: Path) -> Columns:
-    """The columns of a metrics.csv. Errors: `RunError` names a cell that is no number."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
-        found = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows], np.float64)
-        return dict(zip(head, found.reshape(len(rows), len(head)).T, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 # --- schedules and trainings ------------------------------------------------------------------------------------------

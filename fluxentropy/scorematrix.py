@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -38,12 +38,6 @@ class ScoreMatrix:
             if name not in self.models:
                 raise UsageError(f"--models {name}: no such model{did_you_mean(name, self.models)}")
         kept = [self.models.index(name) for name in dict.fromkeys(names)]
-        return ScoreMatrix(
-            models=tuple(self.models[column] for column in kept),
-            scores=self.scores[:, kept],
-            measure=self.measure,
-            inputs=self.inputs,
-            absent={self.models[column]: self.absent.get(self.models[column], 0) for column in kept},
-            texts=self.texts,
-            left_out=self.left_out,
-        )
+        models = tuple(self.models[column] for column in kept)
+        absent = {model: self.absent.get(model, 0) for model in models}
+        return replace(self, models=models, scores=self.scores[:, kept], absent=absent)

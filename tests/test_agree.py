@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scoredruns import write_run
 
-from fluxentropy import agreement
 from fluxentropy.cli import main
 
 PLOTS = ("entropies", "ranks", "distance_matrix", "pca_models", "explained_variance", "rank_spread")
@@ -119,6 +118,6 @@ def test_a_slow_bootstrap_shows_progress(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fluxentropy.agree.SLOW", 0)
-    monkeypatch.setattr(agreement, "THREADS", 1)
+    monkeypatch.setattr("fluxentropy.agreement.THREADS", 1)
     assert main(["agree", str(table), "--out", str(tmp_path / "out"), "--bootstrap", "20"]) == 0
     assert "20 replicates in" in capsys.readouterr().err

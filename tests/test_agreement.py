@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.stats
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import nan_euclidean_distances
 
-from fluxentropy.agreement import FEWEST, Agreement, log10_p, measure_agreement, unusable
+from fluxentropy.agreement import FEWEST, Agreement, agreement, log10_p, measure_agreement, unusable
 from fluxentropy.errors import UsageError
 from fluxentropy.textsample import TextSample, midranks
 
@@ -32,6 +34,7 @@ def measure(scores: np.ndarray, **options: int) -> Agreement:
     return measure_agreement(scores, [f"m{i}" for i in range(scores.shape[1])], **{"replicates": 0, **options})
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=1, max_size=20))
 def test_midranks_are_those_of_the_drawn_texts_written_out(rows: list[tuple[int, int]]) -> None:
     values, times = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
@@ -126,7 +129,7 @@ def test_the_bootstrap_depends_on_its_seed_alone(monkeypatch: pytest.MonkeyPatch
     assert not np.array_equal(first["kendall_w"], other["kendall_w"])
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(2, 5), st.integers(5, 8), st.integers(0, 100))
 def test_small_and_gappy_tables_give_numbers_or_nan_and_never_fail(models: int, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -181,6 +184,50 @@ def test_what_cannot_be_compared_is_refused_by_name(scores: np.ndarray, message:
 def test_unusable_names_every_column_without_an_order() -> None:
     scores = np.array([[1.0, 2.0, np.nan], [1.0, 3.0, np.nan]])
     assert list(unusable(scores, ["a", "b", "c"])) == ["a", "c"]
+
+
+def test_scores_in_memory_of_every_kind_give_the_numbers_of_scipy() -> None:
+    scores = draw(n=30, models=3)
+    scores[4, 1] = np.nan
+    names = ["a", "b", "<c>"]
+    columns = dict(zip(names, scores.T, strict=True))
+    whole = scores[np.isfinite(scores).all(axis=1)]
+    chi2 = scipy.stats.friedmanchisquare(*whole).statistic  # of the models, which rank the texts
+    table = pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()})
+    for matrix in (columns, pd.DataFrame(columns), table):
+        found = agreement(matrix, replicates=0)
+        assert found.models == tuple(names) and found.n_texts == 30 and found.intervals == {}
+        assert found.spearman == pytest.approx(scipy.stats.spearmanr(scores, nan_policy="omit").statistic)
+        assert found.kendall_w == pytest.approx(chi2 / (3 * 28))
+        assert found.euclidean == pytest.approx(nan_euclidean_distances(scores.T))
+    named = agreement(scores.T, names, replicates=20, seed=3)
+    again = measure_agreement(scores, names, replicates=20, seed=3)
+    assert np.array_equal(named.intervals["spearman"], again.intervals["spearman"])
+    assert agreement(scores.T, replicates=0).models == ("model 0", "model 1", "model 2")
+    assert list(named.pca["coordinates"]) == names
+    page = ElementTree.fromstring(f"<div>{named._repr_html_()}</div>")
+    head, *rows = ([cell.text for cell in row] for row in page.iter("tr"))
+    assert head == ["Spearman", *names] and [row[0] for row in rows] == names
+    assert np.array([row[1:] for row in rows], float) == pytest.approx(named.spearman, abs=5e-4)
+    assert f"Kendall's W {named.kendall_w:.3f} [" in (page[0].text or "")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros(3), r"an array of shape \(3,\) is no matrix of scores: give one of \(models, texts\)"),
+        ({"a": [1.0, 2.0], "b": [1.0]}, "b has 1 scores and a 2: give one for each text"),
+        ({"a": [1.0, 2.0], "text": ["x", "y"]}, "scores of text are no numbers .*: leave this column out"),
+        ({"a": [[1.0], [2.0]]}, "scores of a have the shape .*: give a number for each text"),
+        ({}, "two models or more, here is none"),
+        (pa.table({"a": [1.0, 2.0]}), "two models or more, here is a"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(matrix: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        agreement(matrix)
+    with pytest.raises(UsageError, match="models x: the array has 2 rows, name each of them once"):
+        agreement(np.ones((2, 9)), ["x"])
 
 
 @pytest.mark.shared_data

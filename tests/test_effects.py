@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import mpmath
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import expit
-from statsmodels.stats.multitest import multipletests
 
 from fluxentropy.effects import (
     anova,
@@ -136,7 +137,12 @@ def test_power_at_the_ends() -> None:
     assert power_at(0.1, 0.5, 3000, inflation=3.0) == pytest.approx(power_at(0.1, 0.5, 1000))
 
 
-def test_holm_is_that_of_statsmodels() -> None:
-    p = np.random.default_rng(2).random(20) ** 3
-    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
+def test_holm_rejects_what_every_bonferroni_test_of_a_subset_rejects() -> None:
+    """Holm's procedure is the closed one of Bonferroni's tests, enumerated here over all subsets."""
+    p = np.append(np.random.default_rng(2).random(7) ** 3, [0.01, 0.01, np.nan])
+    tested = np.flatnonzero(np.isfinite(p))
+    subsets = [subset for size in range(1, 10) for subset in itertools.combinations(tested, size)]
+    expected = [max(min(1, len(s) * p[list(s)].min()) for s in subsets if i in s) for i in tested]
+    np.testing.assert_allclose(holm(p.tolist()), [*expected, np.nan])
+    assert np.isnan(holm([np.nan, np.nan])).all()
     assert holm([]).tolist() == [] and holm([0.4]).tolist() == [0.4] and holm([0.9, 0.8]).tolist() == [1, 1]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fluxentropy.cli import main
-from fluxentropy.rl.grpo_figures import read_metrics
+from fluxentropy.metricsfile import read_metrics
 from fluxentropy.rl.grpostudy import answers
 from fluxentropy.rl.grpostudyoptions import GRPOStudyConfig
 from fluxentropy.rl.probedruns import find_probed, grouped, other_options, read_run

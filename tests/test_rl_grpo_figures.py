@@ -13,7 +13,8 @@ from PIL import Image
 
 from fluxentropy.errors import SourceError
 from fluxentropy.figures import paper, settle
-from fluxentropy.rl.grpo_figures import figures, read_metrics, run_figures
+from fluxentropy.metricsfile import read_metrics
+from fluxentropy.rl.grpo_figures import figures, run_figures
 
 STEPS, EVERY = 120, 4
 NAMES = ["entropy_reward", "predicted_measured", "kernel", "split", "reward_fit", "tails", "attribution"]

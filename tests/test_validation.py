@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from tokenruns import write_bins
 from fluxentropy.blockset import BlockSet
 from fluxentropy.gpt import GPT
 from fluxentropy.gptconfig import GPTConfig
-from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.tokenbytes import token_bytes
 from fluxentropy.validation import HeldOut, validate
 
@@ -80,16 +78,3 @@ def test_sums_of_each_bin(masks: bool, blocks: BlockSet) -> None:
     assert metrics["val_bpb"] == pytest.approx(expected[2].sum() / math.log(2) / expected[3].sum())
     assert metrics["val_loss_bin_02"] == pytest.approx(expected[0, 2] / expected[1, 2])
     assert found.by_bin([[0, 1], [2]])[0] == pytest.approx(expected[0, :2].sum() / expected[1, :2].sum())
-
-
-def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.csv", ("step", "tokens", "loss"))
-    file.start(-1)
-    for step in range(5):
-        file.append({"step": step, "tokens": 10 * step, "loss": 0.1 * step if step else math.nan})
-    with open(file.path, "a") as raw:
-        raw.write("5,50,0.")  # a line that was cut off
-    file.start(3)
-    file.append({"step": 4, "tokens": 40})
-    assert file.path.read_text() == "step,tokens,loss\n0,0,\n1,10,0.1\n2,20,0.2\n3,30,0.30000000000000004\n4,40,\n"
-    assert last_row(file.path) == {"step": 4, "tokens": 40}

@@ -18,7 +18,6 @@ from fluxentropy.rl import attribution
 from fluxentropy.rl.experiment import Experiment, open_controller, task_choice
 from fluxentropy.rl.grpo_figures import figures
 from fluxentropy.rl.grpocallbacks import Evaluation, Rows, Speed, StateCheckpoints, load_state, load_states, save_state
-from fluxentropy.rl.grpometrics import COLUMNS, TIMINGS, GrowingMetrics
 from fluxentropy.rl.grpomodule import GRPOModule
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoprobe import check_parts
@@ -34,6 +33,13 @@ from fluxentropy.trainer import quiet_lightning
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain, to_yaml
 
+COLUMNS = (  # of metrics.csv; what a probe or a controller finds out gets columns when it first comes
+    *("step", "reward", "reward_sd", "eval_reward", "eval_solved", "length", "tokens"),
+    *("entropy_per_token", "entropy_per_token_se", "entropy_per_sequence", "entropy_per_sequence_se"),
+    *("entropy_naive", "entropy_naive_se", "variance_ratio"),
+    *("kl", "beta", "clip_fraction", "loss", "grad_norm", "lr", "logp_gap"),
+)
+TIMINGS = ("step", "seconds", "rollout", "update", "probe", "evaluation", "tokens_per_second")
 OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, attribution.FOLDER, "export*", "figures")
 # what changes how a run is done, but not its result
 FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator", "plots")
@@ -133,7 +139,7 @@ def _fit(module: GRPOModule, state: dict[str, Any]) -> None:
     callbacks = [
         Restoring(state),
         Evaluation(experiment),
-        Rows(experiment, GrowingMetrics(config.out / "metrics.csv", COLUMNS)),
+        Rows(experiment, MetricsFile(config.out / "metrics.csv", COLUMNS)),
         Speed(experiment, MetricsFile(config.out / "timings.csv", TIMINGS)),
         StateCheckpoints(experiment, config.out / "checkpoints"),
     ]

@@ -9,7 +9,6 @@ A picture whose columns are not there is left out. Bars and bands are 95% interv
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fluxentropy.errors import SourceError
+from fluxentropy.errors import RunError, SourceError
 from fluxentropy.figures import DOUBLE, GREY, SINGLE, new_figure, paper, save
+from fluxentropy.metricsfile import Columns, read_metrics
 from fluxentropy.rl.grpo_tails import (
     BLUE,
     GREEN,
@@ -36,7 +36,6 @@ from fluxentropy.rl.rewardfit import fit_reward
 
 Z = 1.96
 CHANGE = "change of entropy (nats a sequence)"
-Columns = dict[str, np.ndarray]
 
 
 def figures(run: Path) -> list[Path]:
@@ -45,7 +44,10 @@ def figures(run: Path) -> list[Path]:
     Errors: `SourceError` for a folder without `metrics.csv`, or with one that cannot be read or has no row; `RunError`
     where the folder cannot be written.
     """
-    metrics = read_metrics(run / "metrics.csv")
+    try:
+        metrics = read_metrics(run / "metrics.csv", words=True)
+    except RunError as error:
+        raise SourceError(f"{error}: give the folder of a run of GRPO") from error
     with paper():
         return [file for name, figure in run_figures(run, metrics) for file in save(figure, run / "figures" / name)]
 
@@ -65,24 +67,6 @@ def run_figures(run: Path, metrics: Columns) -> Iterator[tuple[str, Figure]]:
         yield "tails", tails_figure(table)
     if (table := read_attribution(run)) is not None:
         yield "attribution", attribution_figure(table)
-
-
-def read_metrics(path: Path) -> Columns:
-    """The columns of a metrics file, float64, NaN where a cell is empty."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}: give the folder of a run of GRPO") from None
-    if not rows or "step" not in rows[0]:
-        raise SourceError(f"{path}: no row, or no column 'step': the run has not trained a step yet")
-    columns = {}
-    for name in rows[0]:
-        try:
-            columns[name] = np.array([float(row[name] or "nan") for row in rows])
-        except (TypeError, ValueError):
-            continue  # a column of words
-    return columns
 
 
 # --- parts of pictures ------------------------------------------------------------------------------------------------

@@ -9,16 +9,16 @@ The last is made from the run, and names by a fingerprint what it follows from; 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fluxentropy.cellwork import Cell, run_cell
+from fluxentropy.metricsfile import read_metrics
 from fluxentropy.rl.experiment import EVAL_ROWS, Experiment, task_choice
 from fluxentropy.rl.grpo import FREE, grpo
 from fluxentropy.rl.grpooptions import GRPOConfig, LoRAOptions
@@ -72,10 +72,10 @@ def judged(cell: Cell, samples: int) -> dict[str, Any]:
 
 def read_curves(path: Path) -> dict[str, list[float]]:
     """From metrics.csv, by step: mean reward of the rollout, and entropy before the step, nats a token."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["reward"]]
+    columns = read_metrics(path)
+    trained = ~np.isnan(columns["reward"])
     names = {"steps": "step", "reward": "reward", "entropy": "entropy_per_token"}
-    return {key: [float(row[name] or math.nan) for row in rows] for key, name in names.items()}
+    return {key: columns[name][trained].tolist() for key, name in names.items()}
 
 
 def held_out(config: GRPOConfig, samples: int) -> dict[str, Any]:

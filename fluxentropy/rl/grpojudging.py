@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fluxentropy.effects import holm_known
+from fluxentropy.effects import holm
 from fluxentropy.jsonvalues import plain
 from fluxentropy.rl.grpocompareoptions import NONE
 from fluxentropy.verdict import (
@@ -110,9 +110,9 @@ def _compared(runs: Runs, measure: str, margin: float) -> list[dict[str, Any]]:
     tested = [name for name in found if first[name] == name]
     differences = [found[name][1] for name in tested]
     level = SIGNIFICANT / max(sum(np.isfinite(d.p) for d in differences), 1)  # of the first step of Holm's
-    adjusted = dict(zip(tested, holm_known([d.p for d in differences]).tolist(), strict=True))
+    adjusted = dict(zip(tested, holm([d.p for d in differences]).tolist(), strict=True))
     beyond = [equivalence(d, margin) if has_margin(measure) else np.nan for d in differences]
-    equal = dict(zip(tested, holm_known(beyond).tolist(), strict=True))
+    equal = dict(zip(tested, holm(beyond).tolist(), strict=True))
     comparisons = []
     for name, (shared, difference) in found.items():
         same = None if first[name] == name else first[name]

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import RunError, SourceError
+from fluxentropy.metricsfile import Columns, read_metrics
 from fluxentropy.reportruns import DEPTH, recognise
-from fluxentropy.rl.grpo_figures import Columns, read_metrics
 from fluxentropy.rl.proberecord import COVARIANCE
 from fluxentropy.store import difference
 from fluxentropy.tablefiles import reading
