@@ -16,10 +16,11 @@ import torch
 
 from fluxentropy.averaging import WARMED_UP, averaged
 from fluxentropy.blockset import FOLDER, BlockSet
-from fluxentropy.errors import SourceError, UsageError
+from fluxentropy.errors import ModelError, SourceError, UsageError
 from fluxentropy.gpt import GPT
 from fluxentropy.gpt_export import export
 from fluxentropy.gptconfig import GPTConfig
+from fluxentropy.gptweights import family
 from fluxentropy.ledger import PIECES, Ledger
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
@@ -142,7 +143,6 @@ def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
     sizes = {
         "vocab_size": options.vocab_size or blocks.vocabulary,
         "block_size": options.block_size or blocks.length,
-        "value_embeddings": options.value_embeddings,
     }
     for name, has, needed in (
         ("vocab_size", sizes["vocab_size"], blocks.vocabulary),
@@ -152,7 +152,8 @@ def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
             raise UsageError(f"--model.{name.replace('_', '-')} {has}: the blocks in {blocks.path} need {needed}")
     try:
         architecture = GPTConfig.preset(options.preset, **changes, **sizes)
-    except ValueError as error:
+        family(architecture)  # what cannot be exported is not trained
+    except (ValueError, ModelError) as error:
         raise UsageError(f"model: {error}") from error
     seed = config.seed if config.model_seed is None else config.model_seed
     with torch.random.fork_rng(devices=[]):
