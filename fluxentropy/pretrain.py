@@ -171,7 +171,7 @@ def _train(training: Training, gpt: GPT, folder: Path) -> None:
         training.start_step = _resume(training, checkpoint)
         log.info(f"resuming after step {training.start_step:,} of {training.steps:,}")
     log.info(f"{gpt.num_parameters():,} parameters, {training.steps:,} steps, {training.budget:,} tokens")
-    average = Averaging(training, config.average) if config.average.kind != "none" else None
+    average = Averaging(training, config.average, gpt) if config.average.kind != "none" else None
     ledger = Ledger(config.out)
     metrics = MetricsFile(config.out / "metrics.csv", metric_columns(training))
     timings = ("step", "seconds", "tokens_per_second", "waiting_for_blocks", "mfu")

@@ -153,6 +153,10 @@ class TrainingOptions(BudgetOptions):
             raise UsageError(
                 "--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw"
             )
+        if self.strategy == "fsdp" and self.average.kind == "ema":
+            raise UsageError(
+                "--strategy fsdp with --average.kind ema: the average is of whole weights; use --average.kind none"
+            )
         if self.validation is None and self.eval_blocks is not None:
             raise UsageError(f"--eval-blocks {self.eval_blocks} is for --validation; without it, use --holdout")
         if self.validation is None and self.holdout == 0:
