@@ -69,7 +69,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 def set_special_tokens(model: Any, tokenizer: Any) -> None:
     """Tell a model which tokens begin and end a text, and which one pads.
 
-    One that both ends a text and pads is no padding in the configuration: NanoChat does not train the embedding of that.
+    One that both ends a text and pads is no padding in the configuration: NanoChat would not train its embedding.
     """
     for name in SPECIAL:
         value = getattr(tokenizer, name)
@@ -93,6 +93,7 @@ def _read_tokenizer(folder: Path, vocabulary: int) -> Any:
         raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
     if len(tokenizer) > vocabulary:
         raise ModelError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}: they do not belong together"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocabulary}: "
+            f"they do not belong together"
         )
     return tokenizer

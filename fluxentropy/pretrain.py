@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
@@ -26,8 +25,8 @@ from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import AverageOptions, PretrainConfig
 from fluxentropy.questions import ACCURACIES, FORMAT
+from fluxentropy.sampler import open_sampler
 from fluxentropy.schedule import group_bins
-from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json, sha256_file
 from fluxentropy.threads import as_begun
 from fluxentropy.tokenbytes import token_bytes
@@ -97,17 +96,11 @@ def open_blocks(config: PretrainConfig) -> tuple[BlockSet, HeldOut]:
         kept = other.counts if config.eval_blocks is None else np.minimum(other.counts, config.eval_blocks)
         held_out = HeldOut(blocks=other, first=other.counts - kept)
     else:
-        first = np.maximum(blocks.counts - config.holdout, 0)
-        held_out = HeldOut(blocks=blocks, first=first)
-        blocks = _without_end(blocks, first, config.holdout)
+        whole, blocks = blocks, blocks.without_end(config.holdout)
+        held_out = HeldOut(blocks=whole, first=blocks.counts)
     if not len(held_out):
         raise SourceError(f"{config.validation or config.bins} has no block to validate on")
     return blocks, held_out
-
-
-def _without_end(blocks: BlockSet, counts: np.ndarray, held: int) -> BlockSet:
-    """The blocks but the last of each bin."""
-    return dataclasses.replace(blocks, counts=counts, fingerprint=f"{blocks.fingerprint}-without-{held}")
 
 
 def _check_same(blocks: BlockSet, other: BlockSet, config: PretrainConfig) -> None:
