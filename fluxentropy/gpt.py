@@ -154,7 +154,7 @@ class Attention(nn.Module):
         self.qk_norm = make_norm(config, config.head_width) if config.qk_norm else None
 
     def forward(self, x: Tensor, turn: Angles | None, mask: Mask) -> Tensor:
-        # the values first: gradients are added up in the order of these products, and runs begun before go on to the bit
+        # the values first: gradients are added up in the order of these products, and old runs go on to the same bits
         v, q, k = (layer(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for layer in (self.v, self.q, self.k))
         if self.qk_norm is not None:
             q, k = self.qk_norm(q), self.qk_norm(k)

@@ -131,7 +131,7 @@ def _empty(kind: Family, config: GPTConfig) -> Any:
     """A model of transformers of these sizes, without special tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel, NanoChatConfig, NanoChatForCausalLM
 
-    shared = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}
+    shared: dict[str, Any] = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}
     shared |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if kind == "nanochat":
         return NanoChatForCausalLM(
@@ -206,13 +206,14 @@ def _gpt2_sizes(config: Any) -> GPTConfig:
 def _names(kind: Family, n_layer: int) -> dict[str, tuple[str, ...]]:
     """The names of their weights, and of those of ours that each holds."""
     names: dict[str, tuple[str, ...]] = {"lm_head.weight": ("head.weight",)}
+    kinds: tuple[str, ...] = ("weight",) if kind == "nanochat" else ("weight", "bias")
     if kind == "nanochat":
         names["model.embed_tokens.weight"] = ("body.embed.weight",)
-        block, kinds = "model.layers", ("weight",)
+        block = "model.layers"
     else:
         names["transformer.wte.weight"] = ("body.embed.weight",)
         names["transformer.wpe.weight"] = ("body.positions.weight",)
-        block, kinds = "transformer.h", ("weight", "bias")
+        block = "transformer.h"
         names |= {f"transformer.ln_f.{each}": (f"body.norm.{each}",) for each in kinds}
     for layer in range(n_layer):
         for name, parts in IN_A_BLOCK[kind].items():
