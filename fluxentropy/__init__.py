@@ -12,13 +12,24 @@ if TYPE_CHECKING:
     from fluxentropy.adapters import make_scorer as make_scorer
     from fluxentropy.adapters import score_dataset as score_dataset
     from fluxentropy.adapters import score_stream as score_stream
+    from fluxentropy.blockset import BlockSet as BlockSet
     from fluxentropy.estimators import token_stats as token_stats
+    from fluxentropy.gpt import GPT as GPT
+    from fluxentropy.gptconfig import GPTConfig as GPTConfig
+    from fluxentropy.sampler import Sampler as Sampler
     from fluxentropy.scorer import Scorer as Scorer
 
 __version__ = "0.1.0"
-__all__ = ["Scorer", "make_scorer", "score_dataset", "score_stream", "token_stats"]
+__all__ = [
+    *("GPT", "BlockSet", "GPTConfig", "Sampler", "Scorer"),
+    *("make_scorer", "score_dataset", "score_stream", "token_stats"),
+]
 
 _MODULES = {
+    "BlockSet": "fluxentropy.blockset",
+    "GPT": "fluxentropy.gpt",
+    "GPTConfig": "fluxentropy.gptconfig",
+    "Sampler": "fluxentropy.sampler",
     "Scorer": "fluxentropy.scorer",
     "make_scorer": "fluxentropy.adapters",
     "score_dataset": "fluxentropy.adapters",

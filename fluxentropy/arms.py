@@ -22,9 +22,9 @@ from fluxentropy.compareoptions import CONTROLS, CompareConfig
 from fluxentropy.errors import UsageError
 from fluxentropy.pretrain import open_blocks
 from fluxentropy.pretrainoptions import PretrainConfig, TrainingOptions
+from fluxentropy.sampler import open_sampler
 from fluxentropy.schedule import SCHEDULES, group_bins
 from fluxentropy.scheduleoptions import ScheduleConfig
-from fluxentropy.scheduling import open_sampler
 from fluxentropy.yamlfile import from_plain, to_plain
 
 RANDOM = "random"

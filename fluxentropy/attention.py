@@ -1,13 +1,13 @@
 """Causal attention: rotary positions, document masks, and the kernels.
 
-Shape legend: B rows, T positions, S positions with those of a cache, H heads, K key and value heads, E width of a head.
+Shape legend: B rows, T positions, H heads, K key and value heads, E width of a head.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 Mask = Tensor | BlockMask | None  # None: causal, over the whole row
 Angles = tuple[Tensor, Tensor]  # cosine and sine, float32 (B or 1, 1, T, E / 2)
-
-
-class Cache(Protocol):
-    """Keys and values of earlier positions; `transformers.DynamicCache` is one."""
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
-        """Append (B, K, T, E) to a layer and return all of it, (B, K, S, E)."""
-        ...
 
 
 def rotary_angles(positions: Tensor, width: int, base: float) -> Angles:
@@ -40,7 +32,7 @@ def rotated(x: Tensor, turn: Angles) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Attention of (B, H, T, E) to (B, K, S, E)."""
+    """Attention of (B, H, T, E) to (B, K, T, E)."""
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         return _flex(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=grouped)

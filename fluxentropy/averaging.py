@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fluxentropy.errors import RunError
 
@@ -30,10 +31,10 @@ WARMED_UP = "warmed up"  # how an exponential average begins; that of earlier ve
 
 
 class EMA:
-    """The exponential moving average a <- d_n a + (1 - d_n) w, warmed up: see the module.
+    """The exponential moving average a <- d_n a + (1 - d_n) w, warmed up (see the module), by torch's `AveragedModel`.
 
     >>> model = nn.Linear(1, 1, bias=False)
-    >>> ema = EMA(decay=0.5)
+    >>> ema = EMA(model, decay=0.5)
     >>> for value in (0.0, 11.0, 11.0):  # with decays 2/11 and 3/12
     ...     _ = nn.init.constant_(model.weight, value)
     ...     ema.update(model)
@@ -41,30 +42,25 @@ class EMA:
     10.5
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay {decay}: use a number from 0 to below 1")
         self.decay = decay
-        self.updates = 0
-        self.weights: Weights = {}
+        self.model = AveragedModel(model, multi_avg_fn=self._take_in).float().requires_grad_(False)
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the model's weights."""
-        self.updates += 1
-        if self.updates == 1:
-            self.weights = weights_of(model)
-            return
-        decay = decay_at(self.updates, self.decay)
-        for name, parameter in model.named_parameters():
-            average = self.weights[name].to(parameter.device)  # a loaded state may be elsewhere
-            self.weights[name] = average.lerp_(parameter.float(), 1 - decay)
+        self.model.to(next(model.parameters()).device).update_parameters(model)
+
+    def _take_in(self, averages: Any, weights: Any, updates: Tensor | int) -> None:
+        decay = decay_at(int(updates) + 1, self.decay)
+        get_ema_multi_avg_fn(decay)(averages, [weight.float() for weight in weights], updates)
 
     def average(self) -> Weights:
-        return self.weights
+        return {name: parameter.detach() for name, parameter in self.model.module.named_parameters()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": dict(self.weights), "updates": self.updates}
+        return {"weights": self.average(), "updates": int(self.model.n_averaged)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Errors: RunError for the state of an earlier version, whose shares were others."""
@@ -73,8 +69,8 @@ class EMA:
                 "the exponential average in this checkpoint is of an earlier version, which kept most of the first "
                 "weights, and cannot be gone on with: train afresh with --overwrite"
             )
-        self.updates = int(state["updates"])
-        self.weights = {name: tensor.clone() for name, tensor in state["weights"].items()}
+        self.model.n_averaged.fill_(int(state["updates"]))
+        put_weights(self.model.module, state["weights"])
 
 
 def decay_at(update: int, decay: float) -> float:

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler as Indices
 from fluxentropy.adaptive import Adaptive
 from fluxentropy.blockset import BlockSet
 from fluxentropy.errors import UsageError
-from fluxentropy.sampler import Sampler
+from fluxentropy.sampler import Draws
 
 
 class BlockBatches(Dataset[dict[str, Any]]):
@@ -31,7 +31,7 @@ class BlockBatches(Dataset[dict[str, Any]]):
     def __init__(
         self,
         blocks: BlockSet,
-        sampler: Sampler,
+        sampler: Draws,
         *,
         rank: int = 0,
         world: int = 1,

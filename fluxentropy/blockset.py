@@ -9,7 +9,7 @@ then those of bin 1, and so on; `read` takes a bin and a place in it, `gather` t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +107,19 @@ class BlockSet:
 
     def __len__(self) -> int:
         return int(self.counts.sum())
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        """The block of a number over all bins, as a data set for models that shift labels themselves, those of
+        transformers: `input_ids` and `labels`, both its length + 1 tokens, int64. Errors: IndexError."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"block {number}: {self.path} has {len(self)}")
+        ids = self.gather(np.array([number]))[0]
+        return {"input_ids": ids, "labels": ids.copy()}
+
+    def without_end(self, held: int) -> BlockSet:
+        """These blocks but for the last `held` of each bin, which `pretrain --holdout` keeps for validation."""
+        counts = np.maximum(self.counts - held, 0)
+        return replace(self, counts=counts, fingerprint=f"{self.fingerprint}-without-{held}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_batches": {}}

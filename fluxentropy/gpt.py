@@ -1,24 +1,24 @@
 """A compact GPT in plain PyTorch, with a modern preset and the one of GPT-2.
 
-This file and those it imports need nothing but PyTorch: an exported model carries copies of them (hf_gpt.py), so that
-a program without this package runs the very same code.
+    gpt = GPT(GPTConfig(vocab_size=50257, n_layer=4))       new weights
+    gpt = GPT.from_pretrained("runs/a/export")              those of a NanoChat or a GPT-2 of transformers
+    loss = gpt(ids[:, :-1], ids[:, 1:])
 
-Shape legend: B rows, T positions, S positions with those of a cache, D width, H heads, K key and value heads, E width
-of a head, V vocabulary.
+Shape legend: B rows, T positions, D width, H heads, K key and value heads, E width of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# relative: in an exported folder these files lie side by side
-from .attention import Angles, Cache, Mask, attend, document_mask, rotary_angles, rotated
-from .gptconfig import GPTConfig
+from fluxentropy.attention import Angles, Mask, attend, document_mask, rotary_angles, rotated
+from fluxentropy.gptconfig import GPTConfig
 
 IGNORE = -100  # a target that does not count
 Reduction = Literal["mean", "sum", "rows"]
@@ -64,6 +64,16 @@ class GPT(nn.Module):
             return losses.view_as(targets).sum(1)
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GPT:
+        """The model in a folder of transformers: one that `pretrain` exported, or another NanoChat or GPT-2.
+
+        Errors: ModelError names another kind of model, and weights that are not there.
+        """
+        from fluxentropy.gpt_export import from_export
+
+        return from_export(folder)
+
     def num_parameters(self) -> int:
         """Trained numbers; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -94,14 +104,12 @@ class Body(nn.Module):
         self.embed = nn.Embedding(config.padded_vocab_size, config.n_embd)
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.block_size, config.n_embd) if learned else None
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd)
         initialise(self, config)
 
-    def forward(
-        self, ids: Tensor, *, positions: Tensor | None = None, mask: Mask = None, cache: Cache | None = None
-    ) -> Tensor:
-        """ids (B, T), positions (B or 1, T) -> (B, T, D). `mask` is true where (B, 1, T, S) may attend."""
+    def forward(self, ids: Tensor, *, positions: Tensor | None = None, mask: Mask = None) -> Tensor:
+        """ids (B, T), positions (B or 1, T) -> (B, T, D). `mask` is true where (B, 1, T, T) may attend."""
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
         x = self.embed(ids)
@@ -113,54 +121,46 @@ class Body(nn.Module):
         else:
             x = x + self.positions(positions)
         for block in self.blocks:
-            x = block(x, ids, turn, mask, cache)
+            x = block(x, turn, mask)
         return self.norm(x)
 
 
 class Block(nn.Module):
     """Attention and an MLP, each after a norm and each added to the residual stream."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm_attention = make_norm(config, config.n_embd)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.norm_mlp = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ids: Tensor, turn: Angles | None, mask: Mask, cache: Cache | None) -> Tensor:
-        x = x + self.attention(self.norm_attention(x), ids, turn, mask, cache)
+    def forward(self, x: Tensor, turn: Angles | None, mask: Mask) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), turn, mask)
         return x + self.mlp(self.norm_mlp(x))
 
 
 class Attention(nn.Module):
     """Causal self-attention with grouped heads."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer, self.width = layer, config.head_width
+        self.width = config.head_width
         keys = config.kv_heads * config.head_width
         self.q = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.k = nn.Linear(config.n_embd, keys, bias=config.bias)
         self.v = nn.Linear(config.n_embd, keys, bias=config.bias)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm = make_norm(config, config.head_width) if config.qk_norm else None
-        self.values: nn.Embedding | None = None
-        if config.value_embeddings and (config.n_layer - 1 - layer) % 2 == 0:
-            self.values = nn.Embedding(config.padded_vocab_size, keys)
-            self.mix = nn.Parameter(torch.full((2,), 0.5))  # of the values, and of the embedding
 
-    def forward(self, x: Tensor, ids: Tensor, turn: Angles | None, mask: Mask, cache: Cache | None) -> Tensor:
-        v = self.v(x)
-        if self.values is not None:
-            v = (self.mix[0] * v + self.mix[1] * self.values(ids)).to(v.dtype)
-        q, k, v = (y.unflatten(-1, (-1, self.width)).transpose(1, 2) for y in (self.q(x), self.k(x), v))
+    def forward(self, x: Tensor, turn: Angles | None, mask: Mask) -> Tensor:
+        # the values first: gradients are added up in the order of these products, and old runs go on to the same bits
+        v, q, k = (layer(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for layer in (self.v, self.q, self.k))
         if self.qk_norm is not None:
             q, k = self.qk_norm(q), self.qk_norm(k)
         if turn is not None:
             q, k = rotated(q, turn), rotated(k, turn)
         q, k = q.to(v.dtype), k.to(v.dtype)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
@@ -169,10 +169,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        hidden = config.n_hidden or 4 * config.n_embd
         self.gelu = config.mlp == "gelu"
-        self.up = nn.Linear(config.n_embd, hidden, bias=config.bias)
-        self.down = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.hidden, bias=config.bias)
+        self.down = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)

@@ -2,9 +2,8 @@
 
 The modern preset has rotary positions (Su et al. 2021, arXiv:2104.09864), RMSNorm without weights (Zhang and Sennrich
 2019, arXiv:1910.07467) also right after the embedding, normalised queries and keys (Henry et al. 2020,
-arXiv:2010.04245), a squared ReLU (So et al. 2021, arXiv:2109.08668), output projections that start at zero, logits
-soft-capped with tanh (Gemma Team 2024, arXiv:2408.00118), and optional value embeddings (Zhou et al. 2024,
-arXiv:2410.17897).
+arXiv:2010.04245), a squared ReLU (So et al. 2021, arXiv:2109.08668), output projections that start at zero, and logits
+soft-capped with tanh (Gemma Team 2024, arXiv:2408.00118).
 """
 
 from __future__ import annotations
@@ -41,24 +40,14 @@ class GPTConfig:
     bias: bool = False
     soft_cap: float | None = 15.0
     """Logits are soft_cap * tanh(logits / soft_cap)."""
-    value_embeddings: bool = False
-    """Every second layer, the last one included, mixes an embedding of the token into its values."""
     tied: bool = False
     """The head is the embedding."""
     zero_init: bool = True
     """Output projections start at zero: at first the residual stream passes the embeddings unchanged."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "block_size",
-            "n_layer",
-            "n_head",
-            "n_kv_head",
-            "n_embd",
-            "n_hidden",
-            "vocab_multiple",
-        ):
+        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "vocab_multiple")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: use 1 or more")
@@ -89,6 +78,11 @@ class GPTConfig:
     @property
     def head_width(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return 4 * self.n_embd if self.n_hidden is None else self.n_hidden
 
     @property
     def padded_vocab_size(self) -> int:

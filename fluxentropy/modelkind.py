@@ -8,6 +8,7 @@ at all, and takes only the text part of others. What has no distribution over a 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,25 @@ def _refusal(name: str, what: str) -> ModelError:
     )
 
 
-def check_folder(name: str, folder: Path) -> None:
-    """Refuse an embedding model: a decoder trained for its last states, whose head is left over.
+def check_folder(name: str, folder: Path, *, own_code: bool = False) -> None:
+    """Refuse an embedding model: a decoder trained for its last states, whose head is left over; and a model that an
+    earlier version of `pretrain` or `grpo` exported, unless by the code that lies in its folder (`own_code`).
 
-    Errors: ModelError for a folder of sentence-transformers with a pooling layer.
+    Errors: ModelError for a folder of sentence-transformers with a pooling layer, and for such an export.
     """
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        pools = any("Pooling" in str(module.get("type")) for module in modules)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return
-    if pools:
+    if not own_code and _peek(folder / "config.json", lambda config: config.get("model_type") == "fluxgpt"):
+        raise ModelError(
+            f"model {name!r} was exported by an earlier version of fluxentropy, as a model with code of its own (type "
+            f"fluxgpt): give --trust-remote-code to load it with the code in its folder, or train it again for an "
+            f"export that needs none"
+        )
+    if _peek(folder / "modules.json", lambda modules: any("Pooling" in str(one.get("type")) for one in modules)):
         raise _refusal(name, "it is an embedding model (modules.json names a pooling layer), its head was not trained")
+
+
+def _peek(path: Path, says: Callable[[Any], bool]) -> bool:
+    """Whether a JSON file is there and `says` so; what is wrong with it is for others to say."""
+    try:
+        return says(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False

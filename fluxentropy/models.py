@@ -192,7 +192,7 @@ def _find(entry: ZooEntry, offline: bool) -> _Found:
         folder = Path(entry.folder).expanduser()
         if missing := missing_files(folder):
             raise ModelError(f"folder {folder} holds no model: it has no {', '.join(missing)}")
-        check_folder(entry.name, folder)
+        check_folder(entry.name, folder, own_code=entry.trust_remote_code)
         return _Found(folder=folder, source=str(folder), fingerprint=fingerprint_folder(folder))
     folder = converted(entry)
     note = f"GGUF weights dequantised to fp32, kept in {folder}"
@@ -217,7 +217,7 @@ def _find_on_hub(entry: ZooEntry, hub: str, offline: bool) -> _Found:
             f"{near_names(entry.name)}"
         )
     if folder:
-        check_folder(entry.name, folder)
+        check_folder(entry.name, folder, own_code=entry.trust_remote_code)
     if folder and not missing and (offline or not entry.trust_remote_code):  # its code may be elsewhere on the Hub
         return _Found(folder=folder, source=str(folder), note="cached files only" if offline else "")
     return _Found(folder=folder, source=hub)
@@ -234,9 +234,6 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     from transformers import AutoConfig, AutoTokenizer
 
-    from fluxentropy.hf_gpt import register
-
-    register()  # our own models are loaded without trust_remote_code
     options: dict[str, Any] = {"trust_remote_code": entry.trust_remote_code, "local_files_only": offline}
     if found.source == entry.hub:
         options["revision"] = entry.revision or "main"

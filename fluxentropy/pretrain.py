@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
@@ -16,17 +15,18 @@ import torch
 
 from fluxentropy.averaging import WARMED_UP, averaged
 from fluxentropy.blockset import FOLDER, BlockSet
-from fluxentropy.errors import SourceError, UsageError
+from fluxentropy.errors import ModelError, SourceError, UsageError
 from fluxentropy.gpt import GPT
 from fluxentropy.gpt_export import export
 from fluxentropy.gptconfig import GPTConfig
+from fluxentropy.gptweights import family
 from fluxentropy.ledger import PIECES, Ledger
 from fluxentropy.metricsfile import MetricsFile, last_row
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import AverageOptions, PretrainConfig
 from fluxentropy.questions import ACCURACIES, FORMAT
+from fluxentropy.sampler import open_sampler
 from fluxentropy.schedule import group_bins
-from fluxentropy.scheduling import open_sampler
 from fluxentropy.store import RunDirectory, read_json, sha256_file
 from fluxentropy.threads import as_begun
 from fluxentropy.tokenbytes import token_bytes
@@ -96,17 +96,11 @@ def open_blocks(config: PretrainConfig) -> tuple[BlockSet, HeldOut]:
         kept = other.counts if config.eval_blocks is None else np.minimum(other.counts, config.eval_blocks)
         held_out = HeldOut(blocks=other, first=other.counts - kept)
     else:
-        first = np.maximum(blocks.counts - config.holdout, 0)
-        held_out = HeldOut(blocks=blocks, first=first)
-        blocks = _without_end(blocks, first, config.holdout)
+        whole, blocks = blocks, blocks.without_end(config.holdout)
+        held_out = HeldOut(blocks=whole, first=blocks.counts)
     if not len(held_out):
         raise SourceError(f"{config.validation or config.bins} has no block to validate on")
     return blocks, held_out
-
-
-def _without_end(blocks: BlockSet, counts: np.ndarray, held: int) -> BlockSet:
-    """The blocks but the last of each bin."""
-    return dataclasses.replace(blocks, counts=counts, fingerprint=f"{blocks.fingerprint}-without-{held}")
 
 
 def _check_same(blocks: BlockSet, other: BlockSet, config: PretrainConfig) -> None:
@@ -142,7 +136,6 @@ def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
     sizes = {
         "vocab_size": options.vocab_size or blocks.vocabulary,
         "block_size": options.block_size or blocks.length,
-        "value_embeddings": options.value_embeddings,
     }
     for name, has, needed in (
         ("vocab_size", sizes["vocab_size"], blocks.vocabulary),
@@ -152,7 +145,8 @@ def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
             raise UsageError(f"--model.{name.replace('_', '-')} {has}: the blocks in {blocks.path} need {needed}")
     try:
         architecture = GPTConfig.preset(options.preset, **changes, **sizes)
-    except ValueError as error:
+        family(architecture)  # what cannot be exported is not trained
+    except (ValueError, ModelError) as error:
         raise UsageError(f"model: {error}") from error
     seed = config.seed if config.model_seed is None else config.model_seed
     with torch.random.fork_rng(devices=[]):
@@ -170,7 +164,7 @@ def _train(training: Training, gpt: GPT, folder: Path) -> None:
         training.start_step = _resume(training, checkpoint)
         log.info(f"resuming after step {training.start_step:,} of {training.steps:,}")
     log.info(f"{gpt.num_parameters():,} parameters, {training.steps:,} steps, {training.budget:,} tokens")
-    average = Averaging(training, config.average) if config.average.kind != "none" else None
+    average = Averaging(training, config.average, gpt) if config.average.kind != "none" else None
     ledger = Ledger(config.out)
     metrics = MetricsFile(config.out / "metrics.csv", metric_columns(training))
     timings = ("step", "seconds", "tokens_per_second", "waiting_for_blocks", "mfu")

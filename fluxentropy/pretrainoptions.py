@@ -43,12 +43,16 @@ class ArchitectureOptions:
     """Longest input, in tokens. Default: the length of the blocks."""
     soft_cap: Annotated[float | None, MODEL] = None
     """Of the logits. Default: that of the preset."""
-    value_embeddings: Annotated[bool, SWITCH, MODEL] = False
-    """Mix an embedding of the token into the values of every second layer."""
+    value_embeddings: Annotated[bool, Parameter(show=False)] = False
+    """There are none any more; the name stands in the files and the identities of earlier runs."""
     tied: Annotated[bool | None, Parameter(negative=()), MODEL] = None
     """Use the embedding as the head. Default: what the preset does."""
     document_masks: Annotated[bool, SWITCH, MODEL] = False
     """Attention does not cross the borders of documents."""
+
+    def __post_init__(self) -> None:
+        if self.value_embeddings:
+            raise UsageError("model.value_embeddings true: there are none any more: leave the option out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,10 @@ class TrainingOptions(BudgetOptions):
         if self.strategy == "fsdp" and self.optim.kind == "muon":
             raise UsageError(
                 "--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw"
+            )
+        if self.strategy == "fsdp" and self.average.kind == "ema":
+            raise UsageError(
+                "--strategy fsdp with --average.kind ema: the average is of whole weights; use --average.kind none"
             )
         if self.validation is None and self.eval_blocks is not None:
             raise UsageError(f"--eval-blocks {self.eval_blocks} is for --validation; without it, use --holdout")

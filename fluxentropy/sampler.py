@@ -1,5 +1,8 @@
 """Which blocks are in the batch of a step: a pure function of the blocks, the plan, the seed and the step.
 
+    sampler = Sampler("bins", make("periodic", cycles=4), batch_size=32, seed=0)
+    DataLoader(sampler.blocks, batch_sampler=sampler.batches)        # or sampler=sampler: block by block
+
     batch t of bin k holds draws counts[t, k] to counts[t+1, k] - 1 of that bin
     draw j of bin k  is block  shuffle_{seed, k, epoch}[j mod n_k],  epoch = j // n_k
     the batch is in a shuffled order, by the seed and t
@@ -10,21 +13,27 @@ accumulated batch, are slices of the one global batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fluxentropy.blockset import BlockSet
 from fluxentropy.errors import RunError, UsageError
-from fluxentropy.plan import Plan
+from fluxentropy.plan import Exhausted, Plan, make_plan
+from fluxentropy.schedule import Groups, Schedule, group_bins, make, make_schedule
+from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.shuffling import keys, permuted
+from fluxentropy.stages import GridStages
 from fluxentropy.store import difference
 
 CHUNK = 4096  # blocks whose places are worked out together
 DRAW, ORDER = 1, 2  # what a key is for
 
 
-class Sampler:
+class Draws:
     """The batches of a plan over the bins of a set of blocks.
 
     counts: blocks of each bin; members: the bins that each bin of the plan is made of (default: one each), as
@@ -129,3 +138,112 @@ class Sampler:
     def learn(self, losses: Sequence[float]) -> None:
         """Tell an adaptive schedule the losses of the bins (K,), so that the plan goes on by one piece."""
         self.plan = self.plan.after(losses)
+
+
+class Sampler(Draws):
+    """The blocks of bins in the order of a schedule, as any DataLoader takes them: `pretrain` draws the same.
+
+    It is iterated over the numbers of blocks, for `sampler=`; `batches` has a list of them for each step, for
+    `batch_sampler=`. `blocks`, a data set, has the block of each number. Nothing is to be told about epochs: the one
+    pass is the whole training, of `tokens` tokens (default: all blocks once). `rank` of `world` gets its slice of each
+    batch.
+
+    bins: a folder that `bin … --tokenize` wrote, or its blocks; schedule: a name, or what `make` made; drop_last: a
+    budget of whole batches. The other options are those of `fluxentropy pretrain`.
+
+    Errors: UsageError where the schedule, the budget, the bins and the ranks do not suit each other.
+    """
+
+    def __init__(
+        self,
+        bins: str | Path | BlockSet,
+        schedule: str | Schedule = "random",
+        *,
+        tokens: int | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        exhausted: Exhausted = "reshuffle",
+        groups: Groups = None,
+        static: bool = False,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        blocks = bins if isinstance(bins, BlockSet) else BlockSet.open(Path(bins))
+        members = group_bins(groups, blocks.bins)
+        if isinstance(schedule, str):
+            schedule = make(schedule, bins=len(members))
+        if isinstance(schedule, GridStages) and schedule.grid is None:
+            schedule = dataclasses.replace(schedule, grid=blocks.grid)
+        if len(getattr(schedule, "labels", members)) != len(members):
+            raise UsageError(f"schedule: a control made for other bins: give make bins={len(members)}")
+        if tokens is not None and tokens < blocks.length:
+            raise UsageError(f"--tokens {tokens}: one block has {blocks.length}")
+        plan = make_plan(
+            schedule,
+            [int(blocks.counts[group].sum()) for group in members],
+            blocks=None if tokens is None else tokens // blocks.length,
+            batch_size=batch_size,
+            exhausted=exhausted,
+            static=static,
+            drop_last=drop_last,
+        )
+        super().__init__(plan, blocks.counts, seed=seed, fingerprint=blocks.fingerprint, members=members)
+        if not 0 <= rank < world:
+            raise UsageError(f"rank {rank} of {world}: use 0 to {world - 1}")
+        for size in plan.batches[[0, -1]].tolist():
+            if size % world:
+                raise UsageError(
+                    f"a batch of {size} blocks has no equal share for {world} ranks: use another batch_size"
+                    + (", or drop_last=True" if size != plan.batches[0] else "")
+                )
+        self.blocks, self.rank, self.world, self.start = blocks, rank, world, 0
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in self.batches:
+            yield from batch
+
+    def __len__(self) -> int:
+        """The blocks that this rank still gets."""
+        return int(self.plan.batches[self.start :].sum()) // self.world
+
+    @property
+    def batches(self) -> Batches:
+        """A list of numbers for each step, from `start` on."""
+        return Batches(self)
+
+    def resume(self, state: Mapping[str, Any], *, allow_changed: bool = False) -> int:
+        """Go on after the steps of `state(step)`; see `Draws.resume`."""
+        self.start = super().resume(state, allow_changed=allow_changed)
+        return self.start
+
+
+class Batches:
+    """The batches of a sampler, as PyTorch's `batch_sampler` takes them."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        one = self.sampler
+        for step in range(one.start, one.steps):
+            yield one.rank_batch(step, one.rank, one.world).tolist()
+
+    def __len__(self) -> int:
+        return self.sampler.steps - self.sampler.start
+
+
+def open_sampler(options: BudgetOptions, blocks: BlockSet) -> Sampler:
+    """The sampler that the options of a command describe. Errors: as of `Sampler` and `make_schedule`."""
+    config = options.schedule
+    members = group_bins(config.groups, blocks.bins)
+    return Sampler(
+        blocks,
+        make_schedule(config, len(members), blocks.grid),
+        tokens=options.tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        exhausted=options.exhausted,
+        groups=config.groups,
+        static=config.static,
+    )

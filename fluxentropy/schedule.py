@@ -15,6 +15,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,10 @@ from fluxentropy.orders import Decreasing, Folded, Increasing, Permutation, Rand
 from fluxentropy.scheduleoptions import COMMON, ScheduleConfig
 from fluxentropy.shuffling import keys
 from fluxentropy.stages import GridStages, Stages
-from fluxentropy.yamlfile import did_you_mean
+from fluxentropy.yamlfile import check_mapping, did_you_mean, from_plain, to_plain
 
 Schedule = Permutation | Reweighting | Adaptive
+Groups = int | Sequence[int | str | Sequence[int]] | None
 
 SCHEDULES: dict[str, type[Any]] = {
     "random": Random,
@@ -48,6 +50,28 @@ SCHEDULES: dict[str, type[Any]] = {
     "adaptive": Adaptive,
     "custom": Custom,
 }
+
+
+def make(name: str, *, bins: int | None = None, grid: Sequence[int] | None = None, **options: Any) -> Schedule:
+    """The schedule of that name with the options that a configuration has for it: `make("periodic", cycles=4)`.
+
+    bins: their number, which the controls shuffle_labels and balanced_labels need; grid: the shape of bins by two
+    scores, if not that of the Sampler's bins. What `groups` and `static` do is up to the `Sampler`.
+
+    Errors: as of `make_schedule`; `UsageError` names an unknown option, and a value of another type.
+
+    >>> make("window", width=0.5).mixture(np.array([0.0, 1.0]), np.array([10, 10])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    for option in ("groups", "static"):
+        if option in options:
+            raise UsageError(f"schedule.{option}: give it to Sampler, the schedule itself does not know it")
+    plain = {"name": name, **to_plain(options)}
+    check_mapping(plain, ScheduleConfig, Path(f"make({name!r})"), "")
+    config: ScheduleConfig = from_plain(ScheduleConfig, plain)
+    if bins is None and (config.shuffle_labels, config.balanced_labels) != (None, None):
+        raise UsageError("schedule.shuffle_labels, schedule.balanced_labels: say for how many bins, bins=…")
+    return make_schedule(config, bins or 0, grid)
 
 
 def make_schedule(config: ScheduleConfig, bins: int, grid: Sequence[int] | None = None) -> Schedule:
@@ -149,7 +173,7 @@ def _hashed(bins: int, seed: int, attempt: int) -> tuple[int, ...]:
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def group_bins(groups: int | Sequence[int | str | Sequence[int]] | None, bins: int) -> list[list[int]]:
+def group_bins(groups: Groups, bins: int) -> list[list[int]]:
     """Which bins each coarser bin holds; None leaves them as they are.
 
     >>> group_bins(2, 5), group_bins(["0-1", "2+4", 3], 5)

@@ -1,7 +1,4 @@
-"""`fluxentropy schedule`: what a schedule will draw from each bin, as a table and a picture, before any training.
-
-`open_sampler` is how the trainer gets its batches from the same options.
-"""
+"""`fluxentropy schedule`: what a schedule will draw from each bin, as a table and a picture, before any training."""
 
 from __future__ import annotations
 
@@ -12,34 +9,14 @@ import numpy as np
 from fluxentropy.adaptive import Adaptive
 from fluxentropy.blockset import BlockSet
 from fluxentropy.config import PlanConfig
-from fluxentropy.errors import UsageError
 from fluxentropy.jsonvalues import plain
 from fluxentropy.outcome import Outcome
-from fluxentropy.plan import Plan, make_plan
-from fluxentropy.sampler import Sampler
-from fluxentropy.schedule import group_bins, make_schedule
-from fluxentropy.scheduleoptions import BudgetOptions
+from fluxentropy.plan import Plan
+from fluxentropy.sampler import open_sampler
 from fluxentropy.store import read_json, write_json
 from fluxentropy.yamlfile import to_plain
 
 TENTHS = 10
-
-
-def open_sampler(options: BudgetOptions, blocks: BlockSet, *, drop_last: bool = False) -> Sampler:
-    """The sampler that `options` describe, over `blocks`. Errors: `UsageError` of `make_schedule` and `make_plan`."""
-    members = group_bins(options.schedule.groups, blocks.bins)
-    if options.tokens is not None and options.tokens < blocks.length:
-        raise UsageError(f"--tokens {options.tokens}: one block has {blocks.length}")
-    plan = make_plan(
-        make_schedule(options.schedule, len(members), blocks.grid),
-        [int(blocks.counts[group].sum()) for group in members],
-        blocks=None if options.tokens is None else options.tokens // blocks.length,
-        batch_size=options.batch_size,
-        exhausted=options.exhausted,
-        static=options.schedule.static,
-        drop_last=drop_last,
-    )
-    return Sampler(plan, blocks.counts, seed=options.seed, fingerprint=blocks.fingerprint, members=members)
 
 
 def schedule(config: PlanConfig) -> Outcome:
@@ -95,6 +72,7 @@ def table(plan: Plan) -> list[str]:
     """Lines of a table: a row for each bin, a column for each tenth of what is planned.
 
     >>> from fluxentropy.orders import Increasing
+    >>> from fluxentropy.plan import make_plan
     >>> print("\\n".join(table(make_plan(Increasing(), [40, 60], batch_size=2))))
     share of each bin (%), by the tenth of the budget
      bin  blocks    .0    .1    .2    .3    .4    .5    .6    .7    .8    .9    all  epochs

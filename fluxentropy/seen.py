@@ -16,7 +16,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ledger import hash_ids
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
-from fluxentropy.sampler import Sampler
+from fluxentropy.sampler import Draws
 from fluxentropy.shards import bin_folder, bins_top
 from fluxentropy.store import atomic_path, read_json
 from fluxentropy.yamlfile import from_plain, read_yaml
@@ -77,7 +77,7 @@ def draw_again(run: Path) -> tuple[Training, Iterator[np.ndarray]]:
     return training, _drawn(run, training.sampler, manifest.get("losses") or [])
 
 
-def _drawn(run: Path, sampler: Sampler, losses: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:
+def _drawn(run: Path, sampler: Draws, losses: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:
     for step, hashed in enumerate(pq.read_table(run / "ledger.parquet")["ids_hash"].to_pylist()):
         while step >= sampler.plan.known and losses:
             sampler.learn(losses[len(sampler.plan.history)])

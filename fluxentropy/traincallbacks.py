@@ -15,6 +15,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 
 from fluxentropy.adaptive import Adaptive
 from fluxentropy.averaging import EMA, LastK, averaged, ema_horizon
+from fluxentropy.gpt import GPT
 from fluxentropy.ledger import Ledger, step_row
 from fluxentropy.metricsfile import MetricsFile
 from fluxentropy.pretrainoptions import AverageOptions
@@ -41,10 +42,10 @@ class StepCallback(lightning.Callback):
 class Averaging(StepCallback):
     """An average of the weights; its state is in the checkpoints."""
 
-    def __init__(self, training: Training, options: AverageOptions) -> None:
+    def __init__(self, training: Training, options: AverageOptions, gpt: GPT) -> None:
         super().__init__(training)
         self.every = options.every
-        self.average = EMA(options.decay) if options.kind == "ema" else LastK(options.k)
+        self.average = EMA(gpt, options.decay) if options.kind == "ema" else LastK(options.k)
 
     def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
         if (step + 1) % self.every == 0 or step + 1 == self.plan.steps:

@@ -12,7 +12,7 @@ import torch
 from fluxentropy.answering import Reader
 from fluxentropy.averaging import averaged
 from fluxentropy.blockset import FOLDER
-from fluxentropy.gpt_export import to_transformers
+from fluxentropy.gptweights import to_transformers
 from fluxentropy.hellaswag import summarise
 from fluxentropy.items import make_item, to_table
 from fluxentropy.models import Decoder

@@ -16,7 +16,7 @@ from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.pretrain import open_blocks
 from fluxentropy.pretrainoptions import ArchitectureOptions, TrainingOptions
-from fluxentropy.scheduling import open_sampler
+from fluxentropy.sampler import open_sampler
 
 BASE = TrainingOptions(
     tokens=20 * 4 * LENGTH,

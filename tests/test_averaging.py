@@ -48,7 +48,7 @@ def shares(n: int, decay: float) -> list[float]:
 @pytest.mark.parametrize("decay", [0.8, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_moving_average_is_its_sum(dtype: torch.dtype, decay: float) -> None:
-    model, ema, n = make_model(dtype), EMA(decay), 50
+    model, ema, n = make_model(dtype), EMA(make_model(dtype), decay), 50
     steps = path(model, n)
     for weights in steps:
         put(model, weights)
@@ -67,7 +67,8 @@ def test_the_first_weights_are_forgotten_and_the_horizon_is_stated(n: int) -> No
     age = float(found @ np.arange(n)[::-1])  # of the weights, on the average
     assert age == pytest.approx(ema_horizon(n, 0.999) - 1, rel=0.12)
     assert ema_horizon(n, 0.999) == pytest.approx(1 + n / 9)
-    model, ema = nn.Linear(1, 1, bias=False), EMA(0.999)
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.999)
     for i in range(n):  # a unit jump after the first: what is left of it
         nn.init.constant_(model.weight, float(i > 0))
         ema.update(model)
@@ -83,7 +84,7 @@ def test_long_runs_have_the_decay_itself() -> None:
 def test_the_state_of_an_earlier_version_is_refused() -> None:
     """Its average has other shares, and the first weights, which could be taken out of it, are gone."""
     with pytest.raises(RunError, match="of an earlier version.*train afresh with --overwrite"):
-        EMA().load_state_dict({"weights": weights_of(make_model())})
+        EMA(make_model()).load_state_dict({"weights": weights_of(make_model())})
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])
@@ -98,7 +99,7 @@ def test_the_last_k_are_averaged(n: int) -> None:
         torch.testing.assert_close(average.double(), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: EMA(0.9), lambda: LastK(3)])
+@pytest.mark.parametrize("make", [lambda: EMA(make_model(), 0.9), lambda: LastK(3)])
 def test_a_saved_average_goes_on_bit_for_bit(make: Any) -> None:
     model, whole, again, file = make_model(), make(), make(), io.BytesIO()
     steps = path(model, 9)
@@ -118,7 +119,7 @@ def test_a_saved_average_goes_on_bit_for_bit(make: Any) -> None:
 
 
 def test_an_average_that_took_over_a_state_goes_its_own_way() -> None:
-    model, ema, other = make_model(), EMA(0.5), EMA(0.5)
+    model, ema, other = make_model(), EMA(make_model(), 0.5), EMA(make_model(), 0.5)
     first, second = path(model, 2)
     put(model, first)
     ema.update(model)
@@ -144,6 +145,6 @@ def test_the_model_has_the_average_inside_and_its_own_weights_after() -> None:
 
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ValueError, match="decay 1.0: use a number from 0 to below 1"):
-        EMA(1.0)
+        EMA(make_model(), 1.0)
     with pytest.raises(ValueError, match="k 0: use 1 or more"):
         LastK(0)

@@ -12,9 +12,8 @@ from tokenblocks import block_starts, write_blocks
 from fluxentropy.blockloader import BlockBatches, block_loader
 from fluxentropy.blockset import BlockSet
 from fluxentropy.errors import UsageError
-from fluxentropy.sampler import Sampler
+from fluxentropy.sampler import Sampler, open_sampler
 from fluxentropy.scheduleoptions import BudgetOptions, ScheduleConfig
-from fluxentropy.scheduling import open_sampler
 
 LENGTH = 8
 

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, NanoChatConfig, NanoChatForCausalLM
 
 from fluxentropy.attention import document_mask, document_starts, rotary_angles, rotated
 from fluxentropy.errors import ModelError
 from fluxentropy.gpt import GPT, IGNORE
-from fluxentropy.gpt2 import from_gpt2, is_gpt2, to_gpt2
 from fluxentropy.gptconfig import GPTConfig
+from fluxentropy.gptweights import family, from_transformers, to_transformers
 
 SHAPE: dict[str, Any] = {"vocab_size": 50, "block_size": 24, "n_layer": 3, "n_head": 4, "n_embd": 32}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "modern": ("modern", {}),
-    "grouped": ("modern", {"n_kv_head": 2, "value_embeddings": True, "n_hidden": 48, "vocab_multiple": 16}),
+    "grouped": ("modern", {"n_kv_head": 2, "n_hidden": 48, "vocab_multiple": 16}),
     "tied": ("modern", {"tied": True, "soft_cap": None, "qk_norm": False, "mlp": "gelu"}),
     "gpt2": ("gpt2", {}),
 }
@@ -62,8 +62,6 @@ def naive_logits(gpt: GPT, ids: Tensor) -> Tensor:
         w = {name.split(f"blocks.{layer}.")[1]: t for name, t in weights.items() if f"blocks.{layer}." in name}
         y = normed(x)
         q, k, v = (y @ w[f"attention.{name}.weight"].T for name in "qkv")
-        if config.value_embeddings and layer in (0, 2):
-            v = w["attention.mix"][0] * v + w["attention.mix"][1] * w["attention.values.weight"][ids]
         out = torch.zeros_like(x)
         for head in range(config.n_head):
             mine, theirs = slice(head * E, head * E + E), slice(head // group * E, head // group * E + E)
@@ -93,14 +91,14 @@ def test_gpt2_weights_give_gpt2_logits_and_go_back(changes: dict[str, Any]) -> N
     theirs = GPT2LMHeadModel(config).eval()
     for parameter in theirs.parameters():  # norms and biases too
         nn.init.normal_(parameter, std=0.2)
-    gpt, ids = from_gpt2(theirs), some_ids()
+    gpt, ids = from_transformers(theirs), some_ids()
     with torch.no_grad():
         want = theirs(input_ids=ids, labels=ids)
         torch.testing.assert_close(gpt(ids), want.logits, rtol=1e-4, atol=1e-4)
         targets = torch.cat([ids[:, 1:], torch.full((2, 1), IGNORE)], 1)
         torch.testing.assert_close(gpt(ids, targets), want.loss, rtol=1e-5, atol=1e-5)
     assert gpt.num_parameters() == theirs.num_parameters()
-    back = to_gpt2(gpt).state_dict()
+    back = to_transformers(gpt).state_dict()
     assert back.keys() == theirs.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
 
@@ -109,11 +107,38 @@ def test_only_plain_gpt2_is_taken_over() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=1))
     model.config.scale_attn_by_inverse_layer_idx = True
     with pytest.raises(ModelError, match="scale_attn_by_inverse_layer_idx True: only False can be taken over"):
-        from_gpt2(model)
-    assert is_gpt2(GPTConfig.preset("gpt2", n_hidden=5, vocab_multiple=64, tied=False))
-    assert not any(
-        is_gpt2(GPTConfig.preset("gpt2", **{name: value})) for name, value in (("n_kv_head", 6), ("bias", 0))
-    )
+        from_transformers(model)
+
+
+def test_only_plain_nanochats_are_taken_over() -> None:
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = NanoChatForCausalLM(NanoChatConfig(vocab_size=9, **shape))
+    for name, value, match in (
+        ("attention_bias", True, "nanochat with attention_bias True: only False can"),
+        ("hidden_act", "silu", "nanochat with hidden_act 'silu': only 'relu2' can"),
+        ("rope_parameters", {"rope_type": "linear"}, "nanochat with rope_type 'linear': only 'default' can"),
+        ("model_type", "llama", "a model of the type llama: only nanochat and gpt2"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match=match):
+            patch.setattr(model.config, name, value)
+            from_transformers(model)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "match"),
+    [
+        ("gpt2", {"n_kv_head": 6}, "n_kv_head 6: with learned positions .* as a gpt2 of transformers, .* is 12"),
+        ("gpt2", {"bias": False}, "bias False: with learned positions"),
+        ("gpt2", {"soft_cap": 15.0}, r"soft_cap 15\.0: .* where soft_cap is None: leave it at that"),
+        ("modern", {"positions": "learned"}, "norm rms: with learned positions"),
+        ("modern", {"qk_norm": False}, "qk_norm False: with rotary positions .* as a nanochat"),
+        ("modern", {"norm": "layer"}, "norm layer: with rotary positions"),
+        ("modern", {"bias": True}, "bias True: with rotary positions"),
+    ],
+)
+def test_what_transformers_has_not_is_named(preset: Any, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ModelError, match=match):
+        family(GPTConfig.preset(preset, **changes))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -183,7 +208,7 @@ def test_the_soft_cap_bounds_logits_and_leaves_small_ones() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_at_first_the_residual_stream_passes_the_embeddings(tied: bool) -> None:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(**SHAPE, value_embeddings=True, tied=tied))
+    gpt = GPT(GPTConfig(**SHAPE, tied=tied))
     ids = some_ids()
     stream = functional.rms_norm(gpt.body.embed(ids), (32,), eps=1e-6)
     assert torch.equal(gpt.body(ids), functional.rms_norm(stream, (32,), eps=1e-6))

@@ -59,7 +59,7 @@ def torchs_two(gpt: GPT, muon: bool) -> list[Optimizer]:
     return [Muon([first], momentum=0.95, adjust_lr_fn="match_rms_adamw"), AdamW(others, betas=(0.9, 0.95), eps=1e-8)]
 
 
-VARIANTS = [("modern", {"value_embeddings": True}), ("modern", {"tied": True}), ("gpt2", {})]
+VARIANTS = [("modern", {"n_kv_head": 2}), ("modern", {"tied": True}), ("gpt2", {})]
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -76,7 +76,7 @@ def test_steps_are_those_of_torchs_optimizers(preset: str, changes: dict[str, An
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_a_saved_and_loaded_optimizer_goes_on_bit_for_bit(kind: Any) -> None:
     config = OptimConfig(**{**vars(CONFIG), "kind": kind})
-    whole = make_gpt(value_embeddings=True)
+    whole = make_gpt("gpt2")
     optimizer = build_optimizer(whole, config)
     train(whole, [optimizer], range(3))
     file = io.BytesIO()
@@ -85,7 +85,7 @@ def test_a_saved_and_loaded_optimizer_goes_on_bit_for_bit(kind: Any) -> None:
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    resumed = make_gpt(value_embeddings=True)
+    resumed = make_gpt("gpt2")
     again = build_optimizer(resumed, config)
     resumed.load_state_dict(saved["model"])
     again.load_state_dict(saved["optimizer"])
@@ -118,7 +118,7 @@ def test_every_parameter_has_one_role_and_only_matrices_decay(preset: str, chang
     assert sorted(listed) == sorted(id(parameter) for parameter in gpt.parameters())
     assert len(roles["matrix"]) == 2 * 6
     assert ("head" in roles) == (not gpt.config.tied)
-    assert ("gain" in roles) == (preset == "gpt2" or gpt.config.value_embeddings)
+    assert ("gain" in roles) == (preset == "gpt2")
     groups = {group["role"]: group for group in build_optimizer(gpt, CONFIG).param_groups}
     assert {role: group["weight_decay"] for role, group in groups.items() if group["weight_decay"]} == {"matrix": 0.3}
     assert {role: group["initial_lr"] for role, group in groups.items()} == {

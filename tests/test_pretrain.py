@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from fluxentropy.cli import main
 from fluxentropy.traincallbacks import Bookkeeping, Checkpoints
 from fluxentropy.trainer import GPTModule
 
-CRASHING = Path(__file__).with_name("crashing.py")
+FORKED = Path(__file__).with_name("forked.py")
 STEPS, BATCH = 12, 8
 SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.vocab-multiple", "1"]
 SMALL += ["--batch-size", str(BATCH), "--tokens", str(STEPS * BATCH * LENGTH), "--holdout", "4", "--accelerator", "cpu"]
@@ -150,19 +151,28 @@ def test_stopped_in_the_middle_of_accumulation(
     assert result(out) == result(whole)
 
 
-@pytest.mark.timeout(300)
-def test_killed_by_the_system(bins: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    argv = [sys.executable, str(CRASHING), *command(bins, out, "--micro-batch", BATCH // 2)]
+def forked(environments: list[dict[str, str]], argv: list[str], **more: str) -> tuple[list[int], str]:
+    """How the command ended in each of the environments, and what was said: see forked.py."""
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    for step in ("9:after", "31:before"):
-        done = subprocess.run(argv, env={**environment, "CRASH_AT": step}, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        assert not (out / "export").exists()
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(FORKED), json.dumps(environments), *argv],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert "resuming after step" in done.stderr
+    return [int(line) for line in done.stdout.splitlines() if line.lstrip("-").isdigit()], done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_killed_by_the_system(bins: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    argv = command(bins, out, "--micro-batch", BATCH // 2)
+    codes, said = forked([{"CRASH_AT": "9:after"}, {"CRASH_AT": "31:before"}], argv)
+    assert codes == [-signal.SIGKILL] * 2, said
+    assert not (out / "export").exists()
+    assert main(argv) == 0
+    assert "resuming after step" in capsys.readouterr().err
     assert result(out) == result(whole)
 
 
@@ -188,12 +198,13 @@ def test_two_processes_go_on_with_the_run_of_one(
     with monkeypatch.context() as patch:
         stop_after(patch, 6, Checkpoints)
         assert main(command(bins, out, "--micro-batch", BATCH // 2)) == 1
-    argv = command(bins, out, "--micro-batch", BATCH // 2, "--devices", 2)
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "fluxentropy", *argv], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resuming after step 6" in done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [{"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in range(2)]
+    codes, said = forked(ranks, command(bins, out, "--micro-batch", BATCH // 2, "--devices", 2), TOGETHER="1")
+    assert codes == [0, 0], said
+    assert "resuming after step 6" in said
     assert pq.read_table(out / "ledger.parquet") == pq.read_table(whole / "ledger.parquet")
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(out)[name], tensor, rtol=1e-3, atol=1e-4)
@@ -347,7 +358,15 @@ def test_loggers_get_metrics_and_the_mixture(bins: Path, tmp_path: Path) -> None
         (["--model.vocab-size", 300], 2, "--model.vocab-size 300: the blocks in"),
         (["--model.block-size", 8], 2, "--model.block-size 8: the blocks in"),
         (["--model.n-kv-head", 3], 2, "n_head 2 is not a multiple of n_kv_head 3"),
+        (["--model.preset", "gpt2", "--model.soft-cap", 15], 2, "model: soft_cap 15.0: with learned positions"),
+        (["--model.preset", "gpt2", "--model.n-kv-head", 1], 2, "model: n_kv_head 1: with learned positions"),
+        (["--model.value-embeddings"], 2, "model.value_embeddings true: there are none any more"),
         (["--strategy", "fsdp"], 2, "Muon needs whole matrices"),
+        (
+            ["--strategy", "fsdp", "--optim.kind", "adamw", "--average.kind", "ema"],
+            2,
+            "the average is of whole weights",
+        ),
         (["--optim.lr", "1e30", "--clip", "1e30"], 1, "with the blocks "),
         (["--loggers", "wandb"], 2, "pip install 'fluxentropy[wandb]'"),
     ],

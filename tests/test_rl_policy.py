@@ -195,9 +195,7 @@ def test_transformers_decoders_with_fused_attention_and_dropout_are_differentiat
 
 
 def _own_gpt(preset):
-    config = GPTConfig.preset(
-        preset, vocab_size=6, block_size=16, n_layer=2, n_head=2, n_embd=8, zero_init=False, value_embeddings=True
-    )
+    config = GPTConfig.preset(preset, vocab_size=6, block_size=16, n_layer=2, n_head=2, n_embd=8, zero_init=False)
     torch.manual_seed(0)
     return GPT(config)
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenblocks import write_blocks
+from torch.utils.data import DataLoader
 
 from fluxentropy.adaptive import Adaptive
+from fluxentropy.blockset import BlockSet
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.plan import make_plan
-from fluxentropy.sampler import Sampler
-from fluxentropy.schedule import group_bins, make_schedule
+from fluxentropy.sampler import Draws, Sampler
+from fluxentropy.schedule import group_bins, make, make_schedule
 from fluxentropy.scheduleoptions import ScheduleConfig
 
 COUNTS = np.array([40, 0, 25, 60, 75])
@@ -30,14 +34,14 @@ def sampler(
     batch_size: int = 8,
     parameters: Any = None,
     **options: Any,
-) -> Sampler:
+) -> Draws:
     members = group_bins(groups, len(counts))
     schedule = make_schedule(ScheduleConfig(name=name, **(parameters or {})), len(members))
     plan = make_plan(schedule, [int(counts[group].sum()) for group in members], batch_size=batch_size, **options)
-    return Sampler(plan, counts, seed=seed, fingerprint=fingerprint, members=members)
+    return Draws(plan, counts, seed=seed, fingerprint=fingerprint, members=members)
 
 
-def everything(of: Sampler, start: int = 0) -> np.ndarray:
+def everything(of: Draws, start: int = 0) -> np.ndarray:
     return np.concatenate([of.batch(step) for step in range(start, of.steps)])
 
 
@@ -177,7 +181,7 @@ def test_other_data_are_refused(change: dict[str, Any], message: str) -> None:
 def test_adaptive_resumes_from_its_losses() -> None:
     rng = np.random.default_rng(0)
 
-    def fresh() -> Sampler:
+    def fresh() -> Draws:
         return sampler("adaptive", blocks=600, parameters={"every": 10, "floor": 0.1})
 
     one, states, batches = fresh(), [], []
@@ -201,4 +205,81 @@ def test_adaptive_resumes_from_its_losses() -> None:
 def test_a_plan_for_other_bins() -> None:
     plan = sampler().plan
     with pytest.raises(UsageError, match="does not fit"):
-        Sampler(plan, COUNTS + 1, seed=0, fingerprint="f")
+        Draws(plan, COUNTS + 1, seed=0, fingerprint="f")
+
+
+# --- for any DataLoader -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> BlockSet:
+    return BlockSet.open(write_blocks(tmp_path_factory.mktemp("bins"), (30, 20, 46)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_gives_the_blocks_in_order(blocks: BlockSet, workers: int) -> None:
+    sampler = Sampler(blocks, make("window"), batch_size=8, seed=1)
+    for options in ({"batch_sampler": sampler.batches}, {"sampler": sampler, "batch_size": 8}):
+        loader: Any = DataLoader(blocks, num_workers=workers, **options)  # type: ignore[arg-type]
+        for _ in range(2):  # a second pass is the same
+            found = list(loader)
+            assert len(found) == len(loader) == 12
+            for step, batch in enumerate(found):
+                expected = blocks.gather(sampler.batch(step))
+                for name in ("input_ids", "labels"):
+                    np.testing.assert_array_equal(batch[name].numpy(), expected)
+
+
+@pytest.mark.parametrize("step", [0, 5, 12])
+def test_a_sampler_goes_on_where_it_was(blocks: BlockSet, step: int) -> None:
+    whole = list(Sampler(blocks, "zigzag", batch_size=8, seed=1))
+    again = Sampler(blocks, "zigzag", batch_size=8, seed=1)
+    assert again.resume(json.loads(json.dumps(again.state(step)))) == step
+    assert list(again) == whole[8 * step :]
+    assert (len(again), len(again.batches)) == (96 - 8 * step, 12 - step)
+
+
+def test_a_sampler_learns_on_the_way(blocks: BlockSet) -> None:
+    sampler = Sampler(blocks, make("adaptive", every=5), batch_size=8)
+    for number, _ in enumerate(DataLoader(blocks, batch_sampler=sampler.batches), 1):  # type: ignore[arg-type]
+        if number == sampler.plan.known < sampler.steps:
+            sampler.learn([1.0, 0.0, 3.0])
+    assert number == 12 and len(sampler.plan.history) == 2
+
+
+def test_controls_and_grids(tmp_path: Path) -> None:
+    blocks = BlockSet.open(write_blocks(tmp_path, (8, 8, 8, 8), bins_json={"grid": [2, 2]}))
+
+    def order(schedule: Any, **options: Any) -> list[int]:
+        ids = np.array(list(Sampler(blocks, schedule, batch_size=8, **options)))
+        return list(dict.fromkeys(blocks.places(ids)[0].tolist()))
+
+    assert order("increasing") == [0, 1, 2, 3]
+    assert order(make("increasing", bins=4, balanced_labels=1)) == [2, 3, 0, 1]
+    assert order(make("grid", axis="second", method="sequential"))[:2] in ([0, 2], [2, 0])
+    with pytest.raises(UsageError, match="made for other bins: give make bins=2"):
+        order(make("increasing", bins=4, balanced_labels=1), groups=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "periodc"}, "schedule.name periodc: did you mean periodic"),
+        ({"tokens": 3}, "--tokens 3: one block has 8"),
+        ({"rank": 2, "world": 2}, "rank 2 of 2: use 0 to 1"),
+        ({"world": 3}, "a batch of 8 blocks has no equal share for 3 ranks: use another batch_size$"),
+        ({"world": 4, "tokens": 34 * 8}, "a batch of 2 blocks has no equal share for 4 ranks: .*, or drop_last=True"),
+    ],
+)
+def test_what_a_sampler_cannot_do(blocks: BlockSet, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Sampler(blocks, **{"batch_size": 8, **options})
+
+
+def test_numbers_of_blocks_that_are_not_there(blocks: BlockSet) -> None:
+    for number in (-1, 96):
+        with pytest.raises(IndexError, match=f"block {number}: .* has 96"):
+            blocks[number]
+    held = blocks.without_end(4)
+    np.testing.assert_array_equal(held[26]["input_ids"], blocks[30]["labels"])  # the first of the second bin
+    assert len(held) == 96 - 3 * 4

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from fluxentropy.adaptive import Adaptive
 from fluxentropy.errors import FluxentropyError, SourceError, UsageError
-from fluxentropy.mixtures import Reweighting
-from fluxentropy.orders import Permutation
-from fluxentropy.schedule import SCHEDULES, balanced_order, group_bins, make_schedule
+from fluxentropy.mixtures import Periodic, Reweighting, Tilt
+from fluxentropy.orders import Increasing, Permutation
+from fluxentropy.schedule import SCHEDULES, balanced_order, group_bins, make, make_schedule, relabelled
 from fluxentropy.scheduleoptions import ScheduleConfig
+from fluxentropy.stages import GridStages, Stages
 
 SIZES = np.array([50, 20, 0, 80, 50])
 PERMUTATIONS = ("random", "increasing", "decreasing", "folded", "zigzag")
@@ -459,3 +460,34 @@ def test_every_schedule_says_what_it_is() -> None:
         assert issubclass(cls, Permutation | Reweighting | Adaptive)
         assert (cls.kind == "permutation") == (name in PERMUTATIONS)
         assert len(cls.__doc__ or "") > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "same"),
+    [
+        ("periodic", {"cycles": 2, "wave": "triangle"}, Periodic(cycles=2, wave="triangle")),
+        ("tilt", {"betas": (-1.0, 2)}, Tilt(betas=(-1.0, 2))),
+        ("stages", {"ends": [0.3], "stages": 2}, Stages(ends=(0.3,), stages=2)),
+        ("grid", {"grid": (2, 3)}, GridStages(grid=(2, 3))),
+        ("increasing", {"bins": 2, "shuffle_labels": 1}, relabelled(Increasing(), (1, 0))),
+    ],
+)
+def test_schedules_by_name(name: str, options: dict[str, Any], same: Any) -> None:
+    assert make(name, **options) == same
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("windw", {}, "schedule.name windw: did you mean window"),
+        ("window", {"widht": 0.1}, "unknown key widht: did you mean width"),
+        ("window", {"width": "wide"}, "width: 'wide' is not a number or null"),
+        ("window", {"width": 2.0}, "schedule.width 2: use 0 to 1"),
+        ("window", {"cycles": 2}, "schedule.cycles: window takes width, descending"),
+        ("window", {"groups": 2}, "schedule.groups: give it to Sampler"),
+        ("window", {"balanced_labels": 2}, "say for how many bins"),
+    ],
+)
+def test_schedules_that_are_not_there(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(name, **options)

@@ -17,9 +17,10 @@ from fluxentropy.config import PlanConfig
 from fluxentropy.figures import paper
 from fluxentropy.mixtures import SlidingWindow
 from fluxentropy.plan import make_plan
+from fluxentropy.sampler import open_sampler
 from fluxentropy.schedule_figure import plan_figure
 from fluxentropy.scheduleoptions import ScheduleConfig
-from fluxentropy.scheduling import open_sampler, table
+from fluxentropy.scheduling import table
 from fluxentropy.yamlfile import read_yaml, to_yaml
 
 

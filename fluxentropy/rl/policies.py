@@ -142,10 +142,11 @@ def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _new(options: PolicyOptions, task: Task) -> tuple[nn.Module, Any, str]:
+    from fluxentropy.gpt import GPT
+    from fluxentropy.gpt_export import set_special_tokens
     from fluxentropy.gptconfig import GPTConfig
-    from fluxentropy.hf_gpt import FluxGPTConfig, FluxGPTForCausalLM, register
+    from fluxentropy.gptweights import to_transformers
 
-    register()
     if options.tokenizer == CHARACTERS:
         sample = (*task.held_out, *map(task.train, range(SAMPLE)))
         tokenizer = character_tokenizer(text for problem in sample for text in (problem.prompt, problem.answer))
@@ -161,9 +162,8 @@ def _new(options: PolicyOptions, task: Task) -> tuple[nn.Module, Any, str]:
         )
     except ValueError as error:
         raise UsageError(f"--policy: {error}") from error
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = FluxGPTForCausalLM(FluxGPTConfig(**vars(sizes), **special))
-    nn.init.normal_(model.lm_head.weight, std=0.001)
+    model = to_transformers(GPT(sizes))
+    set_special_tokens(model, tokenizer)
     fingerprint = fingerprint_json([vars(sizes), tokenizer.backend_tokenizer.to_str()])
     return model, tokenizer, fingerprint
 
