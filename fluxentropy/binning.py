@@ -26,7 +26,7 @@ from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import JOINED
-from fluxentropy.shards import DATA, bin_folder, bins_top, read_manifest, readable_schema, stamp
+from fluxentropy.shards import DATA, FORMAT, bin_folder, bins_top, read_manifest, readable_schema
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files
@@ -157,6 +157,7 @@ class _Job:
 
     def make(self) -> None:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
+        self._refuse_older()
         if self.derived:
             self.files, self.standards = derive_columns(
                 self.files,
@@ -189,11 +190,23 @@ class _Job:
         made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        record = bins_json(binning, made, stats, self.config, self.top)
+        record = bins_json(binning, made, stats, self.config)
         if any(item.expression for item in self.derived.values()):
             columns = {name: self.renamed.get(name, name) for name in self.by}
             record |= {"columns": columns, "standards": {name: list(found) for name, found in self.standards.items()}}
         write_json(self.config.out / "bins.json", record)
+
+    def _refuse_older(self) -> None:
+        """Bins of a former version have other hashes of rows, which would not add up with those of new ones."""
+        out = self.config.out
+        folders = (*sorted((out / self.top).glob("bin=*")), out / "unscored")
+        records = [read_json(out / "manifest.json"), *map(read_manifest, folders)]
+        made = [record for record in records if record and record.get("complete") is not False]
+        if any(record.get("format") != FORMAT for record in made):
+            raise RunError(
+                f"{out} holds bins of a former version, to which this one adds none: they can be read and verified as "
+                f"they are; to make them again, start afresh with --overwrite"
+            )
 
     def _given_standards(self) -> dict[str, tuple[float, float]] | None:
         """Mean and deviation of each z(...) of the corpus that `--edges` are of; None where they are not given."""
@@ -294,7 +307,7 @@ class _Job:
             "bins_sha256": sha256_file(self.config.out / "bins.json"),
             "run": self.config.run,
             "files": [str(file.path) for file in self.files],
-            **stamp(self.top),
+            "format": FORMAT,
         }
 
 

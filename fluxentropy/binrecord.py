@@ -10,14 +10,14 @@ from fluxentropy.bins import UNSCORED, Binning
 from fluxentropy.blocks import FOLDER, read_blocks
 from fluxentropy.config import BinConfig
 from fluxentropy.outcome import Outcome
-from fluxentropy.shards import bin_folder, bins_top, read_manifest, stamp
+from fluxentropy.shards import FORMAT, bin_folder, bins_top, read_manifest
 from fluxentropy.store import read_json
 
 
 def bins_json(
-    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig, top: str
+    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig
 ) -> dict[str, Any]:
-    """The record, of the manifests `made` of all bins, whose folders are in `top`, and then of `unscored`, if any."""
+    """The record, of the manifests `made` of all bins, and then of `unscored`, if any."""
     bins = made[: binning.bins]
     return {
         **binning.to_json(),
@@ -29,7 +29,7 @@ def bins_json(
         "hash": sum(record["hash"] for record in made) % 2**64,
         "order": config.order,
         "seed": config.seed,
-        **stamp(top),
+        "format": FORMAT,
     }
 
 

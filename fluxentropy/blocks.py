@@ -25,7 +25,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.findings import damage
 from fluxentropy.packing import Packer, block_schema
 from fluxentropy.readers import is_text
-from fluxentropy.shards import DATA, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest, stamp
+from fluxentropy.shards import DATA, FORMATS, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest
 from fluxentropy.store import atomic_folder, difference, fingerprint_json, read_json, write_json
 from fluxentropy.tablefiles import reading, without_dictionary
 from fluxentropy.tokenizing import FoundTokenizer, encode, fingerprint_files, open_backend
@@ -103,7 +103,7 @@ class Blocks:
             "tokenizer": (read_blocks(self.out) or {}).get("tokenizer", ours),  # the same one, maybe by another name
             **{name: [facts[key] for facts in made] for name, key in COUNTS.items()},
             "bins_fingerprint": bins["fingerprint"],
-            **stamp(top),
+            **({"format": FORMATS[RECORD]} if top else {}),
         }
         return {**record, "fingerprint": fingerprint_blocks(record, made)}
 

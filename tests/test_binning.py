@@ -19,7 +19,8 @@ import pytest
 from scoredruns import write_run
 
 from fluxentropy.cli import main
-from fluxentropy.rowhash import mix, sum_of_rows
+from fluxentropy.shards import sum_of_rows
+from fluxentropy.split import mix
 
 Run = tuple[int, dict[str, Any], str]
 

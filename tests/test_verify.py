@@ -338,7 +338,7 @@ def test_damage_of_bins_is_named_and_repaired(capsys: Capture, bins: Path, damag
 def test_rows_of_another_corpus_in_a_consistent_disguise(capsys: Capture, bins: Path) -> None:
     """All manifests agree with each other; only the input tells."""
     rewrite(bins / "data" / "bin=01" / SHARD, set_column("id", "somebody else"))
-    from fluxentropy.rowhash import sum_of_rows
+    from fluxentropy.shards import sum_of_rows
 
     with pa.memory_map(str(bins / "data" / "bin=01" / SHARD)) as source:
         changed = sum_of_rows(pa.ipc.open_file(source).read_all())
