@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fluxentropy.adaptive import Adaptive
+from fluxentropy.binset import Bins
 from fluxentropy.blockset import BlockSet
 from fluxentropy.config import PlanConfig
 from fluxentropy.errors import UsageError
@@ -19,7 +20,7 @@ from fluxentropy.plan import Plan, make_plan
 from fluxentropy.sampler import Sampler
 from fluxentropy.schedule import group_bins, make_schedule
 from fluxentropy.scheduleoptions import BudgetOptions
-from fluxentropy.store import read_json, write_json
+from fluxentropy.store import write_json
 from fluxentropy.yamlfile import to_plain
 
 TENTHS = 10
@@ -48,8 +49,8 @@ def schedule(config: PlanConfig) -> Outcome:
 
     blocks = BlockSet.open(config.bins)
     plan = open_sampler(config, blocks).plan
-    by = (read_json(config.bins / "bins.json") or {}).get("by", "score")
-    by = by if isinstance(by, str) else " and ".join(by)
+    bins = Bins.read(config.bins)
+    by = bins.label if bins else "score"
     figures = draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by)
     record = {"config": to_plain(config.schedule), **_record(plan, blocks.length)}
     write_json(config.out / "mixture.json", record)

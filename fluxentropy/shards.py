@@ -55,9 +55,7 @@ def bins_top(out: Path, index: str = "bins.json") -> str:
         said = found.get("format") if isinstance(found, dict) else None
         if isinstance(said, int):
             if said > FORMATS[index]:
-                raise RunError(
-                    f"{path} has format {said}, this version knows {FORMATS[index]}: install a later one"
-                )
+                raise RunError(f"{path} has format {said}, this version knows {FORMATS[index]}: install a later one")
             return DATA
     if isinstance(found, dict) and found.get("complete") is True:
         return ""

@@ -13,6 +13,7 @@ from scoredruns import write_run
 from test_pretrain import command, result
 from tokenruns import write_bins
 
+from fluxentropy.binset import Bins
 from fluxentropy.cli import main
 from fluxentropy.store import read_json, sha256_file, write_json
 
@@ -100,6 +101,9 @@ def test_a_finished_one_stays_and_verifies(argv: list[str], capsys: pytest.Captu
     assert "made by a former version, whose hashes of rows this one does not know" in said
     assert main(["report", "bins", "--out", "report.html"]) == 0
     assert snapshot(Path("bins")) == before
+    bins = Bins.load("bins")
+    assert (len(bins), bins.counts) == (3, [4, 3, 3])
+    assert bins[2].files == [top_of(Path("bins")) / "bin=02" / "part-00000.arrow"]
 
 
 def top_of(bins: Path) -> Path:

@@ -406,7 +406,6 @@ def change(path: Path, *keys: str) -> None:
 
 
 MANIFEST_DAMAGE: dict[str, Callable[[Path], object]] = {
-    "lost": lambda m: m.unlink(),
     "cut": truncate,
     "emptied": lambda m: m.write_text("{}"),
     "other versions": lambda m: change(m, "versions", "pyarrow"),
@@ -415,52 +414,21 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", MANIFEST_DAMAGE)
-def test_a_manifest_is_made_again(capsys: Capture, run: Path, damage: str) -> None:
-    before = snapshot(run)
+def test_a_damaged_manifest_is_named_and_left_alone(capsys: Capture, run: Path, damage: str) -> None:
     MANIFEST_DAMAGE[damage](run / "manifest.json")
-    assert list(problems(capsys, run)) == ["manifest.json"]
+    before = snapshot(run)
     code, data, _ = command(capsys, "verify", run, "--repair")
-    assert (code, data["problems"], data["repaired"]) == (0, [], [str(run / "manifest.json")])
+    (problem,) = data["problems"]
+    assert (code, problem["path"], problem["repairable"]) == (1, str(run / "manifest.json"), False)
+    assert "afresh, with --overwrite" in problem["problem"]
     assert snapshot(run) == before
 
 
-def test_a_lost_manifest_and_more(capsys: Capture, run: Path) -> None:
-    before = snapshot(run)
+def test_a_lost_manifest_is_named(capsys: Capture, run: Path) -> None:
     (run / "manifest.json").unlink()
-    parts = sorted(path for path in run.rglob("part-*") if path.parent.name != "unscored")
-    truncate(parts[0])
-    parts[1].unlink()
-    code, data, _ = command(capsys, "verify", run, "--repair")
-    assert (code, data["problems"]) == (0, [])
-    assert snapshot(run) == before
-
-
-@pytest.mark.parametrize("damage", ["lost", "another identity"])
-def test_a_manifest_is_not_made_of_other_inputs(capsys: Capture, made_once: Path, run: Path, damage: str) -> None:
-    MANIFEST_DAMAGE[damage](run / "manifest.json")
-    source = made_once / "a.jsonl" if run.name == "run" else made_once / "run/scores/part-00001.parquet"
-    record = source.with_name(".part-00001.json")
-    inputs = {path: path.read_bytes() for path in (source, record) if path.exists()}
-    if run.name == "run":
-        source.write_text(source.read_text().replace("the", "The"))
-    else:
-        record_anew(source.parent, 1, pq.read_table(source)[::-1])
     before = snapshot(run)
     code, data, _ = command(capsys, "verify", run, "--repair")
-    for path, content in inputs.items():
-        path.write_bytes(content)
-    assert (code, len(data["problems"])) == (1, 1)
-    assert "or of other inputs" in data["not_repaired"][0]
-    assert snapshot(run) | {".scans.json": b""} == before | {".scans.json": b""}
-
-
-def test_a_lost_manifest_without_a_configuration(capsys: Capture, run: Path) -> None:
-    (run / "manifest.json").unlink()
-    (run / "config.resolved.yaml").unlink()
-    before = snapshot(run)
-    code, data, _ = command(capsys, "verify", run, "--repair")
-    assert code == 1
-    assert "made afresh" in data["problems"][0]["problem"]
+    assert (code, f"{run} has lost its manifest.json: remove the folder, and give" in data["error"]) == (1, True)
     assert snapshot(run) == before
 
 
