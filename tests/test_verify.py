@@ -220,18 +220,31 @@ def test_a_strangers_file_is_named_and_left_alone(capsys: Capture, scored: Path)
 # --- bins -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["one column", "a grid", "several shards"])
-def bins(capsys: Capture, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+HOW = {
+    "one column": ["--bins", "4"],
+    "a grid": ["--by", "entropy_mean,surprisal_mean", "--grid", "2x2"],
+    "several shards": ["--bins", "3", "--shard-size", "1KB", "--order", "source"],
+}
+
+
+def make_bins(folder: Path, how: str) -> Path:
     values = np.random.default_rng(0).normal(size=40).tolist()
     values[7] = values[30] = None
-    run = write_run(tmp_path / "scored", values, part_rows=9)
-    how = {
-        "one column": ["--bins", "4"],
-        "a grid": ["--by", "entropy_mean,surprisal_mean", "--grid", "2x2"],
-        "several shards": ["--bins", "3", "--shard-size", "1KB", "--order", "source"],
-    }[request.param]
-    assert command(capsys, "bin", run, *how, "--out", tmp_path / "bins")[0] == 0
-    return tmp_path / "bins"
+    run = write_run(folder / "scored", values, part_rows=9)
+    assert main(["bin", str(run), *HOW[how], "--out", str(folder / "bins")]) == 0
+    return folder / "bins"
+
+
+@pytest.fixture(params=HOW)
+def bins(capsys: Capture, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    found = make_bins(tmp_path, request.param)
+    capsys.readouterr()
+    return found
+
+
+@pytest.fixture(scope="module")
+def all_bins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {how: make_bins(tmp_path_factory.mktemp("bins"), how) for how in HOW}
 
 
 def rewrite(shard: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -317,8 +330,17 @@ BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", BIN_DAMAGE)
-def test_damage_of_bins_is_named_and_repaired(capsys: Capture, bins: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "how"),
+    [(damage, [*HOW][number % 3]) for number, damage in enumerate(BIN_DAMAGE)]  # each on one of them, and
+    + [("another bin's score", how) for how in ("one column", "several shards")]
+    + [("much at once", how) for how in ("a grid", "several shards")],
+)
+def test_damage_of_bins_is_named_and_repaired(
+    capsys: Capture, all_bins: dict[str, Path], tmp_path: Path, damage: str, how: str
+) -> None:
+    bins = Path(shutil.copytree(all_bins[how], tmp_path / "bins"))
+    capsys.readouterr()
     before = snapshot(bins)
     do, names = BIN_DAMAGE[damage]
     do(bins)
