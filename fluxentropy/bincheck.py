@@ -7,7 +7,7 @@ still there. Each file is read once; memory does not grow with the rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fluxentropy.bins import UNSCORED, Binning
+from fluxentropy.binset import INDEX, Bins
 from fluxentropy.engine import Engine
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings, check_types, damage, read_record
 from fluxentropy.progress import Progress
-from fluxentropy.rowhash import NAMES, sum_of_rows
-from fluxentropy.shards import MANIFEST, bin_folder, bins_top
+from fluxentropy.shards import FORMAT, MANIFEST, NAMES, bins_top, sum_of_rows
 from fluxentropy.split import fingerprints
 from fluxentropy.store import sha256_file
 from fluxentropy.tablefiles import reading
 
 SUMS = ("rows", "tokens", "hash")
+SAID = {**dict.fromkeys(SUMS, int), "files": list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +113,19 @@ class InputSum:
         return rows, total
 
 
-def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
-    """Check every shard, and that together they are what `bins.json`, the manifest and the input say."""
-    top = bins_top(findings.run)
+def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> Bins | None:
+    """Check every shard, and that together they are what `bins.json`, the manifest and the input say.
+
+    What `bins.json` says is handed back, where it can be trusted.
+    """
     findings.look_for_leftovers(findings.run)
-    record, binning = _bins_json(findings, manifest)
-    numbers = _numbers(findings, record, top)
-    shards = [shard for number, folder in numbers.items() for shard in _folder(findings, number, folder)]
-    found: dict[int, list[ShardFacts]] = {number: [] for number in numbers}
+    bins = _read(findings, manifest)
+    folders = _folders(findings, bins)
+    shards = [shard for number, folder in folders.items() for shard in list_files(findings, number, folder, SAID)[1]]
+    found: dict[int, list[ShardFacts]] = {number: [] for number in folders}
+    check = ShardCheck(bins.binning, bins.facts.get("columns", {})) if bins else ShardCheck(None, {})
     with Progress(manifest.get("rows"), unit="rows checked") as line:
-        for shard, facts in zip(
-            shards, engine.run(ShardCheck(binning, record.get("columns", {})), shards), strict=True
-        ):
+        for shard, facts in zip(shards, engine.run(check, shards), strict=True):
             findings.files += 1
             line.update(facts.rows, shards=findings.files)
             found[shard.number].append(facts)
@@ -131,89 +133,104 @@ def check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> 
                 findings.add(shard.path, facts.problem, (shard.path.parent,))
     findings.rows = sum(facts.rows for shards in found.values() for facts in shards)
     if not findings.problems:
-        for number, folder in numbers.items():
+        for number, folder in folders.items():
             said = read_record(folder / MANIFEST)
-            for name in SUMS:
+            for name in SUMS if said.get("format") == FORMAT else SUMS[:-1]:
                 findings.differs(folder / MANIFEST, f"as {name}", said[name], _sum(name, found[number]), (folder,))
+    if bins is not None and not findings.problems:
+        _check_totals(findings, manifest, bins, found)
+    if bins is not None and bins.older:
+        findings.notes.append(
+            "made by a former version, whose hashes of rows this one does not know: the files were compared with their "
+            "manifests by SHA-256 and by counts"
+        )
     if not findings.problems:
-        _check_totals(findings, manifest, record, found)
-    if not findings.problems:
-        _check_input(findings, manifest, engine)
+        hashed = _sum("hash", [facts for shards in found.values() for facts in shards])
+        _check_input(findings, manifest, hashed, engine)
     else:
         findings.notes.append("not compared with the input, as long as something is damaged")
+    return bins
 
 
-def _bins_json(findings: Findings, manifest: dict[str, Any]) -> tuple[dict[str, Any], Binning | None]:
-    """`bins.json` and its edges, where they can be trusted."""
-    path = findings.run / "bins.json"
+def _read(findings: Findings, manifest: dict[str, Any]) -> Bins | None:
+    """What `bins.json` says, where it can be trusted."""
+    path = findings.run / INDEX
     try:
-        record = read_record(path)
+        facts = read_record(path)
         if manifest.get("bins_sha256") not in (None, sha256_file(path)):
             raise RunError("it is damaged: its SHA-256 is not the one in manifest.json")
-        binning = Binning.load(path)
-        if binning.fingerprint != manifest.get("fingerprint"):
+        bins = Bins.of(findings.run, facts)
+        if bins.binning.fingerprint != manifest.get("fingerprint"):
             raise RunError("its edges are not those of manifest.json")
-        if len(record["counts"]) != binning.bins or len(record["tokens"]) != binning.bins:
-            raise RunError(f"it has edges of {binning.bins} bins, and counts of {len(record['counts'])}")
-        return record, binning
+        check_types(facts, rows=int, unscored=int, hash=int)
+        return bins
     except FluxentropyError as error:
         findings.add(path, str(error).removeprefix(f"{path}: "), (path,))
-        return {}, None
+        return None
 
 
-def _numbers(findings: Findings, record: dict[str, Any], top: str) -> dict[int, Path]:
+def _folders(findings: Findings, bins: Bins | None) -> dict[int, Path]:
     """The folders that there are, by number, after noting those that are missing and those too many."""
     run = findings.run
-    if record:
-        bins = len(record["counts"])
-        wanted = {
-            n: run / bin_folder(n, bins, top) for n in [*range(bins), *([UNSCORED] if record["unscored"] else [])]
-        }
+    top = bins_top(run)
+    if bins is not None:
+        wanted = {part.number: part.folder for part in bins.parts}
     else:
         digits = {folder: folder.name.removeprefix("bin=") for folder in sorted((run / top).glob("bin=*"))}
         wanted = {int(number): folder for folder, number in digits.items() if number.isdecimal()}
         wanted |= {UNSCORED: run / "unscored"} if (run / "unscored").is_dir() else {}
-    for path in (*sorted(run.glob("bin=*")), *(sorted((run / top).glob("bin=*")) if top else ()), run / "unscored"):
-        if path not in wanted.values() and path.exists():
-            findings.add(path, "it is not of this run", (path,))
-    if top and (run / top).is_dir():
-        findings.look_around(run / top, {path.name for path in (run / top).glob("bin=*")}, ())
+    note_strangers(findings, run, top, wanted.values())
+    if (run / "unscored").exists() and UNSCORED not in wanted:
+        findings.add(run / "unscored", "it is not of this run", (run / "unscored",))
     for folder in wanted.values():
         if not folder.is_dir():
             findings.add(folder, "it is missing")
     return {number: folder for number, folder in wanted.items() if folder.is_dir()}
 
 
-def _folder(findings: Findings, number: int, folder: Path) -> list[Shard]:
-    """The shards of a bin by its manifest, after noting what else is in its folder."""
+def note_strangers(findings: Findings, run: Path, top: str, wanted: Collection[Path]) -> None:
+    """Note what lies among the bins' folders, which are in `run`, or in `top` there, and is none of the `wanted`."""
+    for path in (*sorted(run.glob("bin=*")), *(sorted((run / top).glob("bin=*")) if top else ())):
+        if path not in wanted:
+            findings.add(path, "it is not of this run", (path,))
+    if top and (run / top).is_dir():
+        findings.look_around(run / top, {path.name for path in (run / top).glob("bin=*")}, ())
+
+
+def list_files(
+    findings: Findings, number: int, folder: Path, types: Mapping[str, type]
+) -> tuple[dict[str, Any], list[Shard]]:
+    """A bin's manifest, which has keys of these `types`, and its files, after noting what else is in its folder.
+
+    Where it cannot be trusted, that is noted, and there are none.
+    """
     try:
-        files = read_record(folder / MANIFEST, rows=int, tokens=int, hash=int, files=list)["files"]
-        for file in files:
+        facts = read_record(folder / MANIFEST, **types)
+        for file in facts["files"]:
             check_types(file, name=str, rows=int, bytes=int, sha256=str)
     except RunError as error:
         findings.add(folder / MANIFEST, str(error), (folder,))
-        return []
-    findings.look_around(folder, {MANIFEST, *(file["name"] for file in files)}, ("part-*.arrow",))
-    return [Shard(path=folder / file["name"], number=number, record=file) for file in files]
+        return {}, []
+    findings.look_around(folder, {MANIFEST, *(file["name"] for file in facts["files"])}, ("part-*.arrow",))
+    return facts, [Shard(path=folder / file["name"], number=number, record=file) for file in facts["files"]]
 
 
-def _check_totals(
-    findings: Findings, manifest: dict[str, Any], record: dict[str, Any], found: dict[int, list[ShardFacts]]
-) -> None:
-    bins = len(record["counts"])
-    path = findings.run / "bins.json"
-    for name, column in (("rows", "counts"), ("tokens", "tokens")):
-        for number in range(bins):
-            sums = _sum(name, found[number])
-            findings.differs(path, f"{name} in bin {number}", record[column][number], sums, (path,))
+def _check_totals(findings: Findings, manifest: dict[str, Any], bins: Bins, found: dict[int, list[ShardFacts]]) -> None:
+    path = bins.path / INDEX
+    for one in bins:
+        for name, said in (("rows", one.rows), ("tokens", one.tokens)):
+            findings.differs(path, f"{name} in bin {one.number}", said, _sum(name, found[one.number]), (path,))
     everything = [facts for shards in found.values() for facts in shards]
-    for name in ("rows", "hash"):
-        findings.differs(path, f"as {name}", record[name], _sum(name, everything), (path,))
-        findings.differs(findings.run / "manifest.json", f"as {name}", manifest.get(name), _sum(name, everything), None)
-    findings.differs(path, "rows without a score", record["unscored"], _sum("rows", found.get(UNSCORED, [])), (path,))
+    for name in ("rows",) if bins.older else ("rows", "hash"):
+        total = _sum(name, everything)
+        findings.differs(path, f"as {name}", bins.facts[name], total, (path,))
+        findings.differs(bins.path / "manifest.json", f"as {name}", manifest.get(name), total, None)
+    unscored = _sum("rows", found.get(UNSCORED, []))
+    findings.differs(path, "rows without a score", bins.facts["unscored"], unscored, (path,))
 
 
-def _check_input(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
+def _check_input(findings: Findings, manifest: dict[str, Any], hashed: int, engine: Engine) -> None:
+    """Compare the input, where it is still there, with the rows that were found, whose hashes add up to `hashed`."""
     if changed := changed_input(manifest):
         findings.notes.append(f"not compared with the input: {changed}")
         return
@@ -221,14 +238,14 @@ def _check_input(findings: Findings, manifest: dict[str, Any], engine: Engine) -
     rows = total = 0
     try:
         with Progress(manifest.get("rows"), unit="input rows read") as line:
-            for count, hashed in engine.run(InputSum(), files):
-                rows, total = rows + count, (total + hashed) % 2**64
+            for count, part in engine.run(InputSum(), files):
+                rows, total = rows + count, (total + part) % 2**64
                 line.update(count)
     except FluxentropyError as error:
         findings.notes.append(f"not compared with the input: {error}")
         return
     findings.differs(findings.run, f"rows, by its input {manifest.get('run')}", rows, findings.rows, None)
-    if total != manifest.get("hash"):
+    if total != hashed:
         findings.add(findings.run, f"its rows are not those of its input {manifest.get('run')}", None)
     findings.notes.append(f"same rows as {manifest.get('run')}, by count and by hash")
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from fluxentropy.binrecord import all_there, bin_outcome, bins_json
 from fluxentropy.bins import UNSCORED, BinEdges, Binning, Cut
+from fluxentropy.binset import Bins
 from fluxentropy.blocks import FOLDER, Blocks, text_column
 from fluxentropy.columnsummary import STAT_LEVELS, ColumnSummary
 from fluxentropy.config import BY, BinConfig, parse_bytes, to_yaml
@@ -26,7 +27,7 @@ from fluxentropy.pieces import PIECES, PLACE
 from fluxentropy.progress import Progress
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorejoin import JOINED
-from fluxentropy.shards import DATA, bin_folder, bins_top, read_manifest, readable_schema, stamp
+from fluxentropy.shards import DATA, FORMAT, bin_folder, bins_top, read_manifest, readable_schema
 from fluxentropy.split import Gather, Scan, ScoredFile, Split, fingerprints, ranges
 from fluxentropy.store import RunDirectory, read_json, sha256_file, write_json
 from fluxentropy.tablefiles import TableFiles, table_files
@@ -51,18 +52,21 @@ def bin_corpus(config: BinConfig) -> Outcome:
         manifest = read_json(run.manifest) or {}
         if not manifest.get("complete"):
             try:
-                job.make()
+                bins = job.make()
             except UsageError:  # found in the scores, before anything is made: the mended command may have this folder
                 run.clear()
                 raise
-            run.finish({**job.facts(), "versions": versions()})
-        elif not all_there(config.out):  # a bin was taken away: it is made again, and all else stays
-            shutil.rmtree(run.parts, ignore_errors=True)
-            job.make()
+            run.finish({**job.facts(bins), "versions": versions()})
+        else:
+            there = Bins.read(config.out)
+            if there is None or not all_there(there):  # one was taken away: it is made again, and all else stays
+                shutil.rmtree(run.parts, ignore_errors=True)
+                there = job.make()
+            bins = there
         if blocks is not None:
-            blocks.make(lambda pack, bins: job.run(pack, bins, "rows packed", lambda record: record["documents"]))
+            blocks.make(bins, lambda pack, units: job.run(pack, units, "rows packed", lambda facts: facts["documents"]))
         shutil.rmtree(run.parts, ignore_errors=True)  # the pieces have served; a complete run needs none
-    return bin_outcome(config)
+    return bin_outcome(config, bins)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,6 +77,7 @@ class _Job:
     by: tuple[str, ...]
     files: list[ScoredFile]
     table: TableFiles
+    given: Binning | None  # the edges of another corpus
     derived: dict[str, Derived]  # those of `by` that are no columns of the input, in this order
     engine: Engine
     top: str  # of the bins' folders in `out`
@@ -88,7 +93,8 @@ class _Job:
     def open(cls, config: BinConfig) -> _Job:
         paths = table_files(config.run)
         table = TableFiles.open(paths)
-        by = _columns(config)
+        given = Binning.load(config.edges_file) if config.edges_file else None
+        by = _columns(config, given)
         names = table.schema.names
         if config.scores is not None and {*by} <= {*names}:  # both have them: those of --scores are meant
             if config.edges_file:
@@ -115,6 +121,7 @@ class _Job:
             by=by,
             files=numbered(paths, int(table.row_bytes)),
             table=table,
+            given=given,
             derived=derived,
             engine=make_engine(config.engine, config.workers, config.address),
             top=bins_top(config.out),
@@ -127,7 +134,7 @@ class _Job:
         """Everything that decides the bytes of the shards."""
         config = self.config
         options = ("bins", "quantiles", "weight", "grid", "order", "seed")
-        edges = Binning.load(config.edges_file).fingerprint if config.edges_file else config.edges
+        edges = self.given.fingerprint if self.given else config.edges
         expressions = {name: item.expression.text for name, item in self.derived.items() if item.expression}
         return {
             "kind": "bins",
@@ -155,8 +162,9 @@ class _Job:
         blocks.refuse_others()
         return blocks
 
-    def make(self) -> None:
+    def make(self) -> Bins:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
+        self._refuse_older()
         if self.derived:
             self.files, self.standards = derive_columns(
                 self.files,
@@ -189,11 +197,24 @@ class _Job:
         made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        record = bins_json(binning, made, stats, self.config, self.top)
+        record = bins_json(binning, made, stats, self.config)
         if any(item.expression for item in self.derived.values()):
             columns = {name: self.renamed.get(name, name) for name in self.by}
             record |= {"columns": columns, "standards": {name: list(found) for name, found in self.standards.items()}}
         write_json(self.config.out / "bins.json", record)
+        return Bins.of(self.config.out, record)
+
+    def _refuse_older(self) -> None:
+        """Bins of a former version have other hashes of rows, which would not add up with those of new ones."""
+        out = self.config.out
+        folders = (*sorted((out / self.top).glob("bin=*")), out / "unscored")
+        records = [read_json(out / "manifest.json"), *map(read_manifest, folders)]
+        made = [record for record in records if record and record.get("complete") is not False]
+        if any(record.get("format") != FORMAT for record in made):
+            raise RunError(
+                f"{out} holds bins of a former version, to which this one adds none: they can be read and verified as "
+                f"they are; to make them again, start afresh with --overwrite"
+            )
 
     def _given_standards(self) -> dict[str, tuple[float, float]] | None:
         """Mean and deviation of each z(...) of the corpus that `--edges` are of; None where they are not given."""
@@ -238,8 +259,8 @@ class _Job:
         return [Cut.equal(config.bins, config.weight)]
 
     def _binning(self, selections: Sequence[Selection | None]) -> Binning:
-        if self.config.edges_file:
-            return Binning.load(self.config.edges_file)
+        if self.given:
+            return self.given
         if self.config.edges:
             return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
         axes = []
@@ -287,22 +308,21 @@ class _Job:
                 f"or other ones: start afresh with --overwrite"
             )
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, bins: Bins) -> dict[str, Any]:
         """What the manifest says of the result."""
-        found = read_json(self.config.out / "bins.json") or {}
-        return {name: found[name] for name in ("rows", "unscored", "hash", "fingerprint")} | {
+        return {name: bins.facts[name] for name in ("rows", "unscored", "hash", "fingerprint")} | {
             "bins_sha256": sha256_file(self.config.out / "bins.json"),
             "run": self.config.run,
             "files": [str(file.path) for file in self.files],
-            **stamp(self.top),
+            "format": FORMAT,
         }
 
 
-def _columns(config: BinConfig) -> tuple[str, ...]:
+def _columns(config: BinConfig, given: Binning | None) -> tuple[str, ...]:
     """The columns to bin by; a bins.json brings its own."""
-    if config.edges_file is None:
+    if given is None:
         return config.by
-    loaded = Binning.load(config.edges_file).columns
+    loaded = given.columns
     if config.by not in (loaded, BY):
         said, found = ",".join(config.by), ",".join(loaded)
         raise UsageError(f"--by {said}: the edges in {config.edges_file} are of {found}; leave --by out")

@@ -209,14 +209,7 @@ class Binning:
         Errors: `UsageError` where it is missing, is no `bins.json`, or its edges do not fit its fingerprint.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            one = isinstance(data["by"], str)
-            columns, edges = ([data["by"]], [data["edges"]]) if one else (data["by"], data["edges"])
-            axes = (
-                BinEdges(by=str(by), edges=tuple(map(float, values)), how="loaded", requested=len(values) + 1)
-                for by, values in zip(columns, edges, strict=True)
-            )
-            binning = cls(axes=tuple(axes))
+            return cls.of(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UsageError(f"{path}: no such file; `fluxentropy bin` writes it") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -225,8 +218,19 @@ class Binning:
             ) from error
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-        if data.get("fingerprint", binning.fingerprint) != binning.fingerprint:
-            raise UsageError(f"{path}: the edges do not fit the fingerprint: remove it if you meant to change them")
+
+    @classmethod
+    def of(cls, facts: Any) -> Binning:
+        """The edges that `facts`, the content of a `bins.json`, say. Errors: `UsageError`, and those of odd JSON."""
+        one = isinstance(facts["by"], str)
+        columns, edges = ([facts["by"]], [facts["edges"]]) if one else (facts["by"], facts["edges"])
+        axes = (
+            BinEdges(by=str(by), edges=tuple(map(float, values)), how="loaded", requested=len(values) + 1)
+            for by, values in zip(columns, edges, strict=True)
+        )
+        binning = cls(axes=tuple(axes))
+        if facts.get("fingerprint", binning.fingerprint) != binning.fingerprint:
+            raise UsageError("the edges do not fit the fingerprint: remove it if you meant to change them")
         return binning
 
 

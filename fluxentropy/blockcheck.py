@@ -12,12 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from fluxentropy.bincheck import Shard
+from fluxentropy.bincheck import Shard, list_files, note_strangers
+from fluxentropy.binset import Bins
 from fluxentropy.blocks import COUNTS, FOLDER, RECORD, TOKENIZER, fingerprint_blocks
 from fluxentropy.config import BinConfig
 from fluxentropy.engine import Engine
 from fluxentropy.errors import FluxentropyError, RunError
-from fluxentropy.findings import Findings, check_types, damage, read_record
+from fluxentropy.findings import Findings, damage, read_record
 from fluxentropy.packing import block_schema
 from fluxentropy.progress import Progress
 from fluxentropy.shards import MANIFEST, bin_folder, bins_top
@@ -66,8 +67,8 @@ class FileCheck:
         return FileFacts(rows=rows)
 
 
-def check_blocks(findings: Findings, engine: Engine) -> None:
-    """Check the blocks in the folder of bins, where there are any or there should be."""
+def check_blocks(findings: Findings, bins: Bins | None, engine: Engine) -> None:
+    """Check the blocks in the folder of `bins`, where there are any or there should be."""
     top = findings.run / FOLDER
     if not top.is_dir():
         if _wanted(findings.run):
@@ -75,33 +76,29 @@ def check_blocks(findings: Findings, engine: Engine) -> None:
         return
     findings.look_for_leftovers(top)
     before = len(findings.problems)
-    try:
-        counts = read_record(findings.run / "bins.json")["counts"]
-    except RunError:  # which has been named
+    if bins is None:  # which has been named
         return
     try:
         record = read_record(top / RECORD, **RECORDED)
-        if any(len(record[name]) != len(counts) for name in COUNTS):
-            raise RunError(f"it has counts of {len(record['blocks'])} bins, and there are {len(counts)}")
+        if any(len(record[name]) != len(bins) for name in COUNTS):
+            raise RunError(f"it has counts of {len(record['blocks'])} bins, and there are {len(bins)}")
     except RunError as error:
         findings.add(top / RECORD, str(error), (top / RECORD,))
         return
     data = bins_top(top, RECORD)
-    folders = [top / bin_folder(number, len(counts), data) for number in range(len(counts))]
-    made = [_check_bin(findings, folder) for folder in folders]
-    for path in (*sorted(top.glob("bin=*")), *(sorted((top / data).glob("bin=*")) if data else ())):
-        if path not in folders:
-            findings.add(path, "it is not of this run", (path,))
-    if data and (top / data).is_dir():
-        findings.look_around(top / data, {path.name for path in (top / data).glob("bin=*")}, ())
-    shards = [
-        Shard(path=folder / file["name"], number=number, record=file)
-        for number, (folder, facts) in enumerate(zip(folders, made, strict=True))
-        for file in facts["files"]
-    ]
+    folders = [top / bin_folder(number, len(bins), data) for number in range(len(bins))]
+    made, shards = [], []
+    for number, folder in enumerate(folders):
+        if not folder.is_dir():
+            findings.add(folder, "it is missing")
+            continue
+        facts, files = list_files(findings, number, folder, MADE)
+        made.append(facts)
+        shards += files
+    note_strangers(findings, top, data, folders)
     _check_files(findings, shards, FileCheck(block_schema(record["vocabulary"], record["length"])), engine)
     if len(findings.problems) == before:
-        _check_counts(findings, folders, record, made, counts)
+        _check_counts(findings, folders, record, made, bins.counts)
     if len(findings.problems) == before and fingerprint_blocks(record, made) != record.get("fingerprint"):
         findings.add(top / RECORD, "it is damaged: its fingerprint is not that of the blocks", (top / RECORD,))
     elif not (top / TOKENIZER).is_dir():
@@ -118,22 +115,6 @@ def _wanted(run: Path) -> bool:
     with contextlib.suppress(FluxentropyError):
         return read_yaml(run / "config.resolved.yaml", BinConfig).get("tokenize") is not None
     return False
-
-
-def _check_bin(findings: Findings, folder: Path) -> dict[str, Any]:
-    """The manifest of a bin's blocks; without files where it cannot be trusted, which is then noted."""
-    if not folder.is_dir():
-        findings.add(folder, "it is missing")
-        return {"files": []}
-    try:
-        facts = read_record(folder / MANIFEST, **MADE)
-        for file in facts["files"]:
-            check_types(file, name=str, rows=int, bytes=int, sha256=str)
-    except RunError as error:
-        findings.add(folder / MANIFEST, str(error), (folder,))
-        return {"files": []}
-    findings.look_around(folder, {MANIFEST, *(file["name"] for file in facts["files"])}, ("part-*.arrow",))
-    return facts
 
 
 def _check_files(findings: Findings, shards: list[Shard], check: FileCheck, engine: Engine) -> None:

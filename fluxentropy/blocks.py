@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from fluxentropy.binset import Bins
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.findings import damage
 from fluxentropy.packing import Packer, block_schema
 from fluxentropy.readers import is_text
-from fluxentropy.shards import DATA, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest, stamp
+from fluxentropy.shards import DATA, FORMATS, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest
 from fluxentropy.store import atomic_folder, difference, fingerprint_json, read_json, write_json
 from fluxentropy.tablefiles import reading, without_dictionary
 from fluxentropy.tokenizing import FoundTokenizer, encode, fingerprint_files, open_backend
@@ -67,8 +68,8 @@ class Blocks:
                 f"--out, or start afresh with --overwrite"
             )
 
-    def make(self, run: RunJob) -> None:
-        """Make what is missing, by `run`, which hands back what a job returns for each unit."""
+    def make(self, bins: Bins, run: RunJob) -> None:
+        """Make what is missing for `bins`, by `run`, which hands back what a job returns for each unit."""
         folder = self.out / FOLDER
         for pattern in (".aside-*/", f"{DATA}/.aside-*/"):  # of a process that was killed
             for aside in folder.glob(pattern):
@@ -77,11 +78,10 @@ class Blocks:
         if not saved.is_dir() or fingerprint_files(saved) != self.tokenizer.fingerprint:
             shutil.rmtree(saved, ignore_errors=True)
             self.tokenizer.write(saved)
-        bins = read_json(self.out / "bins.json") or {}
         pack = Pack(
             out=self.out,
-            tops=(bins_top(self.out), bins_top(folder, RECORD)),
-            bins=len(bins["counts"]),
+            tops=(bins.top, bins_top(folder, RECORD)),
+            bins=len(bins),
             tokenizer=self.tokenizer.fingerprint,
             eos=self.tokenizer.eos,
             schema=block_schema(self.tokenizer.vocabulary, self.length),
@@ -93,7 +93,7 @@ class Blocks:
         if read_blocks(self.out) != record:
             write_json(folder / RECORD, record)
 
-    def _record(self, bins: dict[str, Any], made: Sequence[dict[str, Any]], top: str) -> dict[str, Any]:
+    def _record(self, bins: Bins, made: Sequence[dict[str, Any]], top: str) -> dict[str, Any]:
         ours = {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint}
         record = {
             "length": self.length,
@@ -102,8 +102,8 @@ class Blocks:
             "eos_token_id": self.tokenizer.eos,
             "tokenizer": (read_blocks(self.out) or {}).get("tokenizer", ours),  # the same one, maybe by another name
             **{name: [facts[key] for facts in made] for name, key in COUNTS.items()},
-            "bins_fingerprint": bins["fingerprint"],
-            **stamp(top),
+            "bins_fingerprint": bins.binning.fingerprint,
+            **({"format": FORMATS[RECORD]} if top else {}),
         }
         return {**record, "fingerprint": fingerprint_blocks(record, made)}
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from fluxentropy.binset import Bins
 from fluxentropy.errors import RunError, SourceError
 from fluxentropy.shards import bin_folder, bins_top
 from fluxentropy.store import read_json
@@ -75,7 +76,7 @@ class BlockSet:
         top = bins_top(index.parent, INDEX)
         folders = [index.parent / bin_folder(number, len(counts), top) for number in range(len(counts))]
         files = tuple(tuple(sorted(path.glob("part-*.arrow"))) for path in folders)
-        bins = read_json(Path(folder) / "bins.json") or {}
+        bins = Bins.read(Path(folder))
         found = cls(
             path=Path(folder),
             length=int(facts["length"]),
@@ -86,7 +87,7 @@ class BlockSet:
             facts=facts,
             files=files,
             file_ends=tuple(np.cumsum([_rows(path) for path in paths], dtype=np.int64) for paths in files),
-            grid=tuple(bins["grid"]) if "grid" in bins else None,
+            grid=bins.grid if bins else None,
         )
         for number, (ends, count) in enumerate(zip(found.file_ends, counts.tolist(), strict=True)):
             if (int(ends[-1]) if len(ends) else 0) != count:

@@ -8,19 +8,12 @@ without a number.
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-
-from fluxentropy.errors import RunError
-from fluxentropy.exactsums import ExactSums
 from fluxentropy.histogram import Histogram
 from fluxentropy.quantiles import Selection
-from fluxentropy.scorecolumn import ScoreColumn
+from fluxentropy.scorecolumn import ExactSums, ScoreColumn
 
 PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99)  # of `stats`
 STAT_LEVELS = tuple(percent / 100 for percent in PERCENTS)  # what its selection must have sought
@@ -30,6 +23,7 @@ STAT_LEVELS = tuple(percent / 100 for percent in PERCENTS)  # what its selection
 class ColumnSummary:
     """A column, or a part of it, summed up.
 
+    >>> import numpy as np
     >>> half = ColumnSummary.of(ScoreColumn.read(np.array([1.0, np.nan, 3.0]), name="x"))
     >>> whole = half + half
     >>> whole.sums.mean, whole.sums.count, whole.nans
@@ -40,10 +34,6 @@ class ColumnSummary:
     nans: int
     sums: ExactSums
     histogram: Histogram
-
-    @classmethod
-    def empty(cls, *, weighted: bool = False) -> ColumnSummary:
-        return cls(nulls=0, nans=0, sums=ExactSums(), histogram=Histogram.empty(weighted=weighted))
 
     @classmethod
     def of(cls, column: ScoreColumn) -> ColumnSummary:
@@ -77,30 +67,3 @@ class ColumnSummary:
             "max": selection.maximum,
             "percentiles": {str(percent): value for percent, value in zip(PERCENTS, percentiles, strict=True)},
         }
-
-    def to_bytes(self) -> bytes:
-        """The summary as an .npz file of at most about 1 MB; equal summaries give equal bytes."""
-        facts = {
-            "nulls": self.nulls,
-            "nans": self.nans,
-            "count": self.sums.count,
-            "total": hex(self.sums.total),
-            "squares": hex(self.sums.squares),
-        }
-        arrays = self.histogram.arrays()
-        arrays["facts"] = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), dtype=np.uint8)
-        file = io.BytesIO()
-        np.savez(file, allow_pickle=False, **arrays)
-        return file.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> ColumnSummary:
-        """The inverse of `to_bytes`; `RunError` where the bytes are not its."""
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = dict(file)
-            facts = json.loads(arrays.pop("facts").tobytes())
-            sums = ExactSums(count=facts["count"], total=int(facts["total"], 16), squares=int(facts["squares"], 16))
-            return cls(nulls=facts["nulls"], nans=facts["nans"], sums=sums, histogram=Histogram.from_arrays(arrays))
-        except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
-            raise RunError(f"the summary of a part is damaged ({error}): remove it, and it is made again") from error

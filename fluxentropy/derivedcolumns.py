@@ -25,9 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import UsageError
-from fluxentropy.exactsums import ExactSums
 from fluxentropy.registry import REGISTRY
-from fluxentropy.scorecolumn import as_floats
+from fluxentropy.scorecolumn import ExactSums, as_floats
 from fluxentropy.scoreexpression import Expression, result_name
 from fluxentropy.scorejoin import JOINED, check_alike, join_scores
 from fluxentropy.split import SCAN_ROWS, ScoredFile

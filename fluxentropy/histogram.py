@@ -119,26 +119,6 @@ class Histogram:
         """The sum of the weights; 0 where there are none."""
         return 0 if self.weights is None else int(self.weights.sum())
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The histogram in few bytes: keys as steps, and each array in the narrowest integers that hold it."""
-        shift = np.uint64(BITS - self.depth)
-        steps = np.diff(self.keys >> shift, prepend=np.uint64(0))
-        found = {"depth": np.array(self.depth), "steps": steps, "counts": self.counts}
-        if self.weights is not None:
-            found["weights"] = self.weights
-        return {name: array.astype(np.min_scalar_type(array.max(initial=0))) for name, array in found.items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Histogram:
-        """The inverse of `arrays`."""
-        depth = int(arrays["depth"])
-        return cls(
-            depth=depth,
-            keys=np.cumsum(arrays["steps"], dtype=np.uint64) << np.uint64(BITS - depth),
-            counts=arrays["counts"].astype(np.int64),
-            weights=arrays["weights"].astype(np.int64) if "weights" in arrays else None,
-        )
-
 
 def _cells(keys: np.ndarray, counts: np.ndarray | None, weights: np.ndarray | None, depth: int) -> Histogram:
     """The histogram of ascending `keys` of `depth` bits; equal ones become one cell, near ones too if need be."""

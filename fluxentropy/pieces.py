@@ -2,7 +2,7 @@
 
     .pieces/part-00003.arrow    the rows of scored file 3, in record batches of one bin and one range of places each
     .pieces/.part-00003.json    written last: {"rows": 9, "hash": …, "bins": {"0": 5, "1": 4},
-                                "batches": {"0": [[0], [1]], "1": [[2, 4], [3]]}, "ranges": 2, "boot": …}
+                                "batches": {"0": [[0], [1]], "1": [[2, 4], [3]]}, "ranges": 2, "boot": …, "format": 3}
 
 `batches` says which record batches hold a bin's first range of places, its second, and so on. Places of a shuffled bin
 are hashes, so its ranges are about equal, and the bin is sorted range by range.
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from fluxentropy.bins import UNSCORED
+from fluxentropy.shards import FORMAT
 from fluxentropy.store import atomic_path, part_numbers, part_paths, read_json, write_json
 from fluxentropy.tablefiles import reading
 
@@ -71,8 +72,8 @@ def finished(folder: Path, number: int, ranges: int) -> dict[str, Any] | None:
     """The record of piece `number` where it is whole, and cut into so many ranges."""
     piece, record = part_paths(folder, number, SUFFIX)
     facts = read_json(record)
-    same = facts is not None and (facts.get("ranges"), facts.get("boot")) == (ranges, _boot())
-    return facts if same and piece.is_file() else None
+    said = [(facts or {}).get(name) for name in ("ranges", "boot", "format")]
+    return facts if said == [ranges, _boot(), FORMAT] and piece.is_file() else None
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def writing(folder: Path, number: int, schema: pa.Schema, ranges: int, facts: di
         piece = PieceWriter(aside, schema, ranges)
         with piece.writer:
             yield piece
-    facts |= {"bins": piece.bins, "batches": piece.batches, "ranges": ranges, "boot": boot}
+    facts |= {"bins": piece.bins, "batches": piece.batches, "ranges": ranges, "boot": boot, "format": FORMAT}
     write_json(record, facts)
 
 

@@ -17,8 +17,7 @@ from fluxentropy.bincheck import changed_input
 from fluxentropy.config import AgreeConfig, BinConfig, HellaswagConfig, ScoreConfig, ZooConfig
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings
-from fluxentropy.lostmanifest import put_stand_in
-from fluxentropy.store import RunDirectory, atomic_path, read_json
+from fluxentropy.store import RunDirectory, read_json
 from fluxentropy.yamlfile import read_yaml
 
 COMMANDS: dict[str, tuple[str, type, str]] = {  # the function, its configuration, the folder of the run's parts
@@ -63,15 +62,12 @@ def repair(found: Sequence[Findings], *, workers: int = 1) -> list[str]:
 def _repair(run: Findings, damaged: Sequence[Path], again: bool, workers: int) -> None:
     target, cls, folder = COMMANDS[run.kind]
     config = _config(run.run, cls, workers) if again else None
-    manifest = run.run / "manifest.json"
-    lost = manifest in damaged
-    if run.kind == "bin" and again and not lost and (changed := changed_input(read_json(manifest) or {})):
+    if run.kind == "bin" and again and (changed := changed_input(read_json(run.run / "manifest.json") or {})):
         raise RunError(f"{run.run} cannot be repaired: {changed}")
-    aside = _replace_manifest(manifest) if lost else []
     with RunDirectory(run.run, folder=folder):  # nobody else writes it
         for path in run.leftovers:
             _remove(path)
-        aside += _take_away(path for path in damaged if path != manifest) if again else []
+        aside = _take_away(damaged) if again else []
     if config is None:
         return
     module, _, function = target.partition(":")
@@ -79,25 +75,11 @@ def _repair(run: Findings, damaged: Sequence[Path], again: bool, workers: int) -
     try:
         getattr(importlib.import_module(module), function)(config)
     except BaseException:
-        if lost:
-            manifest.unlink(missing_ok=True)
         for path, kept in aside:
             _put_back(path, kept)
         raise
     for _, kept in aside:
         _remove(kept)
-
-
-def _replace_manifest(manifest: Path) -> list[tuple[Path, Path]]:
-    """Put a stand-in in the place of a manifest, so that the run is never without one; (path, where it is kept)."""
-    aside = []
-    if manifest.exists():
-        kept = manifest.with_name(f"{KEPT}{manifest.name}")
-        with atomic_path(kept) as copy:
-            copy.write_bytes(manifest.read_bytes())
-        aside.append((manifest, kept))
-    put_stand_in(manifest.parent)
-    return aside
 
 
 def _take_away(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
@@ -114,8 +96,8 @@ def _take_away(paths: Iterable[Path]) -> list[tuple[Path, Path]]:
 
 
 def _put_back(path: Path, kept: Path) -> None:
-    """What was made again stays; but a manifest that is there may only stand in for the one that was kept."""
-    if path.exists() and path.name != "manifest.json":
+    """What was made again stays."""
+    if path.exists():
         _remove(kept)
     else:
         kept.replace(path)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fluxentropy.errors import RunError
-from fluxentropy.exactsums import ExactSums
 from fluxentropy.histogram import Histogram, from_ordered_bits
 from fluxentropy.registry import ALL_NAMES
+from fluxentropy.scorecolumn import ExactSums
 from fluxentropy.tablefiles import reading
 
 PERCENTS = (1, 10, 25, 50, 75, 90, 99)

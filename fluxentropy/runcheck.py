@@ -19,7 +19,7 @@ from fluxentropy.engine import Engine
 from fluxentropy.errors import RunError
 from fluxentropy.findings import Findings, Problem, damage, read_record
 from fluxentropy.progress import Progress
-from fluxentropy.store import part_numbers, part_paths
+from fluxentropy.store import CONFIG, RECORDS, part_numbers, part_paths, sha256_file
 from fluxentropy.tablefiles import reading
 
 COLUMNS = ("source_file", "source_row", "status")
@@ -162,3 +162,24 @@ def _check_totals(
     for source in manifest.get("inputs") or []:
         if not findings.problems:
             findings.differs(path, f"rows of {source['name']}", source["rows"], sources[source["name"]])
+
+
+def check_records(findings: Findings) -> None:
+    """Note where the manifest, or what says how the run was made, is not as it was written."""
+    run = findings.run
+    config, manifest, records = (run / name for name in (CONFIG, "manifest.json", RECORDS))
+    if not config.is_file():
+        findings.add(config, "it is missing: give the command that wrote the run once more", None)
+    if not records.exists():  # as in older runs
+        return
+    try:
+        known = read_record(records)
+    except RunError as error:
+        findings.add(records, str(error), (records,))
+        return
+    if config.is_file() and known.get("config_sha256") not in (None, sha256_file(config)):
+        again = "put back what it said, or remove it and give the command that wrote the run once more"
+        findings.add(config, f"it is not as it was written: {again}", None)
+    if known.get("manifest_sha256") not in (None, sha256_file(manifest)):
+        again = "put it back from a copy, or make the run afresh, with --overwrite"
+        findings.add(manifest, f"it is not as it was written, its SHA-256 is another one: {again}", None)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from fluxentropy.adaptive import Adaptive
+from fluxentropy.binset import Bins
 from fluxentropy.blockset import BlockSet
 from fluxentropy.config import PlanConfig
 from fluxentropy.jsonvalues import plain
 from fluxentropy.outcome import Outcome
 from fluxentropy.plan import Plan
 from fluxentropy.sampler import open_sampler
-from fluxentropy.store import read_json, write_json
+from fluxentropy.store import write_json
 from fluxentropy.yamlfile import to_plain
 
 TENTHS = 10
@@ -25,8 +26,8 @@ def schedule(config: PlanConfig) -> Outcome:
 
     blocks = BlockSet.open(config.bins)
     plan = open_sampler(config, blocks).plan
-    by = (read_json(config.bins / "bins.json") or {}).get("by", "score")
-    by = by if isinstance(by, str) else " and ".join(by)
+    bins = Bins.read(config.bins)
+    by = bins.label if bins else "score"
     figures = draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by)
     record = {"config": to_plain(config.schedule), **_record(plan, blocks.length)}
     write_json(config.out / "mixture.json", record)

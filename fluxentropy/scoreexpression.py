@@ -1,11 +1,10 @@
 """Scores made of other scores: arithmetic over the columns of a run.
 
-    sum     := product (("+" | "-") product)*
-    product := factor (("*" | "/") factor)*
-    factor  := "-" factor | number | column | `any column` | function "(" sum ")" | "(" sum ")"
+    z(entropy_mean) - 0.5*minkpp        `a column with spaces`/2        log(n_tokens)
 
-The functions are abs, exp, log (natural), sqrt and z. z(x) is (x - mean) / standard deviation of x over all rows that
-have a value; these two numbers, its standards, come from elsewhere, so a row's value needs that row alone.
+Numbers and columns are joined by + - * / and parentheses, as in Python, whose parser reads them. The functions are abs,
+exp, log (natural), sqrt and z. z(x) is (x - mean) / standard deviation of x over all rows that have a value; these two
+numbers, its standards, come from elsewhere, so a row's value needs that row alone.
 
 Everything is float64, and a row's value has the same bits wherever in a table it stands: exp and log are Python's, as
 NumPy's differ between machines. NaN stands for no value: a row without a value in some column has none, and nor has
@@ -14,10 +13,11 @@ one whose result is not finite, such as log(0) or 1/0.
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,33 +52,17 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": _one_by_one(math.log),
     "sqrt": np.sqrt,
 }
-OPERATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "+": np.add,
-    "-": np.subtract,
-    "*": np.multiply,
-    "/": np.divide,
+OPERATIONS: dict[type[ast.operator], Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
-    """A part of an expression: `kind` number, column, one of FUNCTIONS or OPERATIONS, or z. `text` is its source."""
-
-    kind: str
-    text: str
-    parts: tuple[Node, ...] = ()
-    value: float = 0.0  # of a number
-    name: str = ""  # of a column
-
-    def walk(self) -> Iterator[Node]:
-        yield self
-        for part in self.parts:
-            yield from part.walk()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Expression:
-    """An expression that has been read.
+    """An expression that has been read. `tree` is Python's, of the text with an x for each letter of a word.
 
     >>> found = Expression.parse("2*a - z(b)")
     >>> found.columns, found.standardised
@@ -88,26 +72,26 @@ class Expression:
     """
 
     text: str
-    root: Node
+    columns: tuple[str, ...]  # that it needs, each once
+    tree: ast.expr = field(repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Expression:
         """Errors: UsageError that names the place of what cannot be read."""
-        return cls(text=text, root=_Parser(text).whole())
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns it needs, each once."""
-        return tuple(dict.fromkeys(node.name for node in self.root.walk() if node.kind == "column"))
+        code, columns = _read(text)
+        found = cls(text=text, columns=columns, tree=ast.parse(f"({code})", mode="eval").body)
+        if any(Z in map(found._called, ast.walk(call.args[0])) for call in found._standards()):
+            raise UsageError(f"{text.rstrip()}: z inside of z says nothing more: leave one out")
+        return found
 
     @property
     def standardised(self) -> tuple[str, ...]:
         """The expressions within z(...), each once."""
-        return tuple(dict.fromkeys(node.parts[0].text for node in self.root.walk() if node.kind == Z))
+        return tuple(dict.fromkeys(self._source(call.args[0]) for call in self._standards()))
 
     @property
     def is_column(self) -> bool:
-        return self.root.kind == "column"
+        return isinstance(self.tree, ast.Name) and bool(self.columns)
 
     def evaluate(self, columns: Mapping[str, np.ndarray], standards: Mapping[str, tuple[float, float]]) -> np.ndarray:
         """The value of each row, float64 (n,), NaN where there is none.
@@ -115,10 +99,38 @@ class Expression:
         `columns` are float64 (n,), `standards` the mean and the standard deviation of each of `standardised`.
         """
         size = len(next(iter(columns.values())))
+
+        def value(node: ast.expr) -> np.ndarray:
+            match node:
+                case ast.BinOp():
+                    return OPERATIONS[type(node.op)](value(node.left), value(node.right))
+                case ast.UnaryOp():
+                    return np.negative(value(node.operand))
+                case ast.Call() if self._called(node) == Z:
+                    mean, deviation = standards[self._source(node.args[0])]
+                    return (value(node.args[0]) - mean) / deviation
+                case ast.Call():
+                    return FUNCTIONS[self._called(node)](value(node.args[0]))
+            source = self._source(node)
+            number = source[0].isdecimal() or source[0] == "."
+            return np.full(size, float(source)) if number else columns[source.strip("`")]
+
         with np.errstate(all="ignore"):
-            found = np.array(_evaluate(self.root, columns, standards, size))
+            found = np.array(value(self.tree))
         found[~np.isfinite(found)] = np.nan
         return found
+
+    def _standards(self) -> list[ast.Call]:
+        """The calls of z, in the order of the text."""
+        calls = (node for node in ast.walk(self.tree) if isinstance(node, ast.Call) and self._called(node) == Z)
+        return sorted(calls, key=lambda call: call.col_offset)
+
+    def _called(self, node: ast.AST) -> str:
+        """The function that `node` calls, if it does."""
+        return self._source(node.func) if isinstance(node, ast.Call) else ""
+
+    def _source(self, node: ast.expr) -> str:
+        return self.text[node.col_offset - 1 : (node.end_col_offset or 0) - 1]
 
 
 def result_name(text: str) -> str:
@@ -133,103 +145,42 @@ def result_name(text: str) -> str:
     return name[:MAX_NAME].rstrip("_")
 
 
-def _evaluate(
-    node: Node, columns: Mapping[str, np.ndarray], standards: Mapping[str, tuple[float, float]], size: int
-) -> np.ndarray:
-    parts = [_evaluate(part, columns, standards, size) for part in node.parts]
-    if node.kind == "number":
-        return np.full(size, node.value)
-    if node.kind == "column":
-        return columns[node.name]
-    if node.kind == Z:
-        mean, deviation = standards[node.parts[0].text]
-        return (parts[0] - mean) / deviation
-    return FUNCTIONS[node.kind](parts[0]) if node.kind in FUNCTIONS else OPERATIONS[node.kind](parts[0], parts[1])
+def _read(text: str) -> tuple[str, tuple[str, ...]]:
+    """`text` as Python, as long as it is and with an x for each letter of a number or a name; and its columns.
 
-
-class _Parser:
-    """Reads an expression by the grammar above, by recursive descent."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text.rstrip()
-        self.at = 0  # the first letter not yet read
-        self.depth = 0
-        if len(text) > MAX_LETTERS:
-            raise UsageError(f"an expression of {len(text):,} letters: at most {MAX_LETTERS:,} are read")
-
-    def whole(self) -> Node:
-        found = self._sum()
-        if self.at < len(self.text):
-            raise self._missing("an operator + - * / or the end")
-        return found
-
-    def _sum(self) -> Node:
-        return self._chain(("+", "-"), lambda: self._chain(("*", "/"), self._factor))
-
-    def _chain(self, signs: tuple[str, ...], operand: Callable[[], Node]) -> Node:
-        """Operands joined by `signs`, from the left."""
-        start, found = self.at, operand()
-        while (sign := self._peek("sign")) in signs:
-            self._next()
-            found = self._node(str(sign), start, found, operand())
-        return found
-
-    def _factor(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise UsageError(f"{self.text}: more than {MAX_DEPTH} parentheses and signs within each other")
-        found = self._operand()
-        self.depth -= 1
-        return found
-
-    def _operand(self) -> Node:
-        start, match = self.at, self._next()
-        if match is None:
-            raise self._missing("a number, a column or (")
-        source = match[0].strip()
-        if match["number"]:
-            return Node(kind="number", text=source, value=float(source))
-        if match["name"] and self._peek("sign") == "(":
-            return self._call(source, start)
-        if match["name"] or match["quoted"]:
-            return Node(kind="column", text=source, name=match["name"] or match["quoted"])
-        if source == "-":
-            return self._node("-", start, Node(kind="number", text="", value=-0.0), self._factor())
-        if source == "(":
-            found = self._sum()
-            self._close()
-            return found
-        self.at = start
-        raise self._missing("a number, a column or (")
-
-    def _call(self, name: str, start: int) -> Node:
-        if name != Z and name not in FUNCTIONS:
-            raise UsageError(f"{self.text}: no such function: {name}{did_you_mean(name, (*FUNCTIONS, Z))}")
-        self._next()
-        inside = self._sum()
-        self._close()
-        if name == Z and any(node.kind == Z for node in inside.walk()):
-            raise UsageError(f"{self.text}: z inside of z says nothing more: leave one out")
-        return self._node(name, start, inside)
-
-    def _node(self, kind: str, start: int, *parts: Node) -> Node:
-        return Node(kind=kind, text=self.text[start : self.at].strip(), parts=parts)
-
-    def _close(self) -> None:
-        if self._peek("sign") != ")":
-            raise self._missing(")")
-        self._next()
-
-    def _peek(self, group: str) -> str | None:
-        match = TOKEN.match(self.text, self.at)
-        return match[group] if match else None
-
-    def _next(self) -> re.Match[str] | None:
-        match = TOKEN.match(self.text, self.at)
-        self.at = match.end() if match else self.at
-        return match
-
-    def _missing(self, wanted: str) -> UsageError:
-        rest = self.text[self.at :].strip()
+    >>> _read("2*`a b` - log(c)")
+    ('x*xxxxx - xxx(x)', ('a b', 'c'))
+    """
+    if len(text) > MAX_LETTERS:
+        raise UsageError(f"an expression of {len(text):,} letters: at most {MAX_LETTERS:,} are read")
+    text = text.rstrip()
+    code, columns, within, operand, at = "", dict[str, None](), [], True, 0  # `operand`: one comes next
+    while match := TOKEN.match(text, at):
+        sign, name = match["sign"], match["name"]
+        if operand and sign and sign in "-(":
+            within.append(sign)
+        elif operand and name and text[match.end() :].lstrip()[:1] == "(":
+            if name != Z and name not in FUNCTIONS:
+                raise UsageError(f"{text}: no such function: {name}{did_you_mean(name, (*FUNCTIONS, Z))}")
+        elif operand and not sign:
+            operand = False
+            columns |= {} if match["number"] else {name or match["quoted"]: None}
+        elif not operand and sign and sign in "+-*/":
+            operand = True
+        elif not operand and sign == ")" and within:
+            within.pop()
+        else:
+            break
+        while not operand and within[-1:] == ["-"]:  # which end with their operand
+            within.pop()
+        if len(within) >= MAX_DEPTH:
+            raise UsageError(f"{text}: more than {MAX_DEPTH} parentheses and signs within each other")
+        token = match[0].lstrip()
+        code += " " * (len(match[0]) - len(token)) + (token if sign else "x" * len(token))
+        at = match.end()
+    rest = text[at:].strip()
+    if rest or operand or within:
+        wanted = "a number, a column or (" if operand else ")" if within else "an operator + - * / or the end"
         where = f"before {rest!r}" if rest else "at its end"
-        return UsageError(f"{self.text}: {wanted} is missing {where}")
+        raise UsageError(f"{text}: {wanted} is missing {where}")
+    return code, tuple(columns)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fluxentropy.binset import Bin, Bins
 from fluxentropy.blockset import BlockSet
 from fluxentropy.config import LedgerConfig
 from fluxentropy.errors import RunError, UsageError
@@ -17,7 +18,6 @@ from fluxentropy.ledger import hash_ids
 from fluxentropy.outcome import Outcome
 from fluxentropy.pretrainoptions import PretrainConfig
 from fluxentropy.sampler import Draws
-from fluxentropy.shards import bin_folder, bins_top
 from fluxentropy.store import atomic_path, read_json
 from fluxentropy.yamlfile import from_plain, read_yaml
 
@@ -96,10 +96,9 @@ def read_config(path: Path, **changes: Any) -> PretrainConfig:
 
 def _documents(blocks: BlockSet, times: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[pa.Table]:
     """A table for each bin: its documents in their order. One that no block holds was seen 0 times."""
-    top = bins_top(blocks.path)
+    bins = Bins.load(blocks.path)
     for number, start in enumerate(blocks.first[:-1].tolist()):
-        folder = blocks.path / bin_folder(number, blocks.bins, top)
-        sources = _lineage(folder)
+        sources = _lineage(bins[number])
         columns = {
             "times": np.zeros(len(sources), np.int64),
             "first_step": np.full(len(sources), np.iinfo(np.int64).max),
@@ -119,10 +118,10 @@ def _documents(blocks: BlockSet, times: np.ndarray, first: np.ndarray, last: np.
         yield table
 
 
-def _lineage(folder: Path) -> pa.Table:
+def _lineage(one: Bin) -> pa.Table:
     """Where the rows of a bin's shards come from."""
     tables = []
-    for path in sorted(folder.glob("part-*.arrow")):
+    for path in one.files:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
             tables.append(table.select([name for name in LINEAGE if name in table.column_names]))

@@ -4,6 +4,9 @@ DIR/data/bin=00/part-00000.arrow …  rows of the lowest scores
 DIR/data/bin=00/.manifest.json      rows, tokens, sum of row hashes, and each file's rows, bytes and SHA-256
 DIR/unscored/part-00000.arrow …     rows without a score
 
+The hashes of rows add up: their sum does not depend on the order of the rows or on their files. A corpus and its bins
+hold the same rows when the counts and the sums are the same; no list of ids is kept.
+
 Nothing else lies in `data/`, because Arrow takes every visible file below a folder for a shard. Versions up to 0.1 had
 the bins' folders in DIR itself, beside `bins.json`: such a DIR stays as it is, and all of this reads it.
 """
@@ -18,12 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from xxhash import xxh3_64_intdigest
 
 from fluxentropy.bins import UNSCORED
 from fluxentropy.errors import RunError, SourceError
 from fluxentropy.mergesort import Part
 from fluxentropy.parts import prefetch
-from fluxentropy.rowhash import sum_of_rows
 from fluxentropy.rowsizes import row_sizes
 from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 
@@ -31,7 +34,10 @@ from fluxentropy.store import atomic_folder, read_json, sha256_file, write_json
 BATCH_ROWS, BATCH_BYTES = 1024, 2**24
 MANIFEST = ".manifest.json"
 DATA = "data"  # holds the bins' folders, and nothing else
-FORMAT = 2  # of bins.json and blocks.json; those of the old layout say none
+# Of bins.json, and the bins' manifests; those up to 2 have other hashes of rows, those of the old layout say none.
+FORMAT = 3
+FORMATS = {"bins.json": FORMAT, "blocks.json": 2}
+NAMES = ("id", "source_file", "source_row")  # what tells a row from all others, as far as these columns are there
 
 
 def bins_top(out: Path, index: str = "bins.json") -> str:
@@ -48,8 +54,8 @@ def bins_top(out: Path, index: str = "bins.json") -> str:
             found = read_json(path)
         said = found.get("format") if isinstance(found, dict) else None
         if isinstance(said, int):
-            if said > FORMAT:
-                raise RunError(f"{path} has format {said}, and this version knows {FORMAT}: install a later one")
+            if said > FORMATS[index]:
+                raise RunError(f"{path} has format {said}, this version knows {FORMATS[index]}: install a later one")
             return DATA
     if isinstance(found, dict) and found.get("complete") is True:
         return ""
@@ -66,11 +72,6 @@ def bin_folder(number: int, bins: int, top: str) -> Path:
     return Path("unscored") if number == UNSCORED else Path(top, f"bin={number:0{max(2, len(str(bins - 1)))}d}")
 
 
-def stamp(top: str) -> dict[str, int]:
-    """What the index of folders in `top` says of its format."""
-    return {"format": FORMAT} if top else {}
-
-
 def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_bytes: int) -> dict[str, Any]:
     """Write the rows of `parts` as the shards of `folder`, all of them or none, and return its manifest.
 
@@ -79,7 +80,7 @@ def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_b
     before compression.
     """
     with atomic_folder(folder) as aside:
-        facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": []}
+        facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": [], "format": FORMAT}
         shard: ShardWriter | None = None
         with contextlib.closing(prefetch(_counted(_regular(parts, schema), facts))) as batches:
             for batch in batches:
@@ -97,6 +98,41 @@ def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_b
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a bin's folder; None where the folder is not there, or not whole."""
     return read_json(folder / MANIFEST)
+
+
+def sum_of_rows(table: pa.Table | pa.RecordBatch) -> int:
+    """The sum modulo 2^64 of the hashes (XXH3, 64 bits) of all rows, over the columns `NAMES` that there are.
+
+    A column is hashed as text, with the hash of those before it as the seed.
+
+    >>> whole = pa.table({"id": ["a", "b", "c"]})
+    >>> (sum_of_rows(whole.slice(0, 1)) + sum_of_rows(whole.slice(1))) % 2**64 == sum_of_rows(whole.take([2, 0, 1]))
+    True
+    """
+    names = [name for name in NAMES if name in table.schema.names]
+    hashes = [0] * table.num_rows
+    for name in names:
+        texts = _as_bytes(table.column(name)).to_pylist()
+        hashes = [
+            xxh3_64_intdigest(text, seed) if text is not None else xxh3_64_intdigest(b"", ~seed % 2**64)
+            for text, seed in zip(texts, hashes, strict=True)
+        ]
+    return sum(hashes) % 2**64 if names else 0
+
+
+def _as_bytes(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        return _as_bytes(pa.chunked_array([chunk.storage for chunk in chunks], kind.storage_type))
+    if pa.types.is_dictionary(kind):
+        return _as_bytes(column.cast(kind.value_type))
+    if pa.types.is_nested(kind):
+        return pa.array([None if value is None else str(value).encode() for value in column.to_pylist()], pa.binary())
+    texts = pa.types.is_large_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if not (texts or pa.types.is_fixed_size_binary(kind)):
+        column = column.cast(pa.string())
+    return column.cast(pa.large_binary())
 
 
 def _counted(batches: Iterable[pa.RecordBatch], facts: dict[str, Any]) -> Iterator[pa.RecordBatch]:

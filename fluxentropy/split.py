@@ -29,9 +29,8 @@ from fluxentropy.mergesort import Part, sorted_parts
 from fluxentropy.parts import prefetch
 from fluxentropy.pieces import PIECES, PLACE, PLACE_FIELD, bin_ranges, finished, writing
 from fluxentropy.quantiles import Selection
-from fluxentropy.rowhash import mix, sum_of_rows
 from fluxentropy.scorecolumn import ScoreColumn
-from fluxentropy.shards import bin_folder, read_manifest, readable_table, write_bin
+from fluxentropy.shards import bin_folder, read_manifest, readable_table, sum_of_rows, write_bin
 from fluxentropy.store import read_json, sha256_file
 from fluxentropy.tablefiles import reading
 
@@ -178,6 +177,19 @@ class Split:
     def _places(self, numbers: np.ndarray) -> np.ndarray:
         """The places of the rows with these `numbers`: in a shuffled bin a hash, so that they are spread evenly."""
         return numbers if self.seed is None else mix(numbers ^ mix(np.array([self.seed], np.uint64)))
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """A permutation of the 64-bit integers in which every bit depends on every other (splitmix64, Steele et al. 2014).
+
+    >>> mix(np.array([0, 1], np.uint64))
+    array([16294208416658607535, 10451216379200822465], dtype=uint64)
+    """
+    with np.errstate(over="ignore"):
+        z = x + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
 
 
 def ranges(size: int, bins: int) -> int:

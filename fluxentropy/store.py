@@ -225,27 +225,19 @@ class RunDirectory:
         self.identity = json.loads(json.dumps(identity))
         with self._one_at_a_time():
             manifest, records = read_json(self.manifest) or {}, self._records()
-            lost = bool(manifest) and "identity" not in manifest  # a stand-in, put there by a repair
-            if not lost and (found := difference(manifest.get("identity", self.identity), self.identity)):
+            if found := difference(manifest.get("identity", self.identity), self.identity):
                 raise RunError(
                     f"{self.path} holds another run: {found}. Choose another --out, or start afresh with --overwrite"
                 )
-            fingerprint = fingerprint_json(self.identity)
-            if lost and records.get("identity_sha256") != fingerprint:
-                raise RunError(
-                    f"{self.path} was made by another command, or of other inputs: start afresh with --overwrite"
-                )
             complete, config = manifest.get("complete") is True, self.path / CONFIG
             said = config.read_text(encoding="utf-8") if config.exists() else None
-            kept = said is not None and (complete or lost)
-            if not kept or (last and not _same_but_place(said or "", config_yaml)):
+            if not (said is not None and complete) or (last and not _same_but_place(said or "", config_yaml)):
                 if said != config_yaml:
                     write_text(config, config_yaml)
                 records |= {"config_sha256": sha256_file(config)}
-            if not manifest or lost:
+            if not manifest:
                 write_json(self.manifest, {"complete": False, "identity": self.identity})
-            if not lost:
-                self._record(records | {"identity_sha256": fingerprint})
+            self._record(records | {"identity_sha256": fingerprint_json(self.identity)})
 
     def done(self) -> dict[int, dict[str, Any]]:
         """The manifests of the parts that are whole, by number, in order; missing and cut parts are left out."""

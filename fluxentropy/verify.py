@@ -16,12 +16,11 @@ from fluxentropy.config import VerifyConfig
 from fluxentropy.engine import Engine, make_engine
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.findings import Findings, read_record
-from fluxentropy.lostmanifest import check_records, lost_run
 from fluxentropy.outcome import Outcome
 from fluxentropy.repair import repair, undo_killed
-from fluxentropy.runcheck import check_parts
+from fluxentropy.runcheck import check_parts, check_records
 from fluxentropy.runscores import CONSENSUS
-from fluxentropy.store import part_numbers, part_paths, read_json
+from fluxentropy.store import RECORDS, part_numbers, part_paths, read_json
 from fluxentropy.tablefiles import reading
 from fluxentropy.traincheck import check_grpo, check_training
 
@@ -62,8 +61,10 @@ def check(path: Path, engine: Engine) -> list[Findings]:
     try:
         manifest = read_record(path / "manifest.json", identity=dict)
     except RunError as error:
-        if (lost := lost_run(path, str(error))) is None:
+        if not (path / "manifest.json").exists():
             raise RunError(f"{path} {_no_run(path)}") from error
+        lost = Findings(run=path, kind="run")
+        lost.add(path / "manifest.json", f"{error}; the run has to be made afresh, with --overwrite", None)
         return [lost]
     identity = manifest["identity"]
     if manifest.get("complete") is not True:
@@ -83,6 +84,8 @@ def check(path: Path, engine: Engine) -> list[Findings]:
 def _no_run(path: Path) -> str:
     if not path.is_dir():
         return "is not there" if not path.exists() else "is a file: give the run directory"
+    if (path / RECORDS).exists():
+        return "has lost its manifest.json: remove the folder, and give the command that wrote it once more"
     inside = sorted(found.parent.name for found in path.glob("*/manifest.json"))
     hint = f": it holds {', '.join(inside[:8])}; give one of them" if inside else ""
     return f"is no run directory, it has no manifest.json{hint}"
@@ -129,8 +132,7 @@ def _check_consensus(findings: Findings, manifest: dict[str, Any], engine: Engin
 
 
 def _check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
-    check_bins(findings, manifest, engine)
-    check_blocks(findings, engine)
+    check_blocks(findings, check_bins(findings, manifest, engine), engine)
     findings.summary = f"{findings.rows:,} rows in {findings.files} shards"
 
 

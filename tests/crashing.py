@@ -4,10 +4,15 @@
 
 An opened file of sorted rows is a step too, also where it is read again, and so is the end of what a repair has taken
 away. With CRASH_COUNT=FILE, each process adds a line for each step to FILE.
+
+Without arguments it serves: each line on stdin is {"argv": […], "environment": {…}, "modules": […], "log": FILE}, whose
+command a fork of this process carries out; its exit code is answered on stdout. So nothing is imported twice.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import signal
 import sys
@@ -50,7 +55,27 @@ pa.OSFile = deadly(pa.OSFile, ".arrows")  # a sorted run
 os.unlink = deadly(os.unlink, ".damaged-")
 os.rmdir = deadly(os.rmdir, ".damaged-")
 
-if __name__ == "__main__":  # a spawned worker imports this file under another name, and patches itself
+
+def serve() -> None:
     from fluxentropy.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+    for line in sys.stdin:
+        asked = json.loads(line)
+        for name in asked["modules"]:
+            importlib.import_module(name)
+        if not (child := os.fork()):
+            log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            for number, target in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
+                os.dup2(target, number)
+            os.environ |= asked["environment"]
+            sys.exit(main(asked["argv"]))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":  # a spawned worker imports this file under another name, and patches itself
+    if len(sys.argv) == 1:
+        serve()
+    else:
+        from fluxentropy.cli import main
+
+        sys.exit(main(sys.argv[1:]))

@@ -95,5 +95,5 @@ def test_an_index_of_something_else(folder: Path) -> None:
 
 
 def test_the_grid_of_two_scores(tmp_path: Path) -> None:
-    grid = {"by": ["entropy_mean", "varentropy_mean"], "grid": [2, 2]}
+    grid = {"by": ["entropy_mean", "varentropy_mean"], "edges": [[1], [2]], "counts": [9] * 4, "tokens": [9] * 4}
     assert BlockSet.open(write_blocks(tmp_path, COUNTS, bins_json=grid)).grid == (2, 2)

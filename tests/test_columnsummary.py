@@ -1,4 +1,4 @@
-"""Summaries of parts against NumPy on the whole column, and their bytes."""
+"""Summaries of parts against NumPy on the whole column."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import operator
 import numpy as np
 import pyarrow as pa
 import pytest
+from test_histogram import same
 
 from fluxentropy.columnsummary import PERCENTS, STAT_LEVELS, ColumnSummary
-from fluxentropy.errors import RunError
 from fluxentropy.quantiles import Selection
 from fluxentropy.scorecolumn import ScoreColumn
 
@@ -35,24 +35,11 @@ def test_stats_are_those_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 7, 500])
-def test_bytes_do_not_depend_on_parts_or_order(parts: int) -> None:
+def test_nothing_depends_on_parts_or_order(parts: int) -> None:
     pieces = [summarise(ROWS[part::parts], TOKENS[part::parts]) for part in range(parts)]
-    start = ColumnSummary.empty(weighted=True)
-    assert functools.reduce(operator.add, pieces[::-1], start).to_bytes() == summarise(ROWS, TOKENS).to_bytes()
-
-
-def test_bytes_lead_back() -> None:
-    data = summarise(ROWS, TOKENS).to_bytes()
-    back = ColumnSummary.from_bytes(data)
-    assert back.to_bytes() == data
-    assert back.sums == summarise(ROWS, TOKENS).sums
-    assert back.histogram.weight == 7 * 1002
-
-
-@pytest.mark.parametrize("data", [b"", b"PK", summarise(ROWS, TOKENS).to_bytes()[:-40]])
-def test_damaged_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(RunError, match="the summary of a part is damaged"):
-        ColumnSummary.from_bytes(data)
+    found, whole = functools.reduce(operator.add, pieces[::-1]), summarise(ROWS, TOKENS)
+    assert (found.sums, found.nulls, found.nans) == (whole.sums, whole.nulls, whole.nans)
+    assert same(found.histogram, whole.histogram)
 
 
 def test_a_column_without_numbers_has_counts_only() -> None:

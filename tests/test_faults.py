@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,56 @@ import pytest
 from fakes import SENTENCES, save_model
 from scoredruns import write_run
 
+from fluxentropy.binning import bin_corpus
 from fluxentropy.cli import main
+from fluxentropy.config import BinConfig
 
 CRASHING = Path(__file__).with_name("crashing.py")
 SCORES = [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 2.5, 3.5]  # in three parts
 
 
-def start(argv: Sequence[object], script: Path = CRASHING, **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join(path for path in sys.path if path)
+MODULES = {  # what a command needs, imported once
+    "bin": ("fluxentropy.binning",),
+    "score": ("fluxentropy.scoring", "torch", "transformers"),
+    "sort": ("fluxentropy.sorting",),
+    "verify": ("fluxentropy.verify", "fluxentropy.binning"),
+}
+Done = subprocess.CompletedProcess[str]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    """The process whose forks carry out `start`, and are killed."""
+    process = subprocess.Popen(
+        [sys.executable, str(CRASHING)], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        start.process = process  # type: ignore[attr-defined]
+        yield
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def start(argv: Sequence[object], **given: str) -> Done:
+    """The command in a fork of `server`, with more in its environment."""
+    process, command = start.process, [str(part) for part in argv]  # type: ignore[attr-defined]
+    with tempfile.NamedTemporaryFile("r") as log:
+        asked = {"argv": command, "environment": given, "modules": MODULES[command[0]], "log": log.name}
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        code = int(process.stdout.readline())
+        return subprocess.CompletedProcess(command, code, "", Path(log.name).read_text())
+
+
+def start_alone(argv: Sequence[object], script: Path = CRASHING, **given: str) -> Done:
+    """The command in a process of its own."""
     return subprocess.run(
         [sys.executable, str(script), *map(str, argv)],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**environment(), **given},
         capture_output=True,
         text=True,
         timeout=120,
@@ -48,9 +88,9 @@ def undisturbed(argv: Sequence[object], out: Path) -> tuple[dict[str, bytes], li
     return files, counts.read_text().splitlines()
 
 
-def killed(argv: Sequence[object], step: str) -> None:
-    """Run the command until it is killed at `step`, in this process's child or in one of its workers."""
-    done = start(argv, CRASH_AT=step)
+def killed(argv: Sequence[object], step: str, run: Callable[..., Done] = start) -> None:
+    """Run the command until it is killed at `step`, or one of its workers is."""
+    done = run(argv, CRASH_AT=step)
     assert done.returncode == -signal.SIGKILL or (
         done.returncode == 1 and "a worker process was killed" in done.stderr and "same command again" in done.stderr
     ), (step, done)
@@ -61,15 +101,16 @@ def scored(tmp_path: Path) -> Path:
     return write_run(tmp_path / "scored", SCORES)
 
 
-def test_bin_killed_at_every_step(scored: Path, tmp_path: Path) -> None:
+def test_bin_killed_at_every_step(tmp_path: Path) -> None:
     """Every step in turn, each time on a fresh run."""
-    out = tmp_path / "bins"
+    scored, out = write_run(tmp_path / "scored", SCORES[:5]), tmp_path / "bins"
     argv = ["bin", scored, "--bins", 2, "--out", out]
+    config = BinConfig(run=str(scored), bins=2, out=out)
     expected, steps = undisturbed(argv, out)
     assert {"fsync", "replace", "rename"} <= set(steps)
     for place in range(1, len(steps) + 1):
         killed(argv, f"{place}:after")
-        assert main([str(part) for part in argv]) == 0
+        bin_corpus(config)
         assert snapshot(out) == expected, place
         shutil.rmtree(out)
 
@@ -105,8 +146,8 @@ def test_bin_on_ray_killed(scored: Path, tmp_path: Path) -> None:
     out = tmp_path / "bins"
     expected, steps = undisturbed(["bin", scored, "--bins", 2, "--out", out], out)
     argv = ["bin", scored, "--bins", 2, "--engine", "ray", "--out", out]
-    killed(argv, "6:before")  # its own first steps; the parts and bins are made by actors
-    done = start(argv)
+    killed(argv, "6:before", start_alone)  # its own first steps; the parts and bins are made by actors
+    done = start_alone(argv)
     assert done.returncode == 0, done.stderr
     left_out = ("config.resolved.yaml", ".records.json")  # they say that it was Ray
     found = snapshot(out)
@@ -232,12 +273,11 @@ def test_sort_killed_while_it_sorts_on_disk(workers: int, large: Path, tmp_path:
 
 
 def damage(run: Path) -> None:
-    """Damage two files of a run and its manifest, and take a file away."""
+    """Damage two files of a run, and take a file away."""
     files = sorted(path for path in run.glob("**/part-*") if path.parent.name != "unscored")
     for path in files[:2]:
         path.write_bytes(path.read_bytes()[:-9])
     files[-1].unlink()
-    (run / "manifest.json").write_text((run / "manifest.json").read_text().replace('"versions"', '"editions"'))
 
 
 def repaired_after_kills(run: Path, every: int) -> None:
@@ -279,7 +319,7 @@ def test_a_killed_repair_takes_nothing_away_for_good(scored: Path, tmp_path: Pat
     damaged = snapshot(bins)
     done = start(["verify", bins, "--repair"], CRASH_AT="2:after")
     assert done.returncode == -signal.SIGKILL
-    assert list(bins.glob(".damaged-*"))
+    assert list(bins.glob("**/.damaged-*"))
     shutil.rmtree(scored)
     assert main(["verify", str(bins), "--repair"]) == 1
     assert snapshot(bins) == damaged
@@ -332,7 +372,7 @@ def test_a_full_disk(workers: int, tmp_path: Path) -> None:
         "    sys.exit(main(sys.argv[1:]))\n"
     )
     argv = ["bin", scored, "--bins", 2, "--workers", workers, "--out", tmp_path / "bins"]
-    failed = start(argv, limited)
+    failed = start_alone(argv, limited)
     assert (failed.returncode, "Traceback" in failed.stderr) == (1, False), failed.stderr
     assert "cannot write" in failed.stderr and "File too large" in failed.stderr
     assert not list((tmp_path / "bins").rglob(".aside-*"))
@@ -362,7 +402,7 @@ if __name__ == "__main__":
 def test_a_worker_of_sort_is_killed(scored: Path, tmp_path: Path) -> None:
     (tmp_path / "deadly.py").write_text(DEADLY)
     argv = ["sort", scored, "--workers", 2, "--out", tmp_path / "sorted.jsonl"]
-    failed = start(argv, tmp_path / "deadly.py")
+    failed = start_alone(argv, tmp_path / "deadly.py")
     assert (failed.returncode, "Traceback" in failed.stderr) == (1, False), failed.stderr
     assert "part-00001.parquet" in failed.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deadly.py", "scored"]

@@ -119,3 +119,11 @@ def test_names_of_results() -> None:
     assert result_name("-2*(a+b)") == "minus_2_times_a_plus_b"
     assert result_name("1/a") == "score_1_over_a"
     assert len(result_name("+".join("abc" * 50))) <= 60
+
+
+@pytest.mark.parametrize("name", ["class", "None", "lambda", "ﬁ", "naïve", "²", "`a-b`", "`for`", "`1/2`", "` a (b) `"])
+def test_columns_whose_names_mean_something_else_to_python(name: str) -> None:
+    column = name.strip("`")
+    found = Expression.parse(f"2*{name} - abs({name}) + 007")
+    assert found.columns == (column,)
+    assert found.evaluate({column: np.array([-1.5, 3.0])}, {}).tolist() == [2.5, 10.0]

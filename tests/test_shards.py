@@ -14,12 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
+import xxhash
 
 from fluxentropy import shards
 from fluxentropy.errors import RunError, SourceError
 from fluxentropy.mergesort import Part
-from fluxentropy.rowhash import sum_of_rows
-from fluxentropy.shards import ShardWriter, bin_folder, read_manifest, readable_schema, readable_table, write_bin
+from fluxentropy.shards import (
+    ShardWriter,
+    bin_folder,
+    read_manifest,
+    readable_schema,
+    readable_table,
+    sum_of_rows,
+    write_bin,
+)
 
 
 def some_rows(number: int) -> pa.Table:
@@ -149,7 +157,74 @@ def test_folders() -> None:
 
 def test_manifest_is_json(tmp_path: Path) -> None:
     write_bin([], some_rows(0).schema, tmp_path / "b", shard_bytes=1)
-    assert set(json.loads((tmp_path / "b" / ".manifest.json").read_text())) == {"rows", "tokens", "hash", "files"}
+    assert set(json.loads((tmp_path / "b" / ".manifest.json").read_text())) == {
+        *("rows", "tokens", "hash", "files", "format")
+    }
+
+
+# --- hashes of rows ---------------------------------------------------------------------------------------------------
+
+TEXTS = ["", "a", "abc", "ba", None, "naïve café 中文 🙂", "x" * 1000, "\x00", None, "a"]
+
+
+def test_hashes_are_those_that_xxhash_publishes() -> None:
+    known = {"": 0x2D06800538D394C2, "a": 0xE6C632B61E964E1F, "abc": 0x78AF5F94892F3950}
+    for text, value in known.items():
+        assert sum_of_rows(pa.table({"id": [text]})) == value
+    assert sum_of_rows(pa.table({"id": [*known]})) == sum(known.values()) % 2**64
+
+
+def test_a_column_is_hashed_after_those_before_it() -> None:
+    table = pa.table({"source_row": [7, None, 12], "score": [0.5] * 3, "id": ["a", None, "naïve"]})
+    total = 0
+    for name, row in (("a", "7"), (None, None), ("naïve", "12")):
+        seed = 0
+        for value in (name, row):
+            seed = xxhash.xxh3_64((value or "").encode(), ~seed % 2**64 if value is None else seed).intdigest()
+        total += seed
+    assert sum_of_rows(table) == total % 2**64
+    assert sum_of_rows(table.set_column(1, "score", [[0.0] * 3])) == total % 2**64  # no part of what names a row
+    assert sum_of_rows(table.select(["score"])) == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "texts"),
+    [
+        *[(pa.array(TEXTS).cast(kind), TEXTS) for kind in (pa.large_string(), pa.large_binary(), pa.string_view())],
+        (pa.array(TEXTS).dictionary_encode(), TEXTS),
+        (pa.array([3, None, -7, 2**62]), ["3", None, "-7", "4611686018427387904"]),
+        (pa.array([True, None]), ["true", None]),
+        (pa.array([b"ab", None], pa.binary(2)), ["ab", None]),
+        (pa.array([["a", "b"], [], None]), ["['a', 'b']", "[]", None]),
+        (pa.array([{"a": 1}, None]), ["{'a': 1}", None]),
+        (pa.array([Decimal("1.50"), None]), ["1.50", None]),
+        (pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16))), ["0" * 16]),
+        (pa.nulls(2), [None, None]),
+        (pa.array([], pa.string()), []),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_every_type_is_hashed_as_its_text(array: pa.Array, texts: list[str | None]) -> None:
+    expected = sum_of_rows(pa.table({"id": pa.array(texts, pa.string())}))
+    chunks = pa.chunked_array([array[:1], array[1:1], array[1:]])
+    for column in (array, chunks, pa.concat_arrays([array, array])[len(array) :]):
+        assert sum_of_rows(pa.table({"id": column})) == expected
+    assert sum(sum_of_rows(batch) for batch in pa.table({"id": array}).to_batches()) % 2**64 == expected
+
+
+def test_the_sum_tells_what_was_lost_doubled_or_swapped_but_not_the_order() -> None:
+    table = pa.table({"id": [f"id-{n}" for n in range(100)], "source_row": [n % 3 or None for n in range(100)]})
+    whole = sum_of_rows(table)
+    mixed = table.take(random.Random(0).sample(range(100), 100))
+    assert sum(sum_of_rows(mixed.slice(start, 7)) for start in range(0, 100, 7)) % 2**64 == whole
+    assert sum_of_rows(table.slice(1)) != whole
+    assert sum_of_rows(pa.concat_tables([table.slice(0, 1), table.slice(0, 1), table.slice(2)])) != whole
+    swapped = pa.array([*table["id"].to_pylist()[:98], "id-99", "id-98"])
+    assert sum_of_rows(table.set_column(0, "id", swapped)) != whole  # the same ids, on other rows
+    one, other = (pa.table({"id": [a], "source_file": [b]}) for a, b in (("a", "b"), ("b", "a")))
+    assert sum_of_rows(one) != sum_of_rows(other)
+    one, other = (pa.table({"id": pa.array([a]), "source_file": [b]}) for a, b in (("a", None), (None, "a")))
+    assert sum_of_rows(one) != sum_of_rows(other)
 
 
 # --- types that `datasets` reads --------------------------------------------------------------------------------------

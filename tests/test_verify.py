@@ -220,18 +220,31 @@ def test_a_strangers_file_is_named_and_left_alone(capsys: Capture, scored: Path)
 # --- bins -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["one column", "a grid", "several shards"])
-def bins(capsys: Capture, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+HOW = {
+    "one column": ["--bins", "4"],
+    "a grid": ["--by", "entropy_mean,surprisal_mean", "--grid", "2x2"],
+    "several shards": ["--bins", "3", "--shard-size", "1KB", "--order", "source"],
+}
+
+
+def make_bins(folder: Path, how: str) -> Path:
     values = np.random.default_rng(0).normal(size=40).tolist()
     values[7] = values[30] = None
-    run = write_run(tmp_path / "scored", values, part_rows=9)
-    how = {
-        "one column": ["--bins", "4"],
-        "a grid": ["--by", "entropy_mean,surprisal_mean", "--grid", "2x2"],
-        "several shards": ["--bins", "3", "--shard-size", "1KB", "--order", "source"],
-    }[request.param]
-    assert command(capsys, "bin", run, *how, "--out", tmp_path / "bins")[0] == 0
-    return tmp_path / "bins"
+    run = write_run(folder / "scored", values, part_rows=9)
+    assert main(["bin", str(run), *HOW[how], "--out", str(folder / "bins")]) == 0
+    return folder / "bins"
+
+
+@pytest.fixture(params=HOW)
+def bins(capsys: Capture, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    found = make_bins(tmp_path, request.param)
+    capsys.readouterr()
+    return found
+
+
+@pytest.fixture(scope="module")
+def all_bins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {how: make_bins(tmp_path_factory.mktemp("bins"), how) for how in HOW}
 
 
 def rewrite(shard: Path, change: Callable[[pa.Table], pa.Table]) -> None:
@@ -317,8 +330,17 @@ BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", BIN_DAMAGE)
-def test_damage_of_bins_is_named_and_repaired(capsys: Capture, bins: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "how"),
+    [(damage, [*HOW][number % 3]) for number, damage in enumerate(BIN_DAMAGE)]  # each on one of them, and
+    + [("another bin's score", how) for how in ("one column", "several shards")]
+    + [("much at once", how) for how in ("a grid", "several shards")],
+)
+def test_damage_of_bins_is_named_and_repaired(
+    capsys: Capture, all_bins: dict[str, Path], tmp_path: Path, damage: str, how: str
+) -> None:
+    bins = Path(shutil.copytree(all_bins[how], tmp_path / "bins"))
+    capsys.readouterr()
     before = snapshot(bins)
     do, names = BIN_DAMAGE[damage]
     do(bins)
@@ -338,7 +360,7 @@ def test_damage_of_bins_is_named_and_repaired(capsys: Capture, bins: Path, damag
 def test_rows_of_another_corpus_in_a_consistent_disguise(capsys: Capture, bins: Path) -> None:
     """All manifests agree with each other; only the input tells."""
     rewrite(bins / "data" / "bin=01" / SHARD, set_column("id", "somebody else"))
-    from fluxentropy.rowhash import sum_of_rows
+    from fluxentropy.shards import sum_of_rows
 
     with pa.memory_map(str(bins / "data" / "bin=01" / SHARD)) as source:
         changed = sum_of_rows(pa.ipc.open_file(source).read_all())
@@ -406,7 +428,6 @@ def change(path: Path, *keys: str) -> None:
 
 
 MANIFEST_DAMAGE: dict[str, Callable[[Path], object]] = {
-    "lost": lambda m: m.unlink(),
     "cut": truncate,
     "emptied": lambda m: m.write_text("{}"),
     "other versions": lambda m: change(m, "versions", "pyarrow"),
@@ -415,52 +436,21 @@ MANIFEST_DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", MANIFEST_DAMAGE)
-def test_a_manifest_is_made_again(capsys: Capture, run: Path, damage: str) -> None:
-    before = snapshot(run)
+def test_a_damaged_manifest_is_named_and_left_alone(capsys: Capture, run: Path, damage: str) -> None:
     MANIFEST_DAMAGE[damage](run / "manifest.json")
-    assert list(problems(capsys, run)) == ["manifest.json"]
+    before = snapshot(run)
     code, data, _ = command(capsys, "verify", run, "--repair")
-    assert (code, data["problems"], data["repaired"]) == (0, [], [str(run / "manifest.json")])
+    (problem,) = data["problems"]
+    assert (code, problem["path"], problem["repairable"]) == (1, str(run / "manifest.json"), False)
+    assert "afresh, with --overwrite" in problem["problem"]
     assert snapshot(run) == before
 
 
-def test_a_lost_manifest_and_more(capsys: Capture, run: Path) -> None:
-    before = snapshot(run)
+def test_a_lost_manifest_is_named(capsys: Capture, run: Path) -> None:
     (run / "manifest.json").unlink()
-    parts = sorted(path for path in run.rglob("part-*") if path.parent.name != "unscored")
-    truncate(parts[0])
-    parts[1].unlink()
-    code, data, _ = command(capsys, "verify", run, "--repair")
-    assert (code, data["problems"]) == (0, [])
-    assert snapshot(run) == before
-
-
-@pytest.mark.parametrize("damage", ["lost", "another identity"])
-def test_a_manifest_is_not_made_of_other_inputs(capsys: Capture, made_once: Path, run: Path, damage: str) -> None:
-    MANIFEST_DAMAGE[damage](run / "manifest.json")
-    source = made_once / "a.jsonl" if run.name == "run" else made_once / "run/scores/part-00001.parquet"
-    record = source.with_name(".part-00001.json")
-    inputs = {path: path.read_bytes() for path in (source, record) if path.exists()}
-    if run.name == "run":
-        source.write_text(source.read_text().replace("the", "The"))
-    else:
-        record_anew(source.parent, 1, pq.read_table(source)[::-1])
     before = snapshot(run)
     code, data, _ = command(capsys, "verify", run, "--repair")
-    for path, content in inputs.items():
-        path.write_bytes(content)
-    assert (code, len(data["problems"])) == (1, 1)
-    assert "or of other inputs" in data["not_repaired"][0]
-    assert snapshot(run) | {".scans.json": b""} == before | {".scans.json": b""}
-
-
-def test_a_lost_manifest_without_a_configuration(capsys: Capture, run: Path) -> None:
-    (run / "manifest.json").unlink()
-    (run / "config.resolved.yaml").unlink()
-    before = snapshot(run)
-    code, data, _ = command(capsys, "verify", run, "--repair")
-    assert code == 1
-    assert "made afresh" in data["problems"][0]["problem"]
+    assert (code, f"{run} has lost its manifest.json: remove the folder, and give" in data["error"]) == (1, True)
     assert snapshot(run) == before
 
 

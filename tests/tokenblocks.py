@@ -54,8 +54,10 @@ def write_blocks(
         "bins_fingerprint": "b",
         "fingerprint": f"blocks of {list(counts)}",
     }
+    edges = list(range(1, len(counts)))
+    record = {"by": "entropy_mean", "edges": edges, "counts": list(counts), "tokens": facts["tokens"]}
     (folder / "_blocks" / "blocks.json").write_text(json.dumps(facts))
-    (folder / "bins.json").write_text(json.dumps(bins_json or {"by": "entropy_mean", "counts": list(counts)}))
+    (folder / "bins.json").write_text(json.dumps(bins_json or record))
     return folder
 
 
