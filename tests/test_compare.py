@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import functools
 import json
 import pickle
 import shutil
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from runfiles import cells, metrics, times
 from scipy import stats
 from tokenruns import LENGTH, write_bins
 
 from fluxentropy.arms import all_arms
-from fluxentropy.cells import RunCell, make_cell, read_curve, realised
+from fluxentropy.cellwork import RunCell
 from fluxentropy.cli import main
+from fluxentropy.compare import make_cell, read_curve, realised, trained
 from fluxentropy.compareoptions import CompareConfig
 from fluxentropy.engine import WORKER
 from fluxentropy.pretrainoptions import TrainingOptions
@@ -63,26 +65,11 @@ def whole(bins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def metrics(out: Path, arm: str, seed: int) -> list[dict[str, float]]:
-    with open(out / "cells" / arm / f"seed-{seed}" / "metrics.csv", newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-
-
-def cells(out: Path) -> dict[str, bytes]:
-    """The records of the cells."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob("cells/*/seed-*.json"))}
-
-
-def times(out: Path) -> dict[Path, int]:
-    """When each file of the cells was written."""
-    return {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/*") if path.is_file()}
-
-
 def test_what_is_judged_is_what_was_trained(whole: Path) -> None:
     record = read_json(whole / "comparison.json") or {}
     assert record["order"] == ["random", "up", "up-shuffled"]
     assert record["arms"]["up"]["controls"] == {"shuffled": "up-shuffled", "static": "random"}
-    final = {arm: [metrics(whole, arm, seed)[-1] for seed in (0, 1)] for arm in record["arms"]}
+    final = {arm: [metrics(whole / "cells" / arm / f"seed-{seed}")[-1] for seed in (0, 1)] for arm in record["arms"]}
     for name, arm in record["arms"].items():
         assert arm["bpb"]["by_seed"] == [row["val_bpb"] for row in final[name]]
         assert [cell["by_seed"][1] for cell in arm["bins"]] == [
@@ -226,7 +213,7 @@ def test_a_worker_trains_the_same_without_a_word(
     config = CompareConfig(bins=bins, base=from_plain(TrainingOptions, BASE), arms=UP, out=tmp_path / "out")
     up = next(arm for arm in all_arms(config) if arm.name == "up")
     cell = make_cell("up", up.config(config.base, bins, config.out), "source")
-    job, sent = pickle.loads(pickle.dumps((RunCell("source", 1, False), cell)))
+    job, sent = pickle.loads(pickle.dumps((RunCell(functools.partial(trained, sources="source"), 1, False), cell)))
     monkeypatch.setenv(WORKER, "0")
     capsys.readouterr()
     assert job(sent) is None
@@ -247,7 +234,7 @@ def test_averaged_weights_are_judged(bins: Path, tmp_path: Path) -> None:
         "up-flat": "averaged",
         "up-flat-random": "averaged",
     }
-    last = metrics(out, "up-flat", 0)[-1]
+    last = metrics(out / "cells" / "up-flat" / "seed-0")[-1]
     cell = read_json(out / "cells/up-flat/seed-0.json") or {}
     assert cell["bpb"][-1] == last["val_bpb_averaged"] != last["val_bpb"]
     assert cell["bpb_by_bin"][-1] == [last[f"val_bpb_bin_{k:02d}_averaged"] for k in range(3)]
