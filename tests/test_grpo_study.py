@@ -13,10 +13,9 @@ import pytest
 import yaml
 
 from fluxentropy.cli import main
+from fluxentropy.compareoptions import GRPOStudyConfig
 from fluxentropy.rl.grpo_figures import read_metrics
-from fluxentropy.rl.grpostudy import answers
-from fluxentropy.rl.grpostudyoptions import GRPOStudyConfig
-from fluxentropy.rl.probedruns import find_probed, grouped, other_options, read_run
+from fluxentropy.rl.grpostudy import answers, find_probed, grouped, other_options, read_run
 from fluxentropy.store import read_json, write_json
 
 pytest.importorskip("reasoning_gym")
@@ -93,7 +92,7 @@ def test_the_numbers_are_those_of_the_run(runs: Path, studied: Path) -> None:
 
 def test_the_answers_are_written_and_drawn_and_the_same_again(runs: Path, studied: Path, tmp_path: Path) -> None:
     text = (studied / "study.md").read_text()
-    names = ["predicted_measured", "errors", "validity", "parts", "tokens", "prompts"]
+    names = ["predicted_measured", "errors", "parts", "tokens", "prompts"]
     assert {path.name for path in studied.iterdir()} == {
         "study.md", "study.json", *(f"{name}.{suffix}" for name in names for suffix in ("png", "svg")),
     }  # fmt: skip
@@ -135,6 +134,10 @@ def test_the_covariance_of_an_earlier_version_is_left_out(runs: Path, tmp_path: 
     (group,) = grouped([found])
     config = GRPOStudyConfig(runs=(str(old),), out=tmp_path / "out", bootstrap=100)
     assert answers(group, config)["missing"] == {"diagonal": "--probe.parts with kernel, by this version"}
+    assert main(["grpo-study", str(old), "--bootstrap", "100", "--out", str(config.out)]) == 0
+    assert "The diagonal kernel: written by `fluxentropy grpo` --probe.parts with kernel" in (
+        (config.out / "study.md").read_text()
+    )
 
 
 def test_runs_that_cannot_be_used_are_refused_by_name(

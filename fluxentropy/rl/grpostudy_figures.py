@@ -1,11 +1,13 @@
-"""The pictures of a study of probed runs: predictions, validity, parts, tokens, prompts."""
+"""The pictures of a study of probed runs: predictions, parts, tokens, prompts; groups along the x axis."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,11 +15,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
 from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST, VIOLET
-from fluxentropy.rl.grpostudy_marks import bar, colours, dots, named
 from fluxentropy.rl.stepanswers import PREDICTIONS
 
 Record = Mapping[str, Any]
-FIGURES = ("predicted_measured", "errors", "validity", "parts", "tokens", "prompts")
+FIGURES = ("predicted_measured", "errors", "parts", "tokens", "prompts")
 COLUMNS = 3  # panels beside each other
 MARKS = {"first": (BLUE, "o"), "predicted": (RUST, "s"), "snis": (GREEN, "^")}
 PARTS = {
@@ -41,8 +42,6 @@ def study_figures(record: Record) -> Iterator[tuple[str, Figure]]:
     if any(group["predictions"] for group in groups.values()):
         yield "predicted_measured", predicted(record)
         yield "errors", errors(record)
-    if any({"eta_star", "effective_share"} & group["validity"].keys() for group in groups.values()):
-        yield "validity", validity(groups)
     if any(group["optimizer"] or group["pairs"] for group in groups.values()):
         yield "parts", parts(groups)
     if any(group["tokens"] for group in groups.values()):
@@ -124,34 +123,6 @@ def errors(record: Record) -> Figure:
     first.set_yticks([at for at in (0, 0.01, 0.1, 1, 10, 100) if at < 1.5 * max(seen)])
     first.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
-
-
-def validity(groups: Record) -> Figure:
-    """Left: eta* and the ghost radius. Right: the effective sample size."""
-    figure = new_figure(DOUBLE, 2.5)
-    far, sample = figure.subplots(1, 2)
-    for place, (key, label, colour, mark) in enumerate(
-        (("eta_star", "eta*", BLUE, "o"), ("ghost_radius", "ghost radius", RUST, "s"))
-    ):
-        found = [group["validity"].get(key) for group in groups.values()]
-        dots(far, found, 0.2 * (place - 0.5), color=colour, marker=mark, label=label)
-    far.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    far.set_yscale("log")
-    far.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    far.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    far.yaxis.set_minor_formatter(NullFormatter())
-    far.set(ylabel="reach of the expansion (steps)")
-    far.set_title("medians of steps, 95% intervals; dashed: 1 step", **NOTE)
-    if far.get_legend_handles_labels()[0]:
-        far.legend(loc="best")
-    found = [group["validity"].get("effective_share") for group in groups.values()]
-    dots(sample, found, 0, color=BLUE, marker="o")
-    sample.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    sample.set(ylim=(0, 1.05), ylabel="effective sample size / responses")
-    sample.set_title("dashed: warned of below", **NOTE)
-    for axes in (far, sample):
-        named(axes, groups)
     return figure
 
 
@@ -289,3 +260,52 @@ def prompts(groups: Record) -> Figure:
     needed.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     named(needed, known)
     return figure
+
+
+# --- groups along the x axis ------------------------------------------------------------------------------------------
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each learning rate, in their order, from dark to light."""
+    places = np.linspace(0.05, 0.85, len(labels)) if len(labels) > 1 else [0.3]
+    return {
+        label: matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](at))
+        for label, at in zip(labels, places, strict=True)
+    }
+
+
+def _numbers(found: Sequence[Record | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n,) and the lengths of their intervals' arms (2, n); NaN where there is none."""
+    rows = [
+        [np.nan if one is None or one[key] is None else one[key] for key in ("value", "low", "high")] for one in found
+    ]
+    value, low, high = np.array(rows, dtype=float).T
+    return value, np.maximum(np.nan_to_num([value - low, high - value]), 0)
+
+
+def dots(axes: Axes, found: Sequence[Record | None], shift: float, **look: Any) -> list[float]:
+    """Values with intervals, at the places of the groups. -> all ends that were drawn"""
+    value, arms = _numbers(found)
+    at = np.arange(len(value)) + shift
+    here = np.isfinite(value)
+    if here.any():
+        axes.errorbar(at[here], value[here], arms[:, here], linestyle="none", markersize=4, elinewidth=0.9, **look)
+    return [*value[here], *(value - arms[0])[here], *(value + arms[1])[here]]
+
+
+def bar(axes: Axes, found: Sequence[Record | None], shift: float, width: float, **look: Any) -> None:
+    value, arms = _numbers(found)
+    at, here = np.arange(len(value)) + shift, np.isfinite(value)
+    if not here.any():
+        return
+    axes.bar(at[here], value[here], width, **look)
+    axes.errorbar(at[here], value[here], arms[:, here], fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
+
+
+def named(axes: Axes, groups: Record) -> None:
+    """The groups along the x axis."""
+    names = list(groups)
+    axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 8 or len(names) < 3 else 30)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_xlabel("learning rate")
+    axes.grid(axis="y")
