@@ -121,6 +121,7 @@ def test_pictures_and_words(whole: Path) -> None:
     assert "the control `static` of `up` is `random`" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_in_the_words_changes_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, numbers = times(whole), (whole / "comparison.json").read_bytes()
     capsys.readouterr()
@@ -144,10 +145,11 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_killed_in_the_middle_it_goes_on(
     bins: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = command(tmp_path, bins, sources="source")
+    argv = command(tmp_path, bins, "--seeds", 1, sources="source")
     own = Checkpoints.step_end
     steps = 0
 
@@ -172,9 +174,10 @@ def test_killed_in_the_middle_it_goes_on(
     assert {path: time for path, time in times(out).items() if "random/seed-0" in str(path)} == {
         path: time for path, time in before.items() if "random/seed-0" in str(path)
     }
-    assert cells(out) == cells(whole)
+    assert cells(out).items() < cells(whole).items() and len(cells(out)) == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_arms_and_seeds_join(bins: Path, whole: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     before, records = times(out), cells(out)
@@ -222,6 +225,7 @@ def test_a_worker_trains_the_same_without_a_word(
     assert not (cell.config.out / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_averaged_weights_are_judged(bins: Path, tmp_path: Path) -> None:
     flat = {"lr": {"schedule": "constant"}, "average": {"kind": "ema", "decay": 0.5}}
     arms = UP | {"up-flat": flat | UP["up"]}
@@ -249,6 +253,7 @@ def test_averaged_weights_are_judged(bins: Path, tmp_path: Path) -> None:
     assert all(one["verdict"] == "not judged" for one in record["comparisons"])  # of one seed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_other_bins_are_judged_on_the_same_texts(bins: Path, tmp_path: Path) -> None:
     for name in ("held", "four"):
         (tmp_path / name).mkdir()
@@ -264,6 +269,7 @@ def test_other_bins_are_judged_on_the_same_texts(bins: Path, tmp_path: Path) -> 
     assert len({one["bpb"][0] for one in first}) == 1  # untrained, on the same tokens
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_fails_is_told_and_the_others_count(
     bins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from runfiles import metrics
 from fluxentropy.errors import UsageError
 from fluxentropy.rl import grpocallbacks
 from fluxentropy.rl.attribution import Attribution, write_attribution
-from fluxentropy.rl.controllers.bonus import Bonus
+from fluxentropy.rl.controllers.published import Bonus
 from fluxentropy.rl.grpo import grpo
 from fluxentropy.rl.grpooptions import GRPOOptim, LossOptions, ProbeOptions, RolloutOptions
 from fluxentropy.rl.grpoprobe import attributes

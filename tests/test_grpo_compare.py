@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import runfiles
 import yaml
+from digits import SUMS
 from runfiles import cells, times
 from scipy import stats
 
@@ -30,24 +31,7 @@ from fluxentropy.yamlfile import from_plain, read_yaml
 
 pytest.importorskip("reasoning_gym")
 
-BASE: dict[str, Any] = {
-    "task": {
-        "name": "chain_sum",
-        "template": "{expression} =",
-        "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-    },
-    "policy": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32},
-    "warmup": {"steps": 20, "batch_size": 16, "lr": 0.01},
-    "rollout": {"prompts": 4, "responses": 4, "max_tokens": 3},
-    "optim": {"lr": 0.01},
-    "steps": 3,
-    "eval_every": 3,
-    "eval_problems": 5,
-    "checkpoint_every": 1,
-    "accelerator": "cpu",
-    "plots": False,
-    "probe": {"prompts": 3, "responses": 2},
-}
+BASE = SUMS | {"steps": 3, "eval_every": 3, "checkpoint_every": 1, "probe": {"prompts": 3, "responses": 2}}
 ARMS: dict[str, Any] = {
     "bonus": {"controller": {"name": "bonus", "coefficient": 0.5}},
     "clip": {"controller": {"name": "asymmetric_clip"}, "optim": {"lr": 0.03}},
@@ -62,12 +46,6 @@ def command(folder: Path, *more: object, **options: Any) -> list[str]:
     file = folder / "compare.yaml"
     file.write_text(yaml.safe_dump({"base": BASE, "arms": ARMS, "seeds": 2, "samples": 3} | options))
     return ["grpo-compare", "--config", str(file), "--out", str(folder / "out"), *map(str, more)]
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than all else."""
-    monkeypatch.setattr("fluxentropy.comparison_figures.draw_comparison", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +158,10 @@ def test_stopped_in_a_cell_it_goes_on_to_the_same(whole: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(StateCheckpoints, "step_end", stop)
         with pytest.raises(StoppedError):
-            main(command(tmp_path))
+            main(command(tmp_path, seeds=1))
     assert list(cells(tmp_path / "out")) == [f"cells/{NONE}/seed-0.json"]
-    assert main(command(tmp_path)) == 0
-    assert cells(tmp_path / "out") == cells(whole)
-    ours, theirs = (read_json(out / "grpo_comparison.json") or {} for out in (tmp_path / "out", whole))
-    assert ours["comparisons"] == theirs["comparisons"]
+    assert main(command(tmp_path, seeds=1)) == 0
+    assert cells(tmp_path / "out").items() < cells(whole).items() and len(cells(tmp_path / "out")) == 3
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -7,40 +7,29 @@ from typing import Any
 
 import pytest
 import torch
+from digits import SUMS
 from rl_enumeration import world
 from runfiles import metrics
 from torch import Tensor
+from updates import CHOSEN, PROMPTS, drifted, gradient_of, update_of
 
 from fluxentropy.errors import RunError, UsageError
-from fluxentropy.rl.advantages import advantages
 from fluxentropy.rl.control import CONTROLLERS, open_controller
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpo import grpo
 from fluxentropy.rl.grpocallbacks import StateCheckpoints, load_states
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoupdate import BatchUpdate, Gradient
-from fluxentropy.rl.policies import TrainedPolicy
-from fluxentropy.rl.rollouts import Rollout
-from fluxentropy.rl.tasks import Problem
-from fluxentropy.rl.tokenpass import all_values, token_values
+from fluxentropy.rl.tokenpass import token_values
 from fluxentropy.yamlfile import from_plain
 
-TINY: dict[str, Any] = {
-    "task": {
-        "name": "chain_sum",
-        "template": "{expression} =",
-        "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-    },
-    "policy": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32},
-    "rollout": {"prompts": 4, "responses": 4, "max_tokens": 3},
-    "optim": {"lr": 0.01},
+TINY = SUMS | {
+    "warmup": {},
     "steps": 2,
     "inner_epochs": 2,
     "eval_every": 2,
     "eval_problems": 4,
     "checkpoint_every": 1,
-    "accelerator": "cpu",
-    "plots": False,
     "probe": {"prompts": 4, "responses": 2},
 }
 # such that each does something in so small a batch
@@ -130,38 +119,21 @@ def test_a_step_that_cannot_be_taken_names_the_controller(tmp_path: Path, monkey
 
 # --- micro-batches ----------------------------------------------------------------------------------------------------
 
-CHOSEN, PROMPTS = [[0, 5, 9], [3, 14, 7], [2, 2, 11], [13, 1, 6]], [0, 1, 0, 1]
 
-
-def prepared(name: str, micro_batch: int | None = None, moved: float = 0.2) -> BatchUpdate:
-    """A batch of a small policy in float64; the policy that sampled it is `moved` from this one."""
-    small = world(limit=3, prompts=2)
-    config = tiny(Path("none"), name, micro_batch=micro_batch)
-    weights = torch.linspace(-1, 1, sum(p.numel() for p in small.policy.parameters()), dtype=torch.float64)
-    batch = small.batch_of(CHOSEN, PROMPTS)
-    old = all_values(small.moved(weights, moved).policy, batch, rows=99).logp.view(*batch.shape, -1)
-    batch = small.batch_of(CHOSEN, PROMPTS, logp=old)
+def prepared(name: str, micro_batch: int | None = None) -> BatchUpdate:
+    """A batch of a small policy in float64; the policy that sampled it is another one."""
+    small, config = world(limit=3, prompts=2), tiny(Path("none"), name, micro_batch=micro_batch)
+    along = torch.linspace(-1, 1, sum(p.numel() for p in small.policy.parameters()), dtype=torch.float64)
     controller = open_controller(config.controller)
-    policy = TrainedPolicy(model=small.policy, tokenizer=None, ends=(0,), pad=0, fingerprint="")
-    experiment = Experiment(config=config, task=None, policy=policy, controller=controller)  # type: ignore[arg-type]
-    rewards = torch.tensor([[float(number * 7 % 5) for number in row] for row in CHOSEN], dtype=torch.float64)
-    rollout = Rollout(
-        problems=tuple(Problem(prompt=str(n), answer="") for n in PROMPTS),
-        responses=batch,
-        texts=tuple(tuple(map(str, row)) for row in CHOSEN),
-        rewards=rewards,
-    )
     if name == "siren":  # an anchor that is not that of this batch
         controller.load_state_dict({"anchor": 0.2})
-    return BatchUpdate(experiment, rollout, advantages(rewards, "standardised"), step=0, beta=0.0)
+    old = drifted(small, CHOSEN, PROMPTS, along)
+    return update_of(small, CHOSEN, PROMPTS, config, old=old, controller=controller)
 
 
 def gradient(update: BatchUpdate) -> tuple[Tensor, Gradient]:
     """That of the second inner epoch, where ratios are not 1."""
-    policy = update.experiment.policy.model
-    policy.zero_grad()
-    found = update.gradient(1, lambda loss: loss.backward())
-    return torch.nn.utils.parameters_to_vector(p.grad for p in policy.parameters()), found
+    return gradient_of(update, 1)
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)

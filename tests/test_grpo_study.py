@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from digits import SUMS
 
 from fluxentropy.cli import main
 from fluxentropy.compareoptions import GRPOStudyConfig
@@ -20,21 +20,10 @@ from fluxentropy.store import read_json, write_json
 
 pytest.importorskip("reasoning_gym")
 
-BASE: dict[str, Any] = {
-    "task": {
-        "name": "chain_sum",
-        "template": "{expression} =",
-        "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-    },
-    "policy": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32},
-    "warmup": {"steps": 20, "batch_size": 16, "lr": 0.01},
+BASE = SUMS | {
     "rollout": {"prompts": 4, "responses": 2, "max_tokens": 3},
-    "optim": {"lr": 0.01},
     "steps": 6,
     "eval_every": 6,
-    "eval_problems": 5,
-    "accelerator": "cpu",
-    "plots": False,
     "probe": {
         "every": 1, "prompts": 4, "responses": 2, "kernel": "exact", "attribution": True,
         "parts": ["measured", "second_order", "split", "range", "kernel"],

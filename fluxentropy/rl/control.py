@@ -21,18 +21,19 @@ import torch
 from torch import nn
 
 from fluxentropy.errors import UsageError
-from fluxentropy.rl.controllers.asymmetric import AsymmetricClip
 from fluxentropy.rl.controllers.base import Base
-from fluxentropy.rl.controllers.bonus import Bonus
-from fluxentropy.rl.controllers.clip_cov import ClipCov
-from fluxentropy.rl.controllers.discriminator import ClipBatch, ClipVocabulary
-from fluxentropy.rl.controllers.follow import Follow
-from fluxentropy.rl.controllers.guard import Guard
-from fluxentropy.rl.controllers.kl_cov import KLCov
-from fluxentropy.rl.controllers.none import NoControl
-from fluxentropy.rl.controllers.project import Project
-from fluxentropy.rl.controllers.siren import Siren
-from fluxentropy.rl.controllers.steer import Steer
+from fluxentropy.rl.controllers.ours import Follow, Guard, Project
+from fluxentropy.rl.controllers.published import (
+    AsymmetricClip,
+    Bonus,
+    ClipBatch,
+    ClipCov,
+    ClipVocabulary,
+    KLCov,
+    NoControl,
+    Siren,
+    Steer,
+)
 from fluxentropy.rl.policy import Parameters
 from fluxentropy.yamlfile import check_mapping, did_you_mean, from_plain
 

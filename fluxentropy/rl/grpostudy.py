@@ -25,7 +25,7 @@ from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
 from fluxentropy.reportruns import DEPTH, recognise
 from fluxentropy.rl import stepanswers
-from fluxentropy.rl.grpo_figures import Columns, read_metrics
+from fluxentropy.rl.grpo_figures import Columns, read_metrics, some
 from fluxentropy.rl.proberecord import COVARIANCE
 from fluxentropy.rl.stepanswers import StepBootstrap
 from fluxentropy.rl.tokenanswers import batches, prompt_answer, step_row, token_answer
@@ -114,7 +114,7 @@ def answers(group: Group, config: GRPOStudyConfig) -> dict[str, Any]:
         "prompts": _prompts(group, config),
     }
     missing = [name for name in stepanswers.PREDICTIONS if name not in found["predictions"]]
-    missing += [] if stepanswers.some(columns, f"probe_measured_per_{unit}") else ["measured"]
+    missing += [] if some(columns, f"probe_measured_per_{unit}") else ["measured"]
     missing += [] if "ghost_radius" in found["validity"] else ["range"]
     missing += [name for name in ("optimizer", "pairs", "tokens", "prompts") if found[name] is None]
     missing += ["diagonal"] if found["pairs"] and not found["diagonal"] else []
@@ -125,7 +125,7 @@ def predictions(columns: Columns, config: GRPOStudyConfig, boot: StepBootstrap) 
     """How each prediction that the runs have fits, with the verdict on it."""
     found: dict[str, Any] = {}
     for name in stepanswers.PREDICTIONS:
-        if stepanswers.some(columns, *(f"probe_{one}_per_{config.unit}" for one in ("measured", name))):
+        if some(columns, *(f"probe_{one}_per_{config.unit}" for one in ("measured", name))):
             found[name] = stepanswers.prediction(columns, name, config.unit, boot)
             noise = found[name]["half_width"]["value"]
             found[name]["verdict"] = stepanswers.verdict(found[name]["rms_true"], config.tolerance, noise)

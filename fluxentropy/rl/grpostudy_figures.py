@@ -14,20 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
-from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST, VIOLET
+from fluxentropy.rl.grpo_figures import KINDS, SPLIT
+from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST
 from fluxentropy.rl.stepanswers import PREDICTIONS
 
 Record = Mapping[str, Any]
 FIGURES = ("predicted_measured", "errors", "parts", "tokens", "prompts")
 COLUMNS = 3  # panels beside each other
 MARKS = {"first": (BLUE, "o"), "predicted": (RUST, "s"), "snis": (GREEN, "^")}
-PARTS = {
-    "optimizer": {"batch": ("this batch", BLUE), "momentum": ("momentum", RUST), "decay": ("weight decay", GREEN)},
-    "pairs": {
-        "identical": ("same response", RUST), "same_prompt": ("same prompt", GREEN),
-        "cross_prompt": ("other prompts", BLUE),
-    },
-}  # fmt: skip
+PARTS = {"optimizer": SPLIT, "pairs": KINDS}
 
 
 def draw_study(record: Record, out: Path) -> list[Path]:
@@ -130,34 +125,22 @@ def errors(record: Record) -> Figure:
 
 
 def parts(groups: Record) -> Figure:
-    """A row a kind of parts. Left: shares of a step's change. Right: shares of the magnitude."""
+    """A panel a kind of parts: shares of a step's change."""
     kinds = [kind for kind in PARTS if any(group[kind] for group in groups.values())]
-    figure = new_figure(DOUBLE, 2.6 * len(kinds))
+    figure = new_figure(DOUBLE, 2.9)
     titles = {"optimizer": "first-order change, by the optimizer's step", "pairs": "this batch's part, by pairs"}
-    for kind, (signed, size) in zip(kinds, figure.subplots(len(kinds), 2, squeeze=False), strict=True):
-        for axes, key in ((signed, "share"), (size, "size")):
-            _bars(axes, groups, kind, key)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            named(axes, groups)
-        signed.set(ylabel="share of a step's change")
-        size.set(ylabel="Σ |part| / Σ Σ |parts|", ylim=(0, 1.05))
-        _limited(signed)
-        signed.set_title(f"{titles[kind]}; 95% intervals", **NOTE)
-        signed.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3, borderaxespad=0, columnspacing=1.2)
+    for kind, axes in zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0], strict=True):
+        for place, (name, label, colour) in enumerate(PARTS[kind]):
+            found = [group[kind]["parts"][name]["share"] if group[kind] else None for group in groups.values()]
+            bar(axes, found, 0.26 * (place - 1), 0.24, color=colour, label=label)
+        axes.axhline(0, color="black", linewidth=0.6)
+        low, high = axes.get_ylim()
+        axes.set(ylabel="share of a step's change", ylim=(max(low, -3), min(high, 4)))  # a whole near 0 has no limits
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        named(axes, groups)
+        axes.set_title(f"{titles[kind]}; 95% intervals", **NOTE)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, borderaxespad=0, columnspacing=1.2)
     return figure
-
-
-def _bars(axes: Axes, groups: Record, kind: str, key: str) -> None:
-    for place, (name, (label, colour)) in enumerate(PARTS[kind].items()):
-        found = [group[kind]["parts"][name][key] if group[kind] else None for group in groups.values()]
-        bar(axes, found, 0.26 * (place - 1), 0.24, color=colour, label=label)
-    axes.axhline(0, color="black", linewidth=0.6)
-
-
-def _limited(axes: Axes) -> None:
-    """Keep the bars readable where a whole near 0 makes intervals endless."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -3), min(high, 4))
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
@@ -222,43 +205,28 @@ def _positions(axes: Axes, groups: Record) -> None:
 
 
 def prompts(groups: Record) -> Figure:
-    """Left: the relative error over prompts, per token. Right: prompts needed."""
+    """The relative error of the entropy per token over prompts."""
     known = {label: group for label, group in groups.items() if group["prompts"]}
-    figure = new_figure(DOUBLE, 2.9)
-    curve, needed = figure.subplots(1, 2)
+    figure = new_figure(0.6 * DOUBLE, 2.9)
+    axes = figure.add_subplot()
     look = colours(list(known))
     for label, group in known.items():
         by = group["prompts"]["by_responses"]
         for G, style in ((min(by, key=int), (0, (4, 2))), (max(by, key=int), "-")):
             found = by[G]["curve"]["per_token"]
-            sizes = [int(size) for size in sorted(found, key=int)]
+            sizes = sorted(map(int, found))
             values = [found[str(size)]["value"] for size in sizes]
             name = label if style == "-" else None
-            curve.plot(sizes, values, color=look[label], linestyle=style, marker="o", markersize=2.2, label=name)
-    curve.set_xscale("log", base=2)
-    curve.set_yscale("log")
-    curve.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    curve.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    curve.yaxis.set_minor_formatter(NullFormatter())
-    curve.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    curve.set(xlabel="prompts", ylabel="standard error / entropy per token")
-    curve.set_title("medians of steps; full: all responses, dashed: 1 each", **NOTE)
-    curve.legend(loc="best", title="learning rate", title_fontsize=7)
-    for place, (share, colour) in enumerate((("0.01", RUST), ("0.05", VIOLET), ("0.1", BLUE))):
-        found = [
-            group["prompts"]["by_responses"][max(group["prompts"]["by_responses"], key=int)]["needed"]["per_token"][
-                share
-            ]
-            for group in known.values()
-        ]
-        dots(needed, found, 0.2 * (place - 1), color=colour, marker="o", label=f"{float(share):.0%}")
-    needed.set_yscale("log")
-    needed.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    needed.yaxis.set_minor_formatter(NullFormatter())
-    needed.set(ylabel="prompts needed")
-    needed.set_title("for a relative error of (all responses, 95% intervals)", **NOTE)
-    needed.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    named(needed, known)
+            axes.plot(sizes, values, color=look[label], linestyle=style, marker="o", markersize=2.2, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set(xlabel="prompts", ylabel="standard error / entropy per token")
+    axes.set_title("medians of steps; full: all responses, dashed: 1 each", **NOTE)
+    axes.legend(loc="best", title="learning rate", title_fontsize=7)
     return figure
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fluxentropy.rl.grpo_figures import Columns
+from fluxentropy.rl.grpo_figures import Columns, some
 from fluxentropy.verdict import FEWEST as FEWEST_RUNS
 
 LEVEL = 0.95
@@ -177,13 +177,6 @@ PARTS = {
     "optimizer": ("first", ("batch", "momentum", "decay")),
     "pairs": ("kernel_total", ("kernel_identical", "kernel_same_prompt", "kernel_cross_prompt")),
 }
-
-
-def some(columns: Columns, *names: str) -> bool:
-    """Whether there is a step that has all of these numbers."""
-    return all(name in columns for name in names) and bool(
-        np.isfinite(np.stack([columns[name] for name in names])).all(0).any()
-    )
 
 
 def gap(columns: Columns, name: str, unit: str) -> tuple[np.ndarray, np.ndarray, bool]:
