@@ -22,7 +22,6 @@ side; for entropies and numbers of responses there is no margin, so they are at 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -166,51 +165,53 @@ def pairs(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     return sorted(found, key=lambda pair: list(FAMILIES).index(pair[2]))
 
 
+def measured(record: Record) -> dict[str, Any]:
+    """The numbers of a run that comparisons are made of: bits per byte, in all, by bin and by source."""
+    return {
+        "bpb": record["bpb"][-1],
+        "area": area(np.array(record["tokens"]), np.array(record["bpb"])),
+        "bins": [np.nan if value is None else value for value in record["bpb_by_bin"][-1]],  # None: no held-out blocks
+        "sources": {name: float(one["bpb"]) for name, one in record.get("sources", {}).items()},
+    }
+
+
+def across(function: Callable[..., Any], *runs: Sequence[Any]) -> Any:
+    """`function` of the numbers at each place of what is nested alike, a list of them for each of `runs`.
+
+    >>> across(max, [{"a": 1, "b": [2, 3]}, {"a": 4, "b": [1, 5]}])
+    {'a': 4, 'b': [2, 5]}
+    """
+    first = runs[0][0]
+    if isinstance(first, Mapping):
+        return {name: across(function, *([one[name] for one in run] for run in runs)) for name in first}
+    if isinstance(first, list):
+        return [across(function, *([one[place] for one in run] for run in runs)) for place in range(len(first))]
+    return function(*runs)
+
+
 def _compared(runs: Runs, arm: str, against: str, family: str) -> dict[str, Any]:
     """All differences between two arms, in per cent but for those of questions, without verdict."""
     shared = sorted(runs[arm].keys() & runs[against].keys())
-
-    def of(measure: Callable[[Record], float]) -> dict[str, Any]:
-        ours, theirs = ([measure(runs[name][seed]) for seed in shared] for name in (arm, against))
-        return vars(paired(percent(ours, theirs)))
-
-    first: Record = runs[arm][shared[0]] if shared else {}
-    final = {name: np.array([runs[name][seed]["bpb"][-1] for seed in shared]) for name in (arm, against)}
-    found: dict[str, Any] = {
-        "arm": arm,
-        "against": against,
-        "family": family,
-        "seeds": shared,
-        "bits_per_byte": float(np.mean(final[arm] - final[against])) if shared else None,
-        "percent": of(lambda record: record["bpb"][-1]),
-        "area_percent": of(_area),
-        "bins_percent": [of(functools.partial(_bin, number=k)) for k in range(len(_bins(first)))],
-        "sources_percent": {name: of(functools.partial(_source, name=name)) for name in first.get("sources", ())},
-    }
-    if "answer_loglikelihood" in first.get("questions", ()):
-        ours, theirs = (
-            np.array([runs[name][seed]["questions"]["answer_loglikelihood"] for seed in shared])
-            for name in (arm, against)
-        )
-        found["answer_loglikelihood"] = vars(paired(ours - theirs))
+    found: dict[str, Any] = {"arm": arm, "against": against, "family": family, "seeds": shared}
+    if not shared:
+        nothing = vars(paired([]))
+        found |= {"bits_per_byte": None, "percent": nothing, "area_percent": nothing}
+        return found | {"bins_percent": [], "sources_percent": {}}
+    both = [[runs[name][seed] for seed in shared] for name in (arm, against)]
+    ours, theirs = ([measured(record) for record in records] for records in both)
+    found["bits_per_byte"] = float(
+        np.mean([one["bpb"] - other["bpb"] for one, other in zip(ours, theirs, strict=True)])
+    )
+    differences = across(lambda a, b: vars(paired(percent(a, b))), ours, theirs)
+    found |= {("percent" if name == "bpb" else f"{name}_percent"): one for name, one in differences.items()}
+    asked = "answer_loglikelihood"
+    if asked in both[0][0].get("questions", ()):
+        a, b = (np.array([record["questions"][asked] for record in records]) for records in both)
+        found[asked] = vars(paired(a - b))
     return found
 
 
-def _area(record: Record) -> float:
-    return area(np.array(record["tokens"]), np.array(record["bpb"]))
-
-
-def _bins(record: Record) -> Sequence[float]:
-    return record["bpb_by_bin"][-1] if record else ()
-
-
-def _bin(record: Record, number: int) -> float:
-    value = _bins(record)[number]
-    return np.nan if value is None else value  # a bin without held-out blocks
-
-
-def _source(record: Record, name: str) -> float:
-    return float(record["sources"][name]["bpb"])
+# --- arms -------------------------------------------------------------------------------------------------------------
 
 
 def _arm(arm: Arm, runs: Runs) -> dict[str, Any]:
@@ -227,20 +228,14 @@ def _arm(arm: Arm, runs: Runs) -> dict[str, Any]:
     if not mine:
         return found
     records = [mine[seed] for seed in sorted(mine)]
-    names = records[0].get("sources", {})
     return found | {
         "weights": records[0]["weights"],
         "parameters": records[0]["parameters"],
         "tokens": records[0]["tokens"][-1],
-        "bpb": spread([record["bpb"][-1] for record in records]),
-        "area": spread([_area(record) for record in records]),
-        "bins": [spread([_bin(record, k) for record in records]) for k in range(len(_bins(records[0])))],
-        "sources": {name: spread([record["sources"][name]["bpb"] for record in records]) for name in names},
+        **across(spread, [measured(record) for record in records]),
         "reach": _reach(arm, runs),
         "forgetting": _forgetting(arm, records),
-        "questions": {
-            name: spread([record["questions"][name] for record in records]) for name in records[0]["questions"]
-        },
+        "questions": across(spread, [record["questions"] for record in records]),
         "marginal": np.mean([np.mean(record["mixture"], axis=0) for record in records], axis=0),
     }
 

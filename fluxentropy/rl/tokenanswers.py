@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fluxentropy.rl.attribution import QUADRANTS
+from fluxentropy.rl.attribution import QUADRANTS, by_quadrant
 from fluxentropy.rl.grpo_figures import Columns
 from fluxentropy.rl.precision import entropy_precision, prompts_needed
 from fluxentropy.rl.stepanswers import StepBootstrap
@@ -35,10 +35,7 @@ def step_row(tokens: Columns, responses: Columns | None, *, by: Rare = "entropy"
     each = each.ravel()
     by_response = np.bincount(each, c)
     rare = logp < (np.quantile(logp, 0.5) if by == "median" else -tokens["entropy"])
-    classes = {
-        name: (np.sign(A) == (1 if name.startswith("positive") else -1)) & (rare == name.endswith("rare"))
-        for name in QUADRANTS
-    }
+    classes = by_quadrant(A, rare)
     last = np.maximum(np.bincount(each), 1)[each]
     place = np.minimum(tokens["position"] * POSITIONS // last, POSITIONS - 1)
     classes |= {f"eighth_{n}": place == n for n in range(POSITIONS)}
