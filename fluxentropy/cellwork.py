@@ -161,7 +161,7 @@ def _finish(engine: Engine, job: RunCell, cells: Sequence[Cell]) -> dict[str, st
     return failed
 
 
-def _finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path) -> list[Record]:
+def _finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path) -> Sequence[Record]:
     """The records of the finished cells. Errors: RunError where there are none."""
     records = [found for cell in cells if (found := cell.record()) is not None]
     if not records:

@@ -63,7 +63,11 @@ def _mean(key: str, style: str) -> Callable[[Arm], str]:
 
 def _means(key: str, names: Iterable[Any], style: str, head: str = "{}") -> dict[str, Callable[[Arm], str]]:
     """Columns: the means of several numbers of one kind."""
-    return {head.format(name): lambda arm, name=name: number(arm[1][key][name]["mean"], style) for name in names}
+
+    def cell(name: Any) -> Callable[[Arm], str]:
+        return lambda arm: number(arm[1][key][name]["mean"], style)
+
+    return {head.format(name): cell(name) for name in names}
 
 
 def _name(arm: Arm) -> str:
