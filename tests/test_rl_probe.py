@@ -357,7 +357,7 @@ def test_fifty_adamw_steps_are_predicted_and_measured_within_the_stated_interval
         changes.append(change)
         for name, estimate in (("first", expansion.first), ("predicted", expansion.quadratic)):
             left[name].append(abs(estimate.value - record.measured.per_sequence.value))
-        assert record.measured.effective_sample_size == 79
+        assert record.measured.effective_sample_size > 60
     assert sum(abs(c) > 2e-3 for c in changes) > 25  # steps worth measuring
     assert statistics.median(left["predicted"]) < 0.2 * statistics.median(left["first"])
     for name in ("predicted", "measured", "measured_per_token"):
