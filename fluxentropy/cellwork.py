@@ -13,20 +13,24 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from fluxentropy.engine import WORKER, Engine
+from fluxentropy.compareoptions import ComparisonOptions
+from fluxentropy.engine import WORKER, Engine, make_engine
 from fluxentropy.errors import FluxentropyError, RunError, UsageError
 from fluxentropy.jsonvalues import plain
 from fluxentropy.options import EngineOptions
 from fluxentropy.outcome import Outcome
 from fluxentropy.progress import Progress
-from fluxentropy.store import difference, read_json, write_json
+from fluxentropy.store import RunDirectory, difference, read_json, write_json, write_text
+from fluxentropy.threads import as_begun
+from fluxentropy.yamlfile import to_plain, to_yaml
 
-C = TypeVar("C")
+Record = Mapping[str, Any]  # of a cell
 ARMS = "arms.json"
+STEMS = {"compare": "comparison", "grpo-compare": "grpo_comparison"}  # of the files with the judgement
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,82 @@ def remember_arms(out: Path, here: dict[str, Any]) -> None:
         write_json(out / ARMS, known | here)
 
 
-def finish(engine: Engine, job: Callable[[C], str | None], cells: Sequence[C]) -> dict[str, str]:
+@dataclass(frozen=True)
+class RunCell:
+    """The job of an engine: do the work of one cell and write its record. -> what went wrong with it, or nothing"""
+
+    work: Callable[[Cell], Record]  # trains it, or goes on with that; what it returns is the record
+    threads: int
+    keep_checkpoints: bool
+
+    def __call__(self, cell: Cell) -> str | None:
+        with _threads(self.threads), _quiet():
+            try:
+                write_json(cell.path, plain(self.work(cell)))
+            except UsageError:  # that of the configuration: all others would fail like this
+                raise
+            except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
+                return str(error)
+        if not self.keep_checkpoints:
+            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison says of itself to `run_comparison`."""
+
+    command: str
+    owned: tuple[str, ...]  # what it writes into --out, beside what all comparisons do
+    arms: Mapping[str, Any]  # what each has of its own, as plain JSON
+    cells: Sequence[Cell]
+    base: Mapping[str, Any]  # of the options that all arms share, those that decide the result
+    data: Mapping[str, str]  # fingerprints of what all arms share
+    versions: Mapping[str, str]
+    work: Callable[[Cell], Record]  # see RunCell
+    judge: Callable[[Sequence[Record]], dict[str, Any]]  # records of finished cells -> what they say, as plain JSON
+
+
+def run_comparison(config: ComparisonOptions, this: Comparison) -> Outcome:
+    """Train what is not finished, then judge all arms; arms and seeds may be added later."""
+    from fluxentropy.comparison_figures import draw_comparison
+    from fluxentropy.comparison_text import markdown, summary
+
+    out, stem = config.out, STEMS[this.command]
+    with (
+        RunDirectory(out, overwrite=config.overwrite, folder="cells", owned=(f"{stem}.*", ARMS, *this.owned)) as run,
+        as_begun(out, config.base.accelerator, new=threads_each(config)) as threads,
+    ):
+        identity = {"kind": this.command, "base": this.base, **this.data, **threads}
+        run.begin(identity, to_yaml(config), last=True)
+        remember_arms(out, dict(this.arms))
+        failed: dict[str, str] = {}
+        if config.train:
+            job = RunCell(this.work, threads.get("threads", threads_each(config)), config.keep_checkpoints)
+            engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
+            failed = _finish(engine, job, [cell for cell in this.cells if not cell.record()])
+        records = _finished_records(this.cells, failed, out)
+        prints = {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}
+        record = this.judge(records) | {
+            "command": f"fluxentropy {this.command} --config {out / 'config.resolved.yaml'}",
+            "base": to_plain(config.base),
+            "fingerprints": {**this.data, "cells": prints},
+            "failed": failed,
+            "versions": dict(this.versions),
+        }
+        write_json(out / f"{stem}.json", record)
+        figures = draw_comparison(this.command, record, records, out)
+        write_text(out / f"{stem}.md", markdown(this.command, record))
+        run.finish({"arms": list(this.arms), "failed": failed, "versions": dict(this.versions)})
+    lines = [*summary(this.command, record), "", f"numbers    {out / stem}.json", f"words      {out / stem}.md"]
+    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
+    lines += [f"pictures   {out}/: {pictures} (and .svg)"]
+    if failed:
+        lines += ["", f"{len(failed)} of {len(this.cells)} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
+    return Outcome(lines=lines, data={"out": str(out), **record}, exit_code=1 if failed else 0)
+
+
+def _finish(engine: Engine, job: RunCell, cells: Sequence[Cell]) -> dict[str, str]:
     """Do the job on the cells. -> those that failed, and why"""
     failed: dict[str, str] = {}
     log.info(f"{len(cells):,} runs to finish")
@@ -82,21 +161,7 @@ def finish(engine: Engine, job: Callable[[C], str | None], cells: Sequence[C]) -
     return failed
 
 
-def run_cell(cell: Cell, work: Callable[[], Any], *, threads: int, keep_checkpoints: bool) -> str | None:
-    """Do the work and write the record that it returns. -> what went wrong with this cell, or nothing"""
-    with _alone(threads):
-        try:
-            write_json(cell.path, plain(work()))
-        except UsageError:  # that of the configuration: all others would fail like this
-            raise
-        except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
-            return str(error)
-    if not keep_checkpoints:
-        shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
-    return None
-
-
-def finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path) -> list[dict[str, Any]]:
+def _finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path) -> Sequence[Record]:
     """The records of the finished cells. Errors: RunError where there are none."""
     records = [found for cell in cells if (found := cell.record()) is not None]
     if not records:
@@ -105,32 +170,12 @@ def finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path
     return records
 
 
-def comparison_outcome(
-    out: Path, stem: str, record: dict[str, Any], summary: Sequence[str], figures: Sequence[Path], cells: int
-) -> Outcome:
-    """What a comparison prints: its summary, where its files are (`stem`.json, `stem`.md), and what failed."""
-    failed = record["failed"]
-    lines = [*summary, "", f"numbers    {out / stem}.json", f"words      {out / stem}.md"]
-    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
-    lines += [f"pictures   {out}/: {pictures} (and .svg)"]
-    if failed:
-        lines += ["", f"{len(failed)} of {cells} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
-    return Outcome(lines=lines, data={"out": str(out), **record}, exit_code=1 if failed else 0)
-
-
 def threads_each(options: EngineOptions) -> int:
     """The threads of a worker: as the user has said, else so that all of them have the cores of this machine."""
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
     by_core = options.engine == "ray" and options.workers == 1  # an actor a core
     return 1 if by_core else max((os.cpu_count() or 1) // options.workers, 1)
-
-
-@contextlib.contextmanager
-def _alone(threads: int) -> Iterator[None]:
-    """A job's work: with so many threads, and without a word where there are several workers."""
-    with _threads(threads), _quiet():
-        yield
 
 
 @contextlib.contextmanager

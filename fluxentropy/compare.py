@@ -1,37 +1,43 @@
 """`fluxentropy compare`: arms x seeds, each cell a run of `pretrain`, and what their differences say.
 
-arms.py -> cells.py -> judging.py, which knows verdict.py -> comparison_text.py, comparison_figures.py
+    OUT/cells/ARM/seed-0/       the run
+    OUT/cells/ARM/seed-0.json   its curve, its final losses by bin and by source, the mixture it was trained on
+
+The second is made from the first, which it names by a fingerprint; a cell with both is finished.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
 from fluxentropy.arms import RANDOM, Arm, all_arms
-from fluxentropy.cells import RunCell, make_cell
-from fluxentropy.cellwork import (
-    ARMS,
-    Cell,
-    comparison_outcome,
-    finish,
-    finished_records,
-    remember_arms,
-    threads_each,
-)
+from fluxentropy.averaging import WARMED_UP
+from fluxentropy.cellwork import Cell, Comparison, Record, run_comparison
 from fluxentropy.compareoptions import CompareConfig
-from fluxentropy.config import to_yaml
-from fluxentropy.engine import make_engine
+from fluxentropy.errors import RunError
+from fluxentropy.gpt_export import from_export
 from fluxentropy.judging import judge
+from fluxentropy.metricsfile import read_metrics
 from fluxentropy.outcome import Outcome
-from fluxentropy.pretrain import FREE, open_blocks
-from fluxentropy.sourceloss import read_sources
-from fluxentropy.store import RunDirectory, write_json, write_text
-from fluxentropy.threads import as_begun
+from fluxentropy.pretrain import FREE, open_blocks, pretrain, read_tokenizer
+from fluxentropy.pretrainoptions import PretrainConfig
+from fluxentropy.questions import ACCURACIES
+from fluxentropy.sourceloss import bpb_by_source, read_sources
+from fluxentropy.store import fingerprint_json, read_json
+from fluxentropy.tokenbytes import token_bytes
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain
 
-OWNED = ("comparison.*", ARMS, "curves.*", "differences.*", "mixture.*", "effects.*")
+OWNED = ("curves.*", "differences.*", "mixture.*", "effects.*")
+PIECES = 60  # of the budget, at most, in which the realised mixture is kept
 
 
 def compare(config: CompareConfig) -> Outcome:
@@ -46,43 +52,99 @@ def compare(config: CompareConfig) -> Outcome:
     blocks, held_out = open_blocks(plain.config(config.base, config.bins, config.out))
     if config.sources is not None:
         read_sources(held_out.blocks, config.sources)
-    with (
-        RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run,
-        as_begun(config.out, config.base.accelerator, new=threads_each(config)) as threads,
-    ):
-        base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
-        data = {"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint}
-        run.begin({"kind": "compare", "base": base, **data, **threads}, to_yaml(config), last=True)
-        remember_arms(config.out, {arm.name: to_plain(dict(arm.own)) for arm in arms})
-        failed = _train(config, [cell for cell in cells if not cell.record()], threads) if config.train else {}
-        outcome = _judge(config, arms, cells, failed, data)
-        run.finish({"arms": [arm.name for arm in arms], "failed": failed, "versions": versions()})
-    return outcome
+
+    def judged(records: Sequence[Record]) -> dict[str, Any]:
+        return judge(arms, records, seeds=config.seeds, margin=config.margin) | {"bins": str(config.bins)}
+
+    base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
+    this = Comparison(
+        command="compare",
+        owned=OWNED,
+        arms={arm.name: to_plain(dict(arm.own)) for arm in arms},
+        cells=cells,
+        base=base,
+        data={"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint},
+        versions=versions(),
+        work=functools.partial(trained, sources=config.sources),
+        judge=judged,
+    )
+    return run_comparison(config, this)
 
 
-def _train(config: CompareConfig, cells: Sequence[Cell], threads: dict[str, int]) -> dict[str, str]:
-    """Finish the cells. -> those that failed, and why"""
-    job = RunCell(config.sources, threads.get("threads", threads_each(config)), config.keep_checkpoints)
-    return finish(make_engine(config.engine, config.workers, config.address, config.gpus_per_worker), job, cells)
+def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:
+    """The cell of `config`; `sources`: the column that says the source of a text."""
+    options = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    if options["schedule"]["balanced_labels"] is None:  # as in the cells of earlier versions, which stay finished
+        options["schedule"] = {k: v for k, v in options["schedule"].items() if k != "balanced_labels"}
+    blocks, held_out = open_blocks(config)
+    facts = [options, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), sources]
+    facts += [WARMED_UP] if config.average.kind == "ema" else []
+    return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
 
 
-def _judge(
-    config: CompareConfig, arms: Sequence[Arm], cells: Sequence[Cell], failed: dict[str, str], data: dict[str, str]
-) -> Outcome:
-    """Write what the finished cells say."""
-    from fluxentropy.comparison_figures import draw_comparison
-    from fluxentropy.comparison_text import markdown, summary
+# --- what a cell is judged by -----------------------------------------------------------------------------------------
 
-    records = finished_records(cells, failed, config.out)
-    record: dict[str, Any] = judge(arms, records, seeds=config.seeds, margin=config.margin) | {
-        "command": f"fluxentropy compare --config {config.out / 'config.resolved.yaml'}",
-        "bins": str(config.bins),
-        "base": to_plain(config.base),
-        "fingerprints": {**data, "cells": {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}},
-        "failed": failed,
-        "versions": versions(),
+
+def trained(cell: Cell, sources: str | None) -> dict[str, Any]:
+    """Train a cell, or go on with it. -> its record. Averaged weights, where there are any, are what counts."""
+    config = cell.config
+    pretrain(config)
+    suffix = "_averaged" if config.average.kind != "none" else ""
+    _, held_out = open_blocks(config)
+    tokens, curve, by_bin, last = read_curve(config.out / "metrics.csv", held_out.blocks.bins, suffix)
+    found: dict[str, Any] = {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+        "weights": "averaged" if suffix else "last",
+        "tokens": tokens,
+        "bpb": curve,
+        "bpb_by_bin": by_bin,
+        "mixture": realised(config.out / "ledger.parquet", PIECES),
+        "questions": {
+            name: last[name + suffix] for name in (*ACCURACIES, "answer_loglikelihood") if name + suffix in last
+        },
+        "parameters": (read_json(config.out / "manifest.json") or {}).get("parameters"),
     }
-    write_json(config.out / "comparison.json", record)
-    figures = draw_comparison(record, records, config.out)
-    write_text(config.out / "comparison.md", markdown(record))
-    return comparison_outcome(config.out, "comparison", record, summary(record), figures, len(cells))
+    if sources is not None:
+        found["sources"] = _by_source(config, sources, suffix)
+    return found
+
+
+def _by_source(config: PretrainConfig, column: str, suffix: str) -> dict[str, Any]:
+    """Bits per byte and bytes of each source, of the exported model."""
+    _, held_out = open_blocks(config)
+    blocks = held_out.blocks
+    device = torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    model = from_export(config.out / ("export-averaged" if suffix else "export")).to(device)
+    sizes = torch.from_numpy(token_bytes(read_tokenizer(blocks), blocks.vocabulary))
+    options: dict[str, Any] = {"batch": config.eval_batch, "document_masks": config.model.document_masks}
+    found = bpb_by_source(model, held_out, read_sources(blocks, column), sizes, **options)
+    return {name: {"bpb": bpb, "bytes": size} for name, (bpb, size) in found.items()}
+
+
+def read_curve(path: Path, bins: int, suffix: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
+    """The validations in metrics.csv: tokens (E,), bits per byte (E,), of each bin (E, K), and all of the last row.
+
+    With a `suffix` the columns of the averaged weights count; the first row has none, and there both are the same.
+    """
+    columns = read_metrics(path)
+    rows = np.flatnonzero(~np.isnan(columns["val_loss"]))
+    if not len(rows):
+        raise RunError(f"{path} holds no validation: start the cell afresh, remove {path.parent}")
+
+    def measured(name: str) -> np.ndarray:
+        plain, averaged = columns[name][rows], columns.get(name + suffix, columns[name])[rows]
+        return np.where(np.isnan(averaged), plain, averaged)
+
+    by_bin = np.stack([measured(f"val_bpb_bin_{number:02d}") for number in range(bins)], axis=1)
+    last = {name: float(value) for name, column in columns.items() if not math.isnan(value := column[rows[-1]])}
+    return columns["tokens"][rows].astype(np.int64), measured("val_bpb"), by_bin, last
+
+
+def realised(path: Path, pieces: int) -> np.ndarray:
+    """The share of each bin in equal parts of the steps, by the ledger. -> (at most pieces, K)"""
+    drawn = np.array(pq.read_table(path, columns=["bins"])["bins"].to_pylist(), np.float64)  # (T, K)
+    cuts = np.linspace(0, len(drawn), min(pieces, len(drawn)) + 1).round().astype(np.int64)
+    sums = np.add.reduceat(drawn, cuts[:-1], axis=0)
+    return np.asarray(sums / sums.sum(axis=1, keepdims=True))

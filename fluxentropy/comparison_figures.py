@@ -1,4 +1,8 @@
-"""The pictures of a comparison: validation curves, differences by bin and source, mixtures, effects with intervals."""
+"""The pictures of a comparison, with intervals over the seeds.
+
+Of schedules: validation curves, differences by bin and source, mixtures, effects. Of controllers: rewards and entropies
+by step, pass@k, effects.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
+from fluxentropy.cellwork import Record
 from fluxentropy.colours import LIGHT_STOPS, luminance, palette
-from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
+from fluxentropy.compareoptions import NONE
+from fluxentropy.figures import DOUBLE, GREY, SINGLE, new_figure, paper, save
+from fluxentropy.judging import ENTROPY, LOWEST, REWARD, by_arm
 from fluxentropy.verdict import LEVEL
 
 COLOURS = (
@@ -36,38 +43,41 @@ NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title 
 FOREST = f"lines: {LEVEL:.0%} t intervals; grey: what would not be detected; p after Holm"
 RESAMPLED = "; |: bootstrap"
 SHOWN_FROM = 0.1  # of the budget: losses before it would leave no room for differences
+WINDOW = 0.05  # of the steps: what a point of a curve is the mean of
+TREATED = (REWARD, "greedy accuracy", "pass@")  # families of the upper forest plot, in this order
 
-Record = Mapping[str, Any]
+Runs = Mapping[str, Mapping[int, Record]]  # arm -> seed -> record of a cell
 
 
-def draw_comparison(record: Record, records: Sequence[Record], out: Path) -> list[Path]:
-    """Draw `comparison.json` and the records of its cells into the folder `out`, as PNG and SVG. -> the files"""
-    runs: dict[str, dict[int, Record]] = {}
-    for one in records:
-        runs.setdefault(one["arm"], {})[one["seed"]] = one
+def draw_comparison(command: str, record: Record, records: Sequence[Record], out: Path) -> list[Path]:
+    """Draw a judgement and the records of its cells into the folder `out`, as PNG and SVG. -> the files"""
+    runs = {name: mine for name, mine in by_arm(record["arms"], records).items() if mine}
     with paper():
-        figures = {
-            "curves": curves(record, runs),
-            "differences": differences(record),
-            "mixture": mixtures(record, runs),
-            "effects": effects(record),
-        }
+        if command == "compare":
+            figures = {
+                "curves": curves(record, runs),
+                "differences": differences(record),
+                "mixture": mixtures(record, runs),
+            }
+        else:
+            figures = {"trajectories": trajectories(record, runs), "pass_at_k": passes(record)}
+        figures["effects"] = effects(command, record)
         return [file for name, figure in figures.items() if figure for file in save(figure, out / name)]
 
 
 def colours_of(record: Record) -> dict[str, str]:
-    """A colour for each arm; controls have that of their arm, random ones are grey."""
-    random = [name for name, arm in record["arms"].items() if arm["kind"] == "random"]
-    asked = [name for name, arm in record["arms"].items() if arm["kind"] == "arm"]
+    """A colour for each arm; controls have that of their arm, random ones and `none` are grey."""
+    kinds = {name: arm.get("kind", "random" if name == NONE else "arm") for name, arm in record["arms"].items()}
+    random, asked = ([name for name in kinds if kinds[name] == kind] for kind in ("random", "arm"))
     found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(asked)}
     found |= {name: GREYS[place % len(GREYS)] for place, name in enumerate(random)}
-    return {name: found.get(name) or found.get(arm["of"]) or GREY for name, arm in record["arms"].items()}
+    return {name: found.get(name) or found.get(arm.get("of")) or GREY for name, arm in record["arms"].items()}
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
+# --- lines over the training ------------------------------------------------------------------------------------------
 
 
-def curves(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
+def curves(record: Record, runs: Runs) -> Figure:
     """Left: bits per byte over the tokens. Right: the difference to the random arm. Means and t intervals of seeds."""
     figure = new_figure(DOUBLE, 3.1)
     left, right = figure.subplots(1, 2)
@@ -92,17 +102,49 @@ def curves(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
     bands = f"means; bands: {LEVEL:.0%} t intervals"
     for axes, note in ((left, bands), (right, "paired by seed; below 0 is better")):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(axis="y")
         axes.set_title(note, **NOTE)
-    lines, labels = unique(left, right)
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3.2)
-    return figure
+    return _finished(figure)
 
 
 def _stacked(runs: Mapping[int, Record], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (E,) and bits per byte (S, E) of the runs of an arm."""
     return np.array(runs[seeds[0]]["tokens"]), np.array([runs[seed]["bpb"] for seed in seeds])
+
+
+def smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Means over a window of `width` steps around each, shorter at the ends. (S, T) -> (S, T)
+
+    >>> smoothed(np.array([[0.0, 3.0, 6.0]]), 3).tolist()
+    [[1.5, 3.0, 4.5]]
+    """
+    half, T = width // 2, values.shape[1]
+    sums = np.cumsum(np.pad(values, ((0, 0), (1, 0))), axis=1)
+    low, high = np.maximum(np.arange(T) - half, 0), np.minimum(np.arange(T) + half + 1, T)
+    return np.asarray((sums[:, high] - sums[:, low]) / (high - low))
+
+
+def trajectories(record: Record, runs: Runs) -> Figure:
+    """Left: reward over the steps. Right: entropy, with the limit of a collapse. Means and t intervals of seeds."""
+    figure = new_figure(DOUBLE, 3.1)
+    panels = dict(zip(("reward", "entropy"), figure.subplots(1, 2), strict=True))
+    colours = colours_of(record)
+    for name in record["arms"]:
+        if name not in runs:
+            continue
+        mine = [runs[name][seed] for seed in sorted(runs[name])]
+        steps = np.array(mine[0]["steps"])
+        width = 2 * round(WINDOW * len(steps) / 2) + 1
+        look = {"color": colours[name], "label": name} | ({"linestyle": (0, (4, 1.5))} if name == NONE else {})
+        for key, axes in panels.items():
+            band(axes, steps, smoothed(np.array([one[key] for one in mine]), width), look)
+    first = [arm["first entropy"]["mean"] for arm in record["arms"].values() if arm["seeds"]]
+    panels["entropy"].axhline(record["collapse"] * float(np.mean(first)), color=GREY, linewidth=0.6, linestyle=":")
+    panels["reward"].set(xlabel="step", ylabel="mean reward of the rollout")
+    panels["entropy"].set(xlabel="step", ylabel="entropy (nats per token)")
+    panels["entropy"].set_ylim(bottom=0)
+    panels["reward"].set_title(f"means of {width} steps; bands: {LEVEL:.0%} t intervals", **NOTE)
+    panels["entropy"].set_title(f"dotted: {record['collapse']:.0%} of the first step, a collapse", **NOTE)
+    return _finished(figure)
 
 
 def band(axes: Axes, at: np.ndarray, values: np.ndarray, look: dict[str, Any], *, shade: bool = True) -> None:
@@ -114,13 +156,17 @@ def band(axes: Axes, at: np.ndarray, values: np.ndarray, look: dict[str, Any], *
         axes.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def unique(*panels: Axes) -> tuple[list[Any], list[str]]:
-    """The lines of some panels with their labels, each label once."""
+def _finished(figure: Figure) -> Figure:
+    """Two panels with few ticks, and one legend below them that has each label once."""
     found: dict[str, Any] = {}
-    for axes in panels:
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(axis="y")
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, line)
-    return list(found.values()), list(found)
+    ncols = min(len(found), 4)
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=ncols, handlelength=3.2)
+    return figure
 
 
 # --- bins and sources -------------------------------------------------------------------------------------------------
@@ -169,7 +215,7 @@ def _value(number: float | None) -> float:
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
 
-def mixtures(record: Record, runs: Mapping[str, Mapping[int, Record]]) -> Figure:
+def mixtures(record: Record, runs: Runs) -> Figure:
     """A panel an arm: the share of each bin over the tokens, as its first seed has drawn it."""
     names = [name for name in record["arms"] if name in runs]
     columns = len(names) if len(names) < 5 else min((4, 3, 5), key=lambda columns: -len(names) % columns)
@@ -212,26 +258,65 @@ def _shades(bins: int) -> list[tuple[float, ...]]:
     return [tuple(colour) for colour in palette(LIGHT_STOPS, bins + 2)[1:-1]]
 
 
-# --- effects ----------------------------------------------------------------------------------------------------------
+# --- pass@k -----------------------------------------------------------------------------------------------------------
 
 
-def effects(record: Record) -> Figure | None:
-    """A forest plot: a row a comparison, families apart, with the verdict at its end."""
-    shown = [one for one in record["comparisons"] if one["seeds"]]
-    if not shown:
-        return None
-    families = list(dict.fromkeys(one["family"] for one in shown))
-    rows = [row for family in families for row in (family, *(one for one in shown if one["family"] == family))]
-    figure = new_figure(DOUBLE, 0.19 * len(rows) + 0.9)
+def passes(record: Record) -> Figure:
+    """pass@k over k; means of seeds, with t intervals beside each other."""
+    figure = new_figure(1.35 * SINGLE, 2.9)
     axes = figure.add_subplot()
-    forest(axes, rows, "percent", "difference in final bits per byte (%), below 0 is better", digits=2)
-    axes.set_title(FOREST + RESAMPLED * resampled(shown, "percent"), **NOTE)
+    colours = colours_of(record)
+    shown = [(name, arm) for name, arm in record["arms"].items() if arm["seeds"]]
+    for place, (name, arm) in enumerate(shown):
+        ks = [int(k) for k in arm["pass_at_k"]]
+        at = np.arange(len(ks)) + 0.5 * (place / max(len(shown) - 1, 1) - 0.5)
+        values = list(arm["pass_at_k"].values())
+        mean = np.array([value["mean"] for value in values])
+        look: dict[str, Any] = {"color": colours[name], "label": name, "marker": "o", "markersize": 3}
+        if values[0]["low"] is None:
+            axes.plot(at, mean, linewidth=0.8, **look)
+            continue
+        ends = np.array([[value["mean"] - value["low"], value["high"] - value["mean"]] for value in values]).T
+        axes.errorbar(at, mean, ends, linewidth=0.8, elinewidth=0.8, **look)
+    axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axes.set(xlabel="k responses to a held-out problem", ylabel="pass@k")
+    axes.grid(axis="y")
+    axes.set_title(f"means of the seeds; bars: {LEVEL:.0%} t intervals", **NOTE)
+    figure.legend(loc="outside right center")
     return figure
 
 
-def resampled(shown: Sequence[Record], measure: str) -> bool:
-    """Whether a comparison has seeds enough for a bootstrap interval of this difference."""
-    return any(one[measure]["bootstrap_low"] is not None for one in shown)
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+def effects(command: str, record: Record) -> Figure | None:
+    """Forest plots: a row a comparison, families apart, with the verdict at its end; of controllers entropies below."""
+    shown = [one for one in record["comparisons"] if one["seeds"]]
+    families = list(dict.fromkeys(one["family"] for one in shown))
+    if not families:
+        return None
+    if command == "compare":
+        measure, digits = "percent", 2
+        panels = {"difference in final bits per byte (%), below 0 is better": families}
+    else:
+        measure, digits = "difference", 3
+        above = [family for family in families if family.startswith(TREATED)]
+        panels = {
+            f"difference to {NONE}; above 0 is better": above,
+            f"difference to {NONE} (nats per token)": [ENTROPY, LOWEST],
+        }
+    rows = [
+        [row for family in names for row in (family, *(one for one in shown if one["family"] == family))]
+        for names in panels.values()
+    ]
+    figure = new_figure(DOUBLE, 0.19 * sum(map(len, rows)) + 0.7 * len(rows) + 0.2)
+    heights = [len(part) + 1 for part in rows]
+    axes = figure.subplots(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for panel, part, label in zip(axes, rows, panels, strict=True):
+        forest(panel, part, measure, label, digits=digits)
+    resampled = any(one[measure]["bootstrap_low"] is not None for one in shown)
+    axes[0].set_title(FOREST + RESAMPLED * resampled, **NOTE)
+    return figure
 
 
 def forest(axes: Axes, rows: Sequence[str | Record], measure: str, label: str, *, digits: int) -> None:

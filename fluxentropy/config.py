@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fluxentropy.compareoptions import CompareConfig
+from fluxentropy.compareoptions import CompareConfig, GRPOCompareConfig, GRPOStudyConfig
 from fluxentropy.errors import UsageError
 from fluxentropy.options import (
     INPUT,
@@ -45,9 +45,7 @@ from fluxentropy.options import (
     suffix_of,
 )
 from fluxentropy.pretrainoptions import PretrainConfig
-from fluxentropy.rl.grpocompareoptions import GRPOCompareConfig
 from fluxentropy.rl.grpooptions import GRPOConfig
-from fluxentropy.rl.grpostudyoptions import GRPOStudyConfig
 from fluxentropy.scheduleoptions import BudgetOptions
 from fluxentropy.yamlfile import to_yaml
 

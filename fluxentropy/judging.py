@@ -1,26 +1,39 @@
-"""From the records of cells to `comparison.json`: each arm's numbers, and each comparison's difference and verdict.
+"""From the records of cells to a judgement: each arm's numbers, and each comparison's difference and verdict.
 
-Comparisons are made between runs of the same seed. They stand in families; Holm's correction is over each family's
-final bits per byte, and verdicts rest on that alone:
+Comparisons are made between runs of the same seed. They stand in families; Holm's correction is over each family, and
+an arm whose runs are those of another, number for number, is neither tested nor counted.
+
+Schedules (`judge`, `comparison.json`). Differences are in per cent, and verdicts rest on the final bits per byte alone:
 
     against random   what was asked: each arm against the random arm that is trained like it
     order            each arm against its static mixture, and against its pacing with shuffled labels
     controls         the controls themselves, against random
     training         random arms that are trained in another way, against each other
+
+Controllers (`judge_controllers`, `grpo_comparison.json`). Each arm is compared with `none` in each measure's own unit,
+and each measure is a family. The verdict on an arm rests on its reward; an entropy that is higher is neither better nor
+worse, but it has collapsed or is kept:
+
+    collapsed    final entropy < share · entropy at the first step, in that run
+
+Rewards, accuracies and pass@k, all of them shares, are equal where a difference of the margin is ruled out on either
+side; for entropies and numbers of responses there is no margin, so they are at most not distinguishable.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fluxentropy.arms import RANDOM, Arm
+from fluxentropy.cellwork import Record
+from fluxentropy.compareoptions import NONE
 from fluxentropy.effects import holm
 from fluxentropy.jsonvalues import plain
 from fluxentropy.verdict import (
+    BELOW,
     SIGNIFICANT,
     Paired,
     area,
@@ -37,7 +50,6 @@ from fluxentropy.verdict import (
     word,
 )
 
-Record = Mapping[str, Any]  # of a cell, as cells.judged makes it
 Runs = Mapping[str, Mapping[int, Record]]  # arm -> seed -> record
 
 FAMILIES = {
@@ -47,16 +59,83 @@ FAMILIES = {
     "training": "random arms that are trained in another way",
 }
 EARLY = 0.1  # of the budget: what forgetting of early bins is about
+LAST = 0.1  # of the steps: what a final reward or entropy is the mean of
+REWARD, ENTROPY, LOWEST = "final reward", "final entropy", "lowest entropy"
+NATS = (ENTROPY, LOWEST, "mean entropy")  # the others are better where they are larger
+
+
+# --- what both share --------------------------------------------------------------------------------------------------
+
+
+def by_arm(arms: Iterable[str], records: Sequence[Record]) -> dict[str, dict[int, Record]]:
+    """The records by arm and seed; an arm without any is there too."""
+    runs: dict[str, dict[int, Record]] = {name: {} for name in arms}
+    for record in records:
+        runs[record["arm"]][record["seed"]] = record
+    return runs
+
+
+def correct(
+    family: Sequence[dict[str, Any]],
+    measure: str,
+    first: Mapping[str, str],
+    margin: float | None,
+    words: tuple[str, str] = BELOW,
+) -> tuple[float, list[int | None]]:
+    """Put Holm's adjusted p-values and the verdict into each comparison of a family.
+
+    -> the level of the first test, and for each comparison the place of the one that is tested; None where none is
+
+    `measure`: the key of the differences; `first`: the arm whose runs are those of each. What compares runs with
+    themselves is no test, and what compares the same runs as another comparison of its family is that one again, so
+    Holm's correction counts neither. Without a `margin` nothing is equal; `words`: of differences below and above 0.
+    """
+    differences = [Paired(**one[measure]) for one in family]
+    tested: dict[tuple[str, str], int] = {}
+    roles = [(first[one["arm"]], first[one["against"]]) for one in family]
+    for place, (ours, theirs) in enumerate(roles):
+        if ours != theirs:
+            tested.setdefault((ours, theirs), place)
+    asked = [differences[place] for place in tested.values()]
+    level = SIGNIFICANT / max(sum(np.isfinite(d.p) for d in asked), 1)  # of the first step of Holm's
+    adjusted = dict(zip(tested, holm([d.p for d in asked]).tolist(), strict=True))
+    beyond = [np.nan if margin is None else equivalence(d, margin) for d in asked]
+    equal = dict(zip(tested, holm(beyond).tolist(), strict=True))
+    sources = [tested.get(role) for role in roles]
+    for place, (one, role, source) in enumerate(zip(family, roles, sources, strict=True)):
+        found = differences[place if source is None else source]
+        p, equal_p = adjusted.get(role, np.nan), equal.get(role, np.nan)
+        least = detectable(found.sd, found.n, level=level)
+        one |= {
+            "p_holm": p,
+            "p_equal_holm": equal_p,
+            "detectable_corrected": least,
+            "detectable_corrected_interval": [least * share for share in sd_limits(found.n)],
+            "verdict": "the same" if source is None else word(found, p, equal_p, words),
+            "same_as": one["against"] if source is None else None if source == place else family[source]["arm"],
+        }
+    return level, sources
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
 
 
 def judge(arms: Sequence[Arm], records: Sequence[Record], *, seeds: int, margin: float) -> dict[str, Any]:
     """What the finished cells say, as plain JSON; `margin` (%): what is too little to matter, so counts as equal."""
-    runs: dict[str, dict[int, Record]] = {arm.name: {} for arm in arms}
-    for record in records:
-        runs[record["arm"]][record["seed"]] = record
-    comparisons = [_compared(runs, *pair) for pair in pairs(arms)]
-    _correct(comparisons, same_runs(runs), margin)
-    found: dict[str, Any] = plain(
+    runs = by_arm([arm.name for arm in arms], records)
+    first, asked = same_runs(runs), pairs(arms)
+    comparisons: list[dict[str, Any]] = []
+    for family in FAMILIES:
+        members = [_compared(runs, *pair) for pair in asked if pair[2] == family]
+        level, sources = correct(members, "percent", first, margin)
+        for place, (one, source) in enumerate(zip(members, sources, strict=True)):
+            arm, against, found = one["arm"], one["against"], Paired(**one["percent"])
+            one["words"] = in_words(found, one["verdict"], arm, against, level=level, margin=margin)
+            if source not in (None, place):
+                other = members[source]
+                one["words"] = f"{arm} is the same as {other['arm']}, run by run: {other['words']}"
+        comparisons += members
+    judged: dict[str, Any] = plain(
         {
             "seeds": seeds,
             "margin_percent": margin,
@@ -66,7 +145,7 @@ def judge(arms: Sequence[Arm], records: Sequence[Record], *, seeds: int, margin:
             "comparisons": comparisons,
         }
     )
-    return found
+    return judged
 
 
 def pairs(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
@@ -86,106 +165,50 @@ def pairs(arms: Sequence[Arm]) -> list[tuple[str, str, str]]:
     return sorted(found, key=lambda pair: list(FAMILIES).index(pair[2]))
 
 
-# --- comparisons ------------------------------------------------------------------------------------------------------
+def measured(record: Record) -> dict[str, Any]:
+    """The numbers of a run that comparisons are made of: bits per byte, in all, by bin and by source."""
+    return {
+        "bpb": record["bpb"][-1],
+        "area": area(np.array(record["tokens"]), np.array(record["bpb"])),
+        "bins": [np.nan if value is None else value for value in record["bpb_by_bin"][-1]],  # None: no held-out blocks
+        "sources": {name: float(one["bpb"]) for name, one in record.get("sources", {}).items()},
+    }
+
+
+def across(function: Callable[..., Any], *runs: Sequence[Any]) -> Any:
+    """`function` of the numbers at each place of what is nested alike, a list of them for each of `runs`.
+
+    >>> across(max, [{"a": 1, "b": [2, 3]}, {"a": 4, "b": [1, 5]}])
+    {'a': 4, 'b': [2, 5]}
+    """
+    first = runs[0][0]
+    if isinstance(first, Mapping):
+        return {name: across(function, *([one[name] for one in run] for run in runs)) for name in first}
+    if isinstance(first, list):
+        return [across(function, *([one[place] for one in run] for run in runs)) for place in range(len(first))]
+    return function(*runs)
 
 
 def _compared(runs: Runs, arm: str, against: str, family: str) -> dict[str, Any]:
     """All differences between two arms, in per cent but for those of questions, without verdict."""
     shared = sorted(runs[arm].keys() & runs[against].keys())
-
-    def of(measure: Callable[[Record], float]) -> Paired:
-        ours, theirs = ([measure(runs[name][seed]) for seed in shared] for name in (arm, against))
-        return paired(percent(ours, theirs))
-
-    first: Record = runs[arm][shared[0]] if shared else {}
-    final = {name: np.array([runs[name][seed]["bpb"][-1] for seed in shared]) for name in (arm, against)}
-    found: dict[str, Any] = {
-        "arm": arm,
-        "against": against,
-        "family": family,
-        "seeds": shared,
-        "bits_per_byte": float(np.mean(final[arm] - final[against])) if shared else None,
-        "percent": of(lambda record: record["bpb"][-1]),
-        "area_percent": of(_area),
-        "bins_percent": [of(functools.partial(_bin, number=k)) for k in range(len(_bins(first)))],
-        "sources_percent": {name: of(functools.partial(_source, name=name)) for name in first.get("sources", ())},
-    }
-    if "answer_loglikelihood" in first.get("questions", ()):
-        ours, theirs = (
-            np.array([runs[name][seed]["questions"]["answer_loglikelihood"] for seed in shared])
-            for name in (arm, against)
-        )
-        found["answer_loglikelihood"] = paired(ours - theirs)
+    found: dict[str, Any] = {"arm": arm, "against": against, "family": family, "seeds": shared}
+    if not shared:
+        nothing = vars(paired([]))
+        found |= {"bits_per_byte": None, "percent": nothing, "area_percent": nothing}
+        return found | {"bins_percent": [], "sources_percent": {}}
+    both = [[runs[name][seed] for seed in shared] for name in (arm, against)]
+    ours, theirs = ([measured(record) for record in records] for records in both)
+    found["bits_per_byte"] = float(
+        np.mean([one["bpb"] - other["bpb"] for one, other in zip(ours, theirs, strict=True)])
+    )
+    differences = across(lambda a, b: vars(paired(percent(a, b))), ours, theirs)
+    found |= {("percent" if name == "bpb" else f"{name}_percent"): one for name, one in differences.items()}
+    asked = "answer_loglikelihood"
+    if asked in both[0][0].get("questions", ()):
+        a, b = (np.array([record["questions"][asked] for record in records]) for records in both)
+        found[asked] = vars(paired(a - b))
     return found
-
-
-def _area(record: Record) -> float:
-    return area(np.array(record["tokens"]), np.array(record["bpb"]))
-
-
-def _bins(record: Record) -> Sequence[float]:
-    return record["bpb_by_bin"][-1] if record else ()
-
-
-def _bin(record: Record, number: int) -> float:
-    value = _bins(record)[number]
-    return np.nan if value is None else value  # a bin without held-out blocks
-
-
-def _source(record: Record, name: str) -> float:
-    return float(record["sources"][name]["bpb"])
-
-
-def _correct(comparisons: Sequence[dict[str, Any]], first: Mapping[str, str], margin: float) -> None:
-    """Put Holm's adjusted p-values and the verdict into each comparison, and its numbers as plain mappings.
-
-    `first`: the arm whose runs are those of each. What compares runs with themselves is no test, and what compares the
-    same runs as another comparison of its family is that one again, so Holm's correction counts neither.
-    """
-    for family in FAMILIES:
-        members = [one for one in comparisons if one["family"] == family]
-        tested: dict[tuple[str, str], dict[str, Any]] = {}
-        for one in members:
-            ours, theirs = (first[one[role]] for role in ("arm", "against"))
-            if ours != theirs:
-                tested.setdefault((ours, theirs), one)
-        _test(list(tested.values()), margin)
-        for one in members:
-            ours, theirs = (first[one[role]] for role in ("arm", "against"))
-            if ours == theirs:
-                words = in_words(one["percent"], "the same", one["arm"], one["against"])
-                one |= {"p_holm": None, "p_equal_holm": None, "verdict": "the same", "words": words}
-                one |= {"detectable_corrected": None, "detectable_corrected_interval": None, "same_as": one["against"]}
-            elif (other := tested[ours, theirs]) is not one:
-                kept = ("p_holm", "p_equal_holm", "verdict", "detectable_corrected", "detectable_corrected_interval")
-                words = f"{one['arm']} is the same as {other['arm']}, run by run: {other['words']}"
-                one |= {name: other[name] for name in kept} | {"words": words, "same_as": other["arm"]}
-    for one in comparisons:
-        for name in ("percent", "area_percent", "answer_loglikelihood"):
-            if name in one:
-                one[name] = vars(one[name])
-        one["bins_percent"] = [vars(each) for each in one["bins_percent"]]
-        one["sources_percent"] = {name: vars(each) for name, each in one["sources_percent"].items()}
-
-
-def _test(members: Sequence[dict[str, Any]], margin: float) -> None:
-    """The verdicts of comparisons that share the level."""
-    differences = [one["percent"] for one in members]
-    level = SIGNIFICANT / max(sum(np.isfinite(d.p) for d in differences), 1)  # of the first step of Holm's
-    adjusted = holm([d.p for d in differences]).tolist()
-    equal = holm([equivalence(d, margin) for d in differences]).tolist()
-    for one, found, p, equal_p in zip(members, differences, adjusted, equal, strict=True):
-        verdict = word(found, p, equal_p)
-        least = detectable(found.sd, found.n, level=level)
-        one |= {
-            "p_holm": p,
-            "p_equal_holm": equal_p,
-            "detectable_corrected": least,
-            "detectable_corrected_interval": [least * share for share in sd_limits(found.n)],
-            "verdict": verdict,
-            "words": in_words(found, verdict, one["arm"], one["against"], level=level, margin=margin),
-            "same_as": None,
-        }
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
@@ -205,20 +228,14 @@ def _arm(arm: Arm, runs: Runs) -> dict[str, Any]:
     if not mine:
         return found
     records = [mine[seed] for seed in sorted(mine)]
-    names = records[0].get("sources", {})
     return found | {
         "weights": records[0]["weights"],
         "parameters": records[0]["parameters"],
         "tokens": records[0]["tokens"][-1],
-        "bpb": spread([record["bpb"][-1] for record in records]),
-        "area": spread([_area(record) for record in records]),
-        "bins": [spread([_bin(record, k) for record in records]) for k in range(len(_bins(records[0])))],
-        "sources": {name: spread([record["sources"][name]["bpb"] for record in records]) for name in names},
+        **across(spread, [measured(record) for record in records]),
         "reach": _reach(arm, runs),
         "forgetting": _forgetting(arm, records),
-        "questions": {
-            name: spread([record["questions"][name] for record in records]) for name in records[0]["questions"]
-        },
+        "questions": across(spread, [record["questions"] for record in records]),
         "marginal": np.mean([np.mean(record["mixture"], axis=0) for record in records], axis=0),
     }
 
@@ -248,3 +265,126 @@ def _forgetting(arm: Arm, records: Sequence[Record]) -> dict[str, Any]:
         if len(first) == len(lost):
             early = float(np.nansum(first * lost))
     return {"bins": lost, "mean": float(np.nanmean(lost)) if np.isfinite(lost).any() else None, "early": early}
+
+
+# --- controllers ------------------------------------------------------------------------------------------------------
+
+
+def judge_controllers(
+    arms: Mapping[str, Mapping[str, Any]], records: Sequence[Record], *, seeds: int, share: float, margin: float
+) -> dict[str, Any]:
+    """What the finished cells say, as plain JSON; `arms`: what each has of its own, `share`: of a collapse."""
+    runs = by_arm(arms, records)
+    values = {name: {seed: measures(one) for seed, one in mine.items()} for name, mine in runs.items()}
+    first = same_runs(runs)
+    comparisons: list[dict[str, Any]] = []
+    for measure in measures(records[0]):
+        family: list[dict[str, Any]] = []
+        for name in runs:
+            if name != NONE:
+                shared = sorted(runs[name].keys() & runs[NONE].keys())
+                difference = vars(paired([values[name][s][measure] - values[NONE][s][measure] for s in shared]))
+                known = {"arm": name, "against": NONE, "family": measure, "seeds": shared}
+                family.append(known | {"difference": difference})
+        words = ("lower", "higher") if measure in NATS else ("worse", "better")
+        correct(family, "difference", first, margin if has_margin(measure) else None, words)
+        comparisons += family
+    found: dict[str, Any] = plain(
+        {
+            "seeds": seeds,
+            "samples": int(numbers_of(records[0])[-1]),
+            "order": list(arms),
+            "collapse": share,
+            "margin": margin,
+            "arms": {name: _controlled(own, runs[name], share) for name, own in arms.items()},
+            "comparisons": comparisons,
+        }
+    )
+    for name, arm in found["arms"].items():
+        arm["words"] = _words(name, arm, found["comparisons"])
+    return found
+
+
+def final(values: Sequence[float]) -> float:
+    """The mean over the last tenth of the steps.
+
+    >>> final([0.0] * 18 + [1.0, 2.0])
+    1.5
+    """
+    return float(np.mean(values[-max(round(LAST * len(values)), 1) :]))
+
+
+def numbers_of(record: Record) -> list[str]:
+    """The k of pass@k, smallest first: JSON has them in another order."""
+    return sorted(record["pass_at_k"], key=int)
+
+
+def measures(record: Record) -> dict[str, float]:
+    """What a run is compared by. Rewards and entropies are those of the training, the rest of held-out problems."""
+    passed = {f"pass@{k}": record["pass_at_k"][k]["value"] for k in numbers_of(record)}
+    last = list(passed)[-1]
+    return {
+        REWARD: final(record["reward"]),
+        "mean reward": float(np.mean(record["reward"])),  # the area under the curve, by its width
+        "greedy accuracy": record["greedy"],
+        "pass@1": passed["pass@1"],
+        last: passed[last],
+        last.replace("pass", "distinct"): record["distinct"]["value"],
+        ENTROPY: final(record["entropy"]),
+        LOWEST: float(np.min(record["entropy"])),
+        "mean entropy": float(np.mean(record["entropy"])),
+    }
+
+
+def has_margin(measure: str) -> bool:
+    """Whether a measure is a share, whose margin is one for all tasks."""
+    return measure not in NATS and not measure.startswith("distinct")
+
+
+def _controlled(own: Mapping[str, Any], runs: Mapping[int, Record], share: float) -> dict[str, Any]:
+    """What an arm is, and its own numbers, over its seeds."""
+    records = [runs[seed] for seed in sorted(runs)]
+    found: dict[str, Any] = {"own": dict(own), "seeds": sorted(runs)}
+    if not records:
+        return found
+    values = [measures(record) for record in records]
+    starts = [record["entropy"][0] for record in records]
+    kept = [value[ENTROPY] >= share * start for value, start in zip(values, starts, strict=True)]
+    return found | {
+        "steps": len(records[0]["steps"]),
+        "held_out": records[0]["held_out"],
+        "parameters": records[0]["parameters"],
+        "measures": {name: spread([value[name] for value in values]) for name in values[0]},
+        "pass_at_k": {
+            k: spread([record["pass_at_k"][k]["value"] for record in records]) for k in numbers_of(records[0])
+        },
+        "first entropy": spread(starts),
+        "kept": kept,
+        "entropy": "kept"
+        if all(kept)
+        else "collapsed"
+        if not any(kept)
+        else f"kept in {sum(kept)} of {len(kept)} runs",
+    }
+
+
+def _words(name: str, arm: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """An arm in one sentence."""
+    if not arm["seeds"]:
+        return f"{name}: no finished run"
+    value = arm["measures"]
+    entropy = (
+        f"entropy {arm['entropy']}: {value[ENTROPY]['mean']:.3f} nats a token after "
+        f"{arm['first entropy']['mean']:.3f} at the start"
+    )
+    one = next((one for one in comparisons if one["arm"] == name and one["family"] == REWARD), None)
+    if one is None or not one["seeds"]:
+        return f"{name}: reward {value[REWARD]['mean']:.3f}; {entropy}"
+    found = one["difference"]
+    limits = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    p = "" if one["p_holm"] is None else f", p = {one['p_holm']:.2g} by Holm"
+    if one["same_as"] is not None:
+        return f"{name}: the same as {one['same_as']}, run by run; {entropy}"
+    said = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+    against = (said | {"equal": "equal to"}).get(one["verdict"], "against")
+    return f"{name}: reward {against} {NONE} ({found['mean']:+.3f}{limits}{p}); {entropy}"

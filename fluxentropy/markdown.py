@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -16,6 +16,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def columns(spec: Mapping[str, Callable[[Any], str]], rows: Iterable[Any]) -> str:
+    """A table by what each column's head and cell of a row are.
+
+    >>> print(columns({"n": str, "squared": lambda n: str(n**2)}, [3]))
+    | n | squared |
+    | --- | --- |
+    | 3 | 9 |
+    """
+    return table(list(spec), [[cell(row) for cell in spec.values()] for row in rows])
 
 
 def by_holm(one: Mapping[str, Any]) -> str:

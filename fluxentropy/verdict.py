@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -28,7 +28,7 @@ RESAMPLES = 20_000
 FEWEST = 8  # values that a bootstrap interval is made of: of fewer it is too narrow (docs/LOG.md)
 ALIKE = 1e-12  # differences that vary by less than this share of themselves have no SD to be judged by
 
-Word = Literal["better", "worse", "equal", "not distinguishable", "the same", "not judged"]
+BELOW = ("better", "worse")  # what differences below and above 0 are, where less is better
 
 # --- curves -----------------------------------------------------------------------------------------------------------
 
@@ -203,17 +203,17 @@ def equivalence(found: Paired, margin: float) -> float:
     return float(stats.t.sf((margin - abs(found.mean)) / (found.sd / np.sqrt(found.n)), found.n - 1))
 
 
-def word(found: Paired, adjusted_p: float, equal_p: float = np.nan) -> Word:
-    """The verdict, where less is better; `equal_p`: the adjusted p-value of `equivalence`."""
+def word(found: Paired, adjusted_p: float, equal_p: float = np.nan, words: tuple[str, str] = BELOW) -> str:
+    """The verdict; `equal_p`: the adjusted p-value of `equivalence`, `words`: of differences below and above 0."""
     if not np.isfinite(adjusted_p):
         return "not judged"
     if adjusted_p < SIGNIFICANT:
-        return "better" if found.mean < 0 else "worse"
+        return words[0] if found.mean < 0 else words[1]
     return "equal" if equal_p < SIGNIFICANT else "not distinguishable"
 
 
 def in_words(
-    found: Paired, verdict: Word, arm: str, against: str, *, level: float = SIGNIFICANT, margin: float | None = None
+    found: Paired, verdict: str, arm: str, against: str, *, level: float = SIGNIFICANT, margin: float | None = None
 ) -> str:
     """The verdict as a sentence; `level`: of the test, where several comparisons share SIGNIFICANT.
 

@@ -20,6 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("real_model") is not None)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than all else in a small comparison."""
+    monkeypatch.setattr("fluxentropy.comparison_figures.draw_comparison", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For tests that train: the same bits on every machine, and no waiting for each other's threads."""

@@ -21,6 +21,21 @@ from fluxentropy.rl.grpooptions import (
 from fluxentropy.rl.tasks import Problem
 from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
 
+SUMS: dict[str, Any] = {  # the options of a run on sums of two digits
+    "task": {
+        "name": "chain_sum",
+        "template": "{expression} =",
+        "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+    },
+    "policy": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32},
+    "warmup": {"steps": 20, "batch_size": 16, "lr": 0.01},
+    "rollout": {"prompts": 4, "responses": 4, "max_tokens": 3},
+    "optim": {"lr": 0.01},
+    "eval_problems": 5,
+    "accelerator": "cpu",
+    "plots": False,
+}
+
 
 class Digits:
     """Say the digit again: prompts of different lengths, `xx3=` is answered by `3`."""

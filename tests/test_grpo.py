@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from digits import Digits, Steering, config, steer
+from runfiles import metrics
 from safetensors.torch import load_file
 
 from fluxentropy.cli import main
@@ -46,12 +46,6 @@ FIRST = ProbeOptions(every=1, prompts=4, responses=2, parts=("first_order",))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def rows(out: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, without empty cells."""
-    with open(out / "metrics.csv", newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-
-
 def result(out: Path) -> dict[str, bytes]:
     """All files that must not depend on how often a run was stopped."""
     leave = ("timings.csv", ".lock", "config.resolved.yaml", ".records.json")
@@ -76,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_a_run_writes(whole: Path) -> None:
-    found = rows(whole)
+    found = metrics(whole)
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4]
     assert [row["step"] for row in found if "eval_reward" in row] == [0, 2, 4]
     assert [row["step"] for row in found if "probe_first_per_token" in row] == [2, 4]
@@ -103,7 +97,7 @@ def test_responses_are_those_of_the_metrics(whole: Path) -> None:
     table = pq.read_table(whole / "responses.parquet").to_pandas()
     assert sorted(set(table["step"])) == [2, 4]
     for step, group in table.groupby("step"):
-        row = rows(whole)[step]
+        row = metrics(whole)[step]
         assert len(group) == 12
         assert group["reward"].mean() == pytest.approx(row["reward"])
         assert group["entropy"].mean() == pytest.approx(row["entropy_per_sequence"])
@@ -196,7 +190,7 @@ def test_all_state_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             grpo(config(tmp_path / "two", **options), task=Digits())
     grpo(config(tmp_path / "two", **options), task=Digits())
     assert result(tmp_path / "one") == result(tmp_path / "two")
-    found = rows(tmp_path / "one")
+    found = metrics(tmp_path / "one")
     assert len({row["beta"] for row in found[1:]}) > 2
     assert [row["kl"] > 0 for row in found[1:]] == [False, True, True, True]  # the first policy is the reference
     assert [row["controller_count"] for row in found[1:]] == [0.5, 2.5, 4.5, 6.5]  # two a step
@@ -204,7 +198,7 @@ def test_all_state_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.timeout(300)
-def test_killed_by_the_system(tmp_path: Path) -> None:
+def test_killed_by_the_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("reasoning_gym")
     sizes = ["--policy.n-layer", "1", "--policy.n-head", "2", "--policy.n-embd", "16", "--policy.block-size", "32"]
     options = ["--task.template", "{expression} =", "--warmup.steps", "3", "--warmup.batch-size", "8", "--steps", "3"]
@@ -219,9 +213,9 @@ def test_killed_by_the_system(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list((tmp_path / "two" / "checkpoints").glob("step-*.ckpt"))
     assert not (tmp_path / "two" / "export").exists()
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resuming after step" in done.stderr
+    capsys.readouterr()
+    assert main(argv[2:]) == 0
+    assert "resuming after step" in capsys.readouterr().err
     assert result(tmp_path / "one") == result(tmp_path / "two")
 
 
@@ -230,7 +224,7 @@ def test_killed_by_the_system(tmp_path: Path) -> None:
 
 def test_micro_batches_do_not_change_the_result(whole: Path, tmp_path: Path) -> None:
     grpo(config(tmp_path / "run", probe=PROBE, micro_batch=5), task=Digits())
-    for one, two in zip(rows(whole), rows(tmp_path / "run"), strict=True):
+    for one, two in zip(metrics(whole), metrics(tmp_path / "run"), strict=True):
         assert one.keys() == two.keys()
         assert {name: two[name] for name in ("reward", "tokens", "loss") if name in two} == pytest.approx(
             {name: one[name] for name in ("reward", "tokens", "loss") if name in one}, rel=1e-4, abs=1e-6
@@ -255,7 +249,7 @@ def test_it_learns(tmp_path: Path) -> None:
         eval_sampled=True,
     )
     grpo(settings, task=Three())
-    found = rows(tmp_path / "run")
+    found = metrics(tmp_path / "run")
     assert found[1]["reward"] < 0.4 and found[-1]["reward"] > 0.9 and found[-1]["eval_reward"] > 0.8
     assert found[-1]["entropy_per_token"] < found[1]["entropy_per_token"] / 2
 
@@ -272,7 +266,7 @@ def test_a_controller_scales_the_step_that_was_taken(tmp_path: Path, monkeypatch
         steer(monkeypatch, Steering(scales=(scale,), asks=ask))
         options = {"steps": 1, "probe": FIRST}
         grpo(config(tmp_path / name, controller={"name": "steering"}, **options), task=Digits())
-        row = rows(tmp_path / name)[1]
+        row = metrics(tmp_path / name)[1]
         ((entropy, first, preconditioner, step),) = told
         assert entropy == pytest.approx(row["probe_entropy_per_token"]) and step == 1
         assert first.value == pytest.approx(row["probe_first_per_token"] / scale, rel=1e-3)
@@ -294,7 +288,7 @@ def test_an_entropy_batch_on_the_prompts_of_the_update_has_pairs_of_one_prompt(t
     batch, update = experiment.entropy_batch(1, 0), experiment.roll_out(1).responses
     assert [batch.prompt(n) for n in range(3)] == [update.prompt(n) for n in range(3)]
     grpo(experiment.config, task=Digits())
-    row = rows(tmp_path / "run")[1]
+    row = metrics(tmp_path / "run")[1]
     kinds = [row[f"probe_kernel_{kind}"] for kind in ("identical", "same_prompt", "cross_prompt")]
     assert kinds[1] and kinds[2] and sum(kinds) == pytest.approx(row["probe_kernel_total"])
 
@@ -307,7 +301,7 @@ def test_a_checker_that_fails_ends_no_run_and_is_counted(tmp_path: Path) -> None
             return 1.0
 
     grpo(config(tmp_path / "run", steps=2), task=Fragile())
-    first, *steps = rows(tmp_path / "run")
+    first, *steps = metrics(tmp_path / "run")
     assert 0 < first["eval_checker_errors"] <= 6
     assert len(steps) == 2
     for row in steps:
@@ -328,7 +322,7 @@ def test_the_covariance_is_of_the_update_that_the_loss_makes(loss: LossOptions, 
     """-mean S w with w the weights of ∇S in minus the gradient of the loss, by autograd, times the responses."""
     probe = ProbeOptions(every=1, prompts=3, responses=2, parts=("measured", "kernel"))
     grpo(config(tmp_path / "run", probe=probe, steps=1, loss=loss, clip=1e-4), task=Digits())
-    row, table = rows(tmp_path / "run")[1], pq.read_table(tmp_path / "run" / "responses.parquet").to_pydict()
+    row, table = metrics(tmp_path / "run")[1], pq.read_table(tmp_path / "run" / "responses.parquet").to_pydict()
     S, A = (torch.tensor(table[name], dtype=torch.float64) for name in ("logp", "advantage"))
     lengths = torch.tensor(table["length"])
     mask = torch.arange(3) < lengths[:, None]
@@ -362,7 +356,7 @@ def test_the_probe_knows_the_update_of_each_average(average: Any, tmp_path: Path
     """AdamW's part of this batch, by the probe's two batches and by the step itself: the same to first order."""
     probe = ProbeOptions(every=1, prompts=4, responses=2, parts=("split", "two_batch"))
     grpo(config(tmp_path / "run", steps=1, probe=probe, loss=LossOptions(average=average)), task=Digits())
-    row = rows(tmp_path / "run")[1]
+    row = metrics(tmp_path / "run")[1]
     assert row["probe_two_batch_per_sequence"] != 0
     entropy_batch = row["probe_batch_per_sequence"]  # the same entropy batch, another estimator of its gradient
     gap = abs(row["probe_two_batch_per_sequence"] - entropy_batch)
@@ -391,7 +385,7 @@ def folder_of_llama(folder: Path) -> Path:
 def test_any_decoder_of_transformers_can_be_trained(tmp_path: Path) -> None:
     folder = folder_of_llama(tmp_path / "llama")
     grpo(config(tmp_path / "run", policy=PolicyOptions(model=str(folder)), steps=2), task=Digits())
-    assert all(row["logp_gap"] < 1e-5 for row in rows(tmp_path / "run")[1:])
+    assert all(row["logp_gap"] < 1e-5 for row in metrics(tmp_path / "run")[1:])
     before, after = load_file(folder / "model.safetensors"), weights(tmp_path / "run")
     assert before.keys() == after.keys() and all(not torch.equal(before[name], after[name]) for name in before)
 

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from digits import SUMS
 from rl_enumeration import world
+from runfiles import metrics
 from torch import Tensor
+from updates import CHOSEN, PROMPTS, drifted, gradient_of, update_of
 
 from fluxentropy.errors import RunError, UsageError
-from fluxentropy.rl.advantages import advantages
 from fluxentropy.rl.control import CONTROLLERS, open_controller
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpo import grpo
 from fluxentropy.rl.grpocallbacks import StateCheckpoints, load_states
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoupdate import BatchUpdate, Gradient
-from fluxentropy.rl.policies import TrainedPolicy
-from fluxentropy.rl.rollouts import Rollout
-from fluxentropy.rl.tasks import Problem
-from fluxentropy.rl.tokenpass import all_values, token_values
+from fluxentropy.rl.tokenpass import token_values
 from fluxentropy.yamlfile import from_plain
 
-TINY: dict[str, Any] = {
-    "task": {
-        "name": "chain_sum",
-        "template": "{expression} =",
-        "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-    },
-    "policy": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32},
-    "rollout": {"prompts": 4, "responses": 4, "max_tokens": 3},
-    "optim": {"lr": 0.01},
-    "steps": 3,
+TINY = SUMS | {
+    "warmup": {},
+    "steps": 2,
     "inner_epochs": 2,
-    "eval_every": 3,
+    "eval_every": 2,
     "eval_problems": 4,
     "checkpoint_every": 1,
-    "accelerator": "cpu",
-    "plots": False,
     "probe": {"prompts": 4, "responses": 2},
 }
 # such that each does something in so small a batch
@@ -68,22 +57,17 @@ def tiny(out: Path, name: str, **options: Any) -> GRPOConfig:
     return found
 
 
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with open(out / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, stopped = tiny(tmp_path / "whole", name), tiny(tmp_path / "stopped", name)
     grpo(whole)
-    rows = rows_of(whole.out)
-    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3]
-    assert all(float(row["entropy_per_token"]) > 0 for row in rows[1:])
+    rows = metrics(whole.out)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(row["entropy_per_token"] > 0 for row in rows[1:])
 
     def stop(self: StateCheckpoints, module: Any, done: int) -> None:
         step_end(self, module, done)
-        if done == 2:
+        if done == 1:
             raise KeyboardInterrupt
 
     step_end = StateCheckpoints.step_end
@@ -102,12 +86,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path, monke
 def test_what_a_controller_does_is_in_the_metrics(tmp_path: Path) -> None:
     """The length of the step, in lengths of the optimizer's."""
     grpo(tiny(tmp_path / "project", "project"))
-    assert all(float(row["controller_step_length"]) != 1 for row in rows_of(tmp_path / "project")[1:])
+    assert all(row["controller_step_length"] != 1 for row in metrics(tmp_path / "project")[1:])
     grpo(tiny(tmp_path / "guard", "guard"))
-    lengths = [float(row["controller_step_length"]) for row in rows_of(tmp_path / "guard")[1:]]
+    lengths = [row["controller_step_length"] for row in metrics(tmp_path / "guard")[1:]]
     assert all(0 <= length <= 1 for length in lengths) and min(lengths) < 1
     grpo(tiny(tmp_path / "bonus", "bonus"))
-    assert "controller_step_length" not in rows_of(tmp_path / "bonus")[1]
+    assert "controller_step_length" not in metrics(tmp_path / "bonus")[1]
 
 
 def test_a_controller_without_adjustment_samples_no_entropy_batch(
@@ -135,38 +119,21 @@ def test_a_step_that_cannot_be_taken_names_the_controller(tmp_path: Path, monkey
 
 # --- micro-batches ----------------------------------------------------------------------------------------------------
 
-CHOSEN, PROMPTS = [[0, 5, 9], [3, 14, 7], [2, 2, 11], [13, 1, 6]], [0, 1, 0, 1]
 
-
-def prepared(name: str, micro_batch: int | None = None, moved: float = 0.2) -> BatchUpdate:
-    """A batch of a small policy in float64; the policy that sampled it is `moved` from this one."""
-    small = world(limit=3, prompts=2)
-    config = tiny(Path("none"), name, micro_batch=micro_batch)
-    weights = torch.linspace(-1, 1, sum(p.numel() for p in small.policy.parameters()), dtype=torch.float64)
-    batch = small.batch_of(CHOSEN, PROMPTS)
-    old = all_values(small.moved(weights, moved).policy, batch, rows=99).logp.view(*batch.shape, -1)
-    batch = small.batch_of(CHOSEN, PROMPTS, logp=old)
+def prepared(name: str, micro_batch: int | None = None) -> BatchUpdate:
+    """A batch of a small policy in float64; the policy that sampled it is another one."""
+    small, config = world(limit=3, prompts=2), tiny(Path("none"), name, micro_batch=micro_batch)
+    along = torch.linspace(-1, 1, sum(p.numel() for p in small.policy.parameters()), dtype=torch.float64)
     controller = open_controller(config.controller)
-    policy = TrainedPolicy(model=small.policy, tokenizer=None, ends=(0,), pad=0, fingerprint="")
-    experiment = Experiment(config=config, task=None, policy=policy, controller=controller)  # type: ignore[arg-type]
-    rewards = torch.tensor([[float(number * 7 % 5) for number in row] for row in CHOSEN], dtype=torch.float64)
-    rollout = Rollout(
-        problems=tuple(Problem(prompt=str(n), answer="") for n in PROMPTS),
-        responses=batch,
-        texts=tuple(tuple(map(str, row)) for row in CHOSEN),
-        rewards=rewards,
-    )
     if name == "siren":  # an anchor that is not that of this batch
         controller.load_state_dict({"anchor": 0.2})
-    return BatchUpdate(experiment, rollout, advantages(rewards, "standardised"), step=0, beta=0.0)
+    old = drifted(small, CHOSEN, PROMPTS, along)
+    return update_of(small, CHOSEN, PROMPTS, config, old=old, controller=controller)
 
 
 def gradient(update: BatchUpdate) -> tuple[Tensor, Gradient]:
     """That of the second inner epoch, where ratios are not 1."""
-    policy = update.experiment.policy.model
-    policy.zero_grad()
-    found = update.gradient(1, lambda loss: loss.backward())
-    return torch.nn.utils.parameters_to_vector(p.grad for p in policy.parameters()), found
+    return gradient_of(update, 1)
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)

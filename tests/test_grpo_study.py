@@ -5,37 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from digits import SUMS
 
 from fluxentropy.cli import main
+from fluxentropy.compareoptions import GRPOStudyConfig
 from fluxentropy.metricsfile import read_metrics
-from fluxentropy.rl.grpostudy import answers
-from fluxentropy.rl.grpostudyoptions import GRPOStudyConfig
-from fluxentropy.rl.probedruns import find_probed, grouped, other_options, read_run
+from fluxentropy.rl.grpostudy import answers, find_probed, grouped, other_options, read_run
 from fluxentropy.store import read_json, write_json
 
 pytest.importorskip("reasoning_gym")
 
-BASE: dict[str, Any] = {
-    "task": {
-        "name": "chain_sum",
-        "template": "{expression} =",
-        "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-    },
-    "policy": {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32},
-    "warmup": {"steps": 20, "batch_size": 16, "lr": 0.01},
+BASE = SUMS | {
     "rollout": {"prompts": 4, "responses": 2, "max_tokens": 3},
-    "optim": {"lr": 0.01},
     "steps": 6,
     "eval_every": 6,
-    "eval_problems": 5,
-    "accelerator": "cpu",
-    "plots": False,
     "probe": {
         "every": 1, "prompts": 4, "responses": 2, "kernel": "exact", "attribution": True,
         "parts": ["measured", "second_order", "split", "range", "kernel"],
@@ -93,7 +81,7 @@ def test_the_numbers_are_those_of_the_run(runs: Path, studied: Path) -> None:
 
 def test_the_answers_are_written_and_drawn_and_the_same_again(runs: Path, studied: Path, tmp_path: Path) -> None:
     text = (studied / "study.md").read_text()
-    names = ["predicted_measured", "errors", "validity", "parts", "tokens", "prompts"]
+    names = ["predicted_measured", "errors", "parts", "tokens", "prompts"]
     assert {path.name for path in studied.iterdir()} == {
         "study.md", "study.json", *(f"{name}.{suffix}" for name in names for suffix in ("png", "svg")),
     }  # fmt: skip
@@ -135,6 +123,10 @@ def test_the_covariance_of_an_earlier_version_is_left_out(runs: Path, tmp_path: 
     (group,) = grouped([found])
     config = GRPOStudyConfig(runs=(str(old),), out=tmp_path / "out", bootstrap=100)
     assert answers(group, config)["missing"] == {"diagonal": "--probe.parts with kernel, by this version"}
+    assert main(["grpo-study", str(old), "--bootstrap", "100", "--out", str(config.out)]) == 0
+    assert "The diagonal kernel: written by `fluxentropy grpo` --probe.parts with kernel" in (
+        (config.out / "study.md").read_text()
+    )
 
 
 def test_runs_that_cannot_be_used_are_refused_by_name(

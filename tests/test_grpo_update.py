@@ -8,17 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from rl_enumeration import World, world
-from torch import Tensor
+from rl_enumeration import world
+from updates import CHOSEN, PROMPTS, drifted, gradient_of, rewards_of, update_of
 
 from fluxentropy.errors import RunError
-from fluxentropy.rl.advantages import advantages
-from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpooptions import GRPOConfig, KLOptions, LossOptions, RolloutOptions
-from fluxentropy.rl.grpoupdate import BatchUpdate
-from fluxentropy.rl.policies import TrainedPolicy
-from fluxentropy.rl.rollouts import Rollout
-from fluxentropy.rl.tasks import Problem
 from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
 
 LIMIT = 3
@@ -28,47 +22,6 @@ def config(**options: Any) -> GRPOConfig:
     loss = {"advantages": "leave_one_out", "average": "constant"} | options.pop("loss", {})
     rollout = RolloutOptions(max_tokens=LIMIT, temperature=options.pop("temperature", 1.0))
     return GRPOConfig(out=Path("none"), loss=LossOptions(**loss), rollout=rollout, **options)
-
-
-def rewards_of(chosen: list[list[int]]) -> Tensor:
-    """A reward for each response by its number."""
-    return torch.tensor([[float(number * 7 % 5) for number in row] for row in chosen], dtype=torch.float64)
-
-
-def update_of(
-    small: World, chosen: list[list[int]], prompts: list[int], settings: GRPOConfig, **more: Any
-) -> BatchUpdate:
-    """The update on responses of those numbers; `old` are other log-probabilities than the policy's."""
-    batch = small.batch_of(chosen, prompts)
-    old = more.pop("old", None)
-    if old is None:
-        from fluxentropy.rl.tokenpass import all_values
-
-        old = all_values(small.policy, batch, rows=99).logp.view(*batch.shape, -1)
-    batch = small.batch_of(chosen, prompts, logp=old)
-    policy = TrainedPolicy(model=small.policy, tokenizer=None, ends=(0,), pad=0, fingerprint="")
-    experiment = Experiment(
-        config=settings,
-        task=None,
-        policy=policy,
-        controller=more.pop("controller", None),
-        reference=more.pop("ref", None),
-    )  # type: ignore[arg-type]
-    rollout = Rollout(
-        problems=tuple(Problem(prompt=f"problem {n}", answer="") for n in prompts),
-        responses=batch,
-        texts=tuple(tuple(f"text {number}" for number in row) for row in chosen),
-        rewards=rewards_of(chosen),
-    )
-    found = advantages(rollout.rewards, settings.loss.advantages)
-    return BatchUpdate(experiment, rollout, found, step=0, beta=settings.kl.beta, **more)
-
-
-def gradient_of(update: BatchUpdate, epoch: int = 0) -> tuple[Tensor, Any]:
-    module = update.experiment.policy.model
-    module.zero_grad()
-    found = update.gradient(epoch, lambda loss: loss.backward())
-    return torch.cat([p.grad.reshape(-1) for p in module.parameters()]), found
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -85,18 +38,6 @@ def test_its_expectation_is_the_exact_policy_gradient(temperature: float) -> Non
             assert found.clip_fraction == 0 and found.gap == 0
             total += float(p[i].detach() * p[j].detach()) * gradient
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-9)
-
-
-def drifted(small: World, chosen: list[list[int]], prompts: list[int]) -> Tensor:
-    """Log-probabilities of an older policy: as after some inner epochs."""
-    moved = small.moved(torch.full((sum(p.numel() for p in small.policy.parameters()),), 1.0, dtype=torch.float64), 0.2)
-    from fluxentropy.rl.tokenpass import all_values
-
-    batch = small.batch_of(chosen, prompts)
-    return all_values(moved.policy, batch, rows=99).logp.view(*batch.shape, -1)
-
-
-CHOSEN, PROMPTS = [[0, 5, 9], [3, 14, 7], [2, 2, 11], [13, 1, 6]], [0, 1, 0, 1]
 
 
 @dataclass

@@ -133,12 +133,12 @@ def test_a_bin_without_held_out_blocks_has_no_numbers(records: list[dict[str, An
 def test_words(records: list[dict[str, Any]]) -> None:
     rest = {"command": "c", "fingerprints": {"blocks": "b", "cells": {}}, "failed": {"up, seed 9": "why"}}
     found = judge(ARMS, records, seeds=7, margin=0.5) | rest | {"versions": {"torch": "2"}}
-    text = markdown(found)
+    text = markdown("compare", found)
     assert "bootstrap" not in text and "rule out a difference of 0.5 % or more" in text  # 6 seeds
     assert "30 of 35 runs" in text and "failed: up, seed 9: why" in text
     assert "Log-likelihood of the right answers" in text
     for table in (part.splitlines() for part in text.split("\n\n") if part.startswith("|")):
         assert len({line.count("|") for line in table}) == 1 and len(table) > 2
-    first, second, *_ = summary(found)
+    first, second, *_ = summary("compare", found)
     assert first == "against random:"
     assert second.startswith("  " + found["comparisons"][0]["words"]) and second.endswith("by Holm, 6 seeds)")

@@ -296,7 +296,16 @@ def test_what_a_probe_cannot_use_is_refused(scene):
 
 
 def test_the_library_needs_torch_alone():
-    code = "import sys, fluxentropy.rl.entropy; print({'transformers', 'datasets', 'duckdb'} & set(sys.modules))"
+    code = """
+import sys
+import fluxentropy.rl
+import fluxentropy.rl.entropy as rl
+assert "torch" not in sys.modules
+assert fluxentropy.rl.EntropyProbe is rl.EntropyProbe
+assert {"EntropyProbe", "EntropyProbeCallback"} <= {*dir(fluxentropy.rl)}
+assert len([getattr(rl, name) for name in rl.__all__]) == 79
+print({'transformers', 'datasets', 'duckdb'} & set(sys.modules))
+"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n" and not found.stderr
 

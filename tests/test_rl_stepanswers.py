@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fluxentropy.rl.stepanswers import diagonal, fresh, parts, prediction, validity, verdict
-from fluxentropy.rl.stepbootstrap import StepBootstrap
+from fluxentropy.rl.stepanswers import StepBootstrap, diagonal, fresh, parts, prediction, validity, verdict
 
 N, PROMPTS, NOISE = 400, 24, 0.02
 

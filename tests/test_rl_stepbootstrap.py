@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fluxentropy.rl.stepbootstrap import StepBootstrap, block_weights
+from fluxentropy.rl.stepanswers import StepBootstrap, block_weights
 
 
 @pytest.mark.parametrize("lengths", [[12], [5, 3, 4], [2, 1, 1, 2, 1, 1, 2, 2]], ids=["blocks", "t", "runs"])

@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fluxentropy.rl.promptanswers import batches, prompt_answer
-from fluxentropy.rl.stepbootstrap import StepBootstrap
-from fluxentropy.rl.tokenanswers import agreement, carrying, concentration, step_row, token_answer
+from fluxentropy.rl.stepanswers import StepBootstrap
+from fluxentropy.rl.tokenanswers import (
+    agreement,
+    batches,
+    carrying,
+    concentration,
+    prompt_answer,
+    step_row,
+    token_answer,
+)
 
 TOKENS = {
     "step": np.ones(8, dtype=int), "prompt": np.array([0, 0, 0, 0, 1, 1, 1, 1]),

@@ -24,9 +24,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # trl and what it imports may have some of their own
     from trl import GRPOConfig, GRPOTrainer
 
-    from fluxentropy.rl import trl_callback
-    from fluxentropy.rl.trl_callback import EntropyProbeCallback, check_sampling
-    from fluxentropy.rl.trl_trainer import RecordingGRPOTrainer, check_update
+    from fluxentropy.rl import EntropyProbeCallback, RecordingGRPOTrainer, trl_callback
+    from fluxentropy.rl.trl_callback import check_sampling
+    from fluxentropy.rl.trl_trainer import check_update
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's trainer warns of its own defaults
 WORDS = ["<pad>", "<eos>", *"abcdefghij"]
@@ -139,11 +139,12 @@ def test_the_update_s_gradient_entropy_and_parts_are_those_of_the_step(tmp_path,
     found.add_callback(Compare())
     parts = ["measured", "first_order", "split", "two_batch"]
     parts += ["second_order", "u_statistic", "kernel"] if steps == 2 else []
-    probe = EntropyProbeCallback(found, PROMPTS * 2, every=1, parts=parts, sketch=2, attribute=True)
-    found.add_callback(probe)
+    probes = loss_type in ("grpo", "dapo")  # what comes of the gradient does not depend on the loss
+    if probes:
+        found.add_callback(EntropyProbeCallback(found, PROMPTS * 2, parts=parts, sketch=2, attribute=True, every=1))
     found.train()
     probed, logged = rows_of(found, "probe_step_norm"), rows_of(found, "entropy")
-    assert len(seen) == len(probed) == steps
+    assert len(seen) == steps and len(probed) == steps * probes
     for ours, theirs, _, clip, shape in seen:
         assert clip < 1 and shape == (6, 4)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
@@ -161,8 +162,9 @@ def test_the_update_s_gradient_entropy_and_parts_are_those_of_the_step(tmp_path,
         assert abs(row["probe_measured_per_sequence"]) > 0
     for row, (_, _, entropy, _, _) in zip(logged, seen, strict=True):  # TRL: the mean over micro-batches of their means
         assert row["entropy"] == pytest.approx(entropy, rel=0.05)
-    table = pq.read_table(tmp_path / "attribution" / f"step_{steps:06d}.parquet")
-    assert table.column("change").to_numpy().sum() == pytest.approx(probed[-1]["probe_attribution_total"])
+    if probes:
+        table = pq.read_table(tmp_path / "attribution" / f"step_{steps:06d}.parquet")
+        assert table.column("change").to_numpy().sum() == pytest.approx(probed[-1]["probe_attribution_total"])
 
 
 def test_mixed_precision_does_not_blur_the_change(tmp_path):

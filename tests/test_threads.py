@@ -173,7 +173,7 @@ def test_a_policy_goes_on_with_its_threads(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_all_policies_of_a_comparison_have_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluxentropy.rl.grpocomparison_figures.draw_comparison", lambda *_: [])
+    monkeypatch.setattr("fluxentropy.comparison_figures.draw_comparison", lambda *_: [])
     argv = test_grpo_compare.command(tmp_path, arms={"bonus": test_grpo_compare.ARMS["bonus"]}, seeds=1)
     assert main(argv) == 0
     with torch_has(2):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -161,15 +161,16 @@ def rare_tokens(attribution: Attribution, quantile: float | None = None) -> Tens
     return mask & (attribution.logp < threshold)
 
 
+def by_quadrant(A: Any, rare: Any) -> dict[str, Any]:
+    """The tokens of each of `QUADRANTS`, of arrays or tensors; tokens of advantage 0 are in none."""
+    common = ~rare
+    return dict(zip(QUADRANTS, (rare & (A > 0), common & (A > 0), rare & (A < 0), common & (A < 0)), strict=True))
+
+
 def quadrant_masks(attribution: Attribution, quantile: float | None = None) -> dict[str, Tensor]:
-    """The tokens of each of `QUADRANTS`, bool (B, G, L); tokens of advantage 0 are in none."""
-    rare, mask, A = rare_tokens(attribution, quantile), attribution.update.mask, attribution.advantages
-    return {
-        "positive_rare": rare & (A > 0),
-        "positive_common": mask & ~rare & (A > 0),
-        "negative_rare": rare & (A < 0),
-        "negative_common": mask & ~rare & (A < 0),
-    }
+    """`by_quadrant` of an update's tokens, bool (B, G, L)."""
+    found = by_quadrant(attribution.advantages, rare_tokens(attribution, quantile))
+    return {name: attribution.update.mask & inside for name, inside in found.items()}
 
 
 def quadrants(attribution: Attribution, quantile: float | None = None) -> dict[str, Quadrant]:

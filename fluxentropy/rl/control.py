@@ -15,30 +15,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from fluxentropy.errors import UsageError
-from fluxentropy.rl.controllers.asymmetric import AsymmetricClip
 from fluxentropy.rl.controllers.base import Base
-from fluxentropy.rl.controllers.bonus import Bonus
-from fluxentropy.rl.controllers.clip_cov import ClipCov
-from fluxentropy.rl.controllers.discriminator import ClipBatch, ClipVocabulary
-from fluxentropy.rl.controllers.follow import Follow
-from fluxentropy.rl.controllers.guard import Guard
-from fluxentropy.rl.controllers.kl_cov import KLCov
-from fluxentropy.rl.controllers.none import NoControl
-from fluxentropy.rl.controllers.project import Project
-from fluxentropy.rl.controllers.siren import Siren
-from fluxentropy.rl.controllers.steer import Steer
+from fluxentropy.rl.controllers.ours import Follow, Guard, Project
+from fluxentropy.rl.controllers.published import (
+    AsymmetricClip,
+    Bonus,
+    ClipBatch,
+    ClipCov,
+    ClipVocabulary,
+    KLCov,
+    NoControl,
+    Siren,
+    Steer,
+)
 from fluxentropy.rl.policy import Parameters
-from fluxentropy.rl.stepview import StepView
-from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
 from fluxentropy.yamlfile import check_mapping, did_you_mean, from_plain
-
-__all__ = ["CONTROLLERS", "Controller", "StepView", "apply", "open_controller"]
 
 CONTROLLERS: dict[str, type[Base]] = {
     controller.name: controller
@@ -59,41 +56,7 @@ CONTROLLERS: dict[str, type[Base]] = {
 }
 
 
-class Controller(Protocol):
-    """What a trainer needs of a controller.
-
-    Attributes:
-        name: as in the configuration.
-        statistics: which of "expected_sensitivity" and "nucleus_entropy" the batch must have.
-        adjusts: whether `adjust` looks at the step; otherwise neither a copy of the parameters nor an entropy batch is
-            needed.
-    """
-
-    name: ClassVar[str]
-    statistics: ClassVar[frozenset[str]]
-    adjusts: ClassVar[bool]
-
-    def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:
-        """How the loss of this step's tokens changes; once an optimizer step.
-
-        The batch has at least one token; `generator` is one of the CPU.
-        """
-        ...
-
-    def adjust(self, step: StepView) -> float | Parameters:
-        """After the optimizer: s in θ = before + s (after - before), or another step in place of after - before."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers for a checkpoint."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        ...
-
-
-def open_controller(options: Mapping[str, Any]) -> Controller:
+def open_controller(options: Mapping[str, Any]) -> Base:
     """The controller `options["name"]` ("none" where it is missing) with the other options.
 
     Errors: `UsageError` names an unknown controller, an option that it does not take, and a bad value.
@@ -112,7 +75,7 @@ def open_controller(options: Mapping[str, Any]) -> Controller:
             said = did_you_mean(str(option), takes) if takes else ", which takes no options"
             raise UsageError(f"controller.{option}: no such option of {name}{said}")
     check_mapping(given, cls, Path("controller"), "")
-    controller: Controller = from_plain(cls, given)
+    controller: Base = from_plain(cls, given)
     return controller
 
 

@@ -18,143 +18,45 @@ Only torch is imported; any decoder that maps ids to logits will do. Entropies a
 
 from __future__ import annotations
 
-from fluxentropy.rl.attribution import (
-    Attribution,
-    CovarianceAgreement,
-    Quadrant,
-    attribute,
-    covariance_agreement,
-    part_change,
-    quadrants,
-)
-from fluxentropy.rl.estimate import Estimate, jackknife, leave_one_out, mean_estimate
-from fluxentropy.rl.gradient import (
-    GradientEstimate,
-    RunningBaseline,
-    entropy_gradient,
-    entropy_to_go,
-    others_to_go,
-    score_weights,
-    to_go_weights,
-    update_weights,
-)
-from fluxentropy.rl.kernel import (
-    KernelSplit,
-    KernelStatistics,
-    covariance_change,
-    entropy_side,
-    fisher_gradients,
-    kernel_change,
-    kernel_statistics,
-    pairs,
-    update_side,
-)
-from fluxentropy.rl.passes import (
-    SequenceStats,
-    Weights,
-    check_sampled_by,
-    derivatives,
-    prompt_gradients,
-    row_gradients,
-    sequence_stats,
-    weighted_gradient,
-)
-from fluxentropy.rl.policy import Parameters, Policy, dot, flatten
-from fluxentropy.rl.probe import COSTS, PARTS, EntropyProbe, Part
-from fluxentropy.rl.proberecord import Change, KernelReport, ProbeRecord
-from fluxentropy.rl.responses import Responses, Sampler, response_mask, responses
-from fluxentropy.rl.secondorder import EntropyExpansion, Expansion, expand, ghost_radius
-from fluxentropy.rl.sequence_entropy import SequenceEntropy, sequence_entropy
-from fluxentropy.rl.snis import MeasuredChange, linearised_change, measured_change
-from fluxentropy.rl.step import AdamWRecorder, AdamWSplit, can_split, clip_factor, difference, learning_rates, snapshot
-from fluxentropy.rl.support import SupportEntropy, support_entropy
-from fluxentropy.rl.twobatch import TwoBatch, known_step, two_batch, two_batch_from_sums, update_change
-from fluxentropy.rl.ustatistics import (
-    UStatistic,
-    leave_one_out_advantages,
-    multi_prompt_u,
-    multi_prompt_u_from_sums,
-    one_prompt_u,
-)
+import importlib
+from typing import Any
 
-__all__ = [
-    "COSTS",
-    "PARTS",
-    "AdamWRecorder",
-    "AdamWSplit",
-    "Attribution",
-    "Change",
-    "CovarianceAgreement",
-    "EntropyExpansion",
-    "EntropyProbe",
-    "Estimate",
-    "Expansion",
-    "GradientEstimate",
-    "KernelReport",
-    "KernelSplit",
-    "KernelStatistics",
-    "MeasuredChange",
-    "Parameters",
-    "Part",
-    "Policy",
-    "ProbeRecord",
-    "Quadrant",
-    "Responses",
-    "RunningBaseline",
-    "Sampler",
-    "SequenceEntropy",
-    "SequenceStats",
-    "SupportEntropy",
-    "TwoBatch",
-    "UStatistic",
-    "Weights",
-    "attribute",
-    "can_split",
-    "check_sampled_by",
-    "clip_factor",
-    "covariance_agreement",
-    "covariance_change",
-    "derivatives",
-    "difference",
-    "dot",
-    "entropy_gradient",
-    "entropy_side",
-    "entropy_to_go",
-    "expand",
-    "fisher_gradients",
-    "flatten",
-    "ghost_radius",
-    "jackknife",
-    "kernel_change",
-    "kernel_statistics",
-    "known_step",
-    "learning_rates",
-    "leave_one_out",
-    "leave_one_out_advantages",
-    "linearised_change",
-    "mean_estimate",
-    "measured_change",
-    "multi_prompt_u",
-    "multi_prompt_u_from_sums",
-    "one_prompt_u",
-    "others_to_go",
-    "pairs",
-    "part_change",
-    "prompt_gradients",
-    "quadrants",
-    "response_mask",
-    "responses",
-    "row_gradients",
-    "score_weights",
-    "sequence_entropy",
-    "sequence_stats",
-    "snapshot",
-    "support_entropy",
-    "to_go_weights",
-    "two_batch",
-    "two_batch_from_sums",
-    "update_change",
-    "update_side",
-    "update_weights",
-    "weighted_gradient",
-]
+_NAMES = {
+    "fluxentropy.rl.attribution": (
+        "Attribution CovarianceAgreement Quadrant attribute covariance_agreement part_change quadrants"
+    ),
+    "fluxentropy.rl.estimate": "Estimate jackknife leave_one_out mean_estimate",
+    "fluxentropy.rl.gradient": (
+        "GradientEstimate RunningBaseline entropy_gradient entropy_to_go others_to_go score_weights to_go_weights "
+        "update_weights"
+    ),
+    "fluxentropy.rl.kernel": (
+        "KernelSplit KernelStatistics covariance_change entropy_side fisher_gradients kernel_change "
+        "kernel_statistics pairs update_side"
+    ),
+    "fluxentropy.rl.passes": (
+        "SequenceStats Weights check_sampled_by derivatives prompt_gradients row_gradients sequence_stats "
+        "weighted_gradient"
+    ),
+    "fluxentropy.rl.policy": "Parameters Policy dot flatten",
+    "fluxentropy.rl.probe": "COSTS PARTS EntropyProbe Part",
+    "fluxentropy.rl.proberecord": "Change KernelReport ProbeRecord",
+    "fluxentropy.rl.responses": "Responses Sampler response_mask responses",
+    "fluxentropy.rl.secondorder": "EntropyExpansion Expansion expand ghost_radius",
+    "fluxentropy.rl.sequence_entropy": "SequenceEntropy sequence_entropy",
+    "fluxentropy.rl.snis": "MeasuredChange linearised_change measured_change",
+    "fluxentropy.rl.step": "AdamWRecorder AdamWSplit can_split clip_factor difference learning_rates snapshot",
+    "fluxentropy.rl.support": "SupportEntropy support_entropy",
+    "fluxentropy.rl.twobatch": "TwoBatch known_step two_batch two_batch_from_sums update_change",
+    "fluxentropy.rl.ustatistics": (
+        "UStatistic leave_one_out_advantages multi_prompt_u multi_prompt_u_from_sums one_prompt_u"
+    ),
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

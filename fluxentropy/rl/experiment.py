@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fluxentropy.rl import control
+from fluxentropy.rl.controllers.base import Base
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.policies import TrainedPolicy
 from fluxentropy.rl.policy import Parameters
@@ -30,7 +31,7 @@ class Experiment:
     config: GRPOConfig
     task: Task
     policy: TrainedPolicy
-    controller: control.Controller | None = None
+    controller: Base | None = None
     start_step: int = 0
     reference: Parameters | None = None
 
@@ -117,7 +118,7 @@ def task_choice(config: GRPOConfig) -> TaskChoice:
     )
 
 
-def open_controller(config: GRPOConfig) -> control.Controller | None:
+def open_controller(config: GRPOConfig) -> Base | None:
     """The controller of a configuration, None where it names none."""
     if config.controller.get("name", "none") == "none":
         return None

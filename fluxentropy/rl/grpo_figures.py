@@ -55,11 +55,11 @@ def figures(run: Path) -> list[Path]:
 def run_figures(run: Path, metrics: Columns) -> Iterator[tuple[str, Figure]]:
     """The names and figures that `figures` saves. Use it within `paper()`."""
     yield "entropy_reward", _entropy_reward(metrics)
-    if _some(metrics, "probe_measured_per_sequence", "probe_first_per_sequence"):
+    if some(metrics, "probe_measured_per_sequence", "probe_first_per_sequence"):
         yield "predicted_measured", _predicted_measured(metrics)
-    if _some(metrics, "probe_kernel_total", "probe_kernel_identical"):
+    if some(metrics, "probe_kernel_total", "probe_kernel_identical"):
         yield "kernel", _kernel(metrics)
-    if _some(metrics, "probe_batch_per_sequence", "probe_momentum_per_sequence"):
+    if some(metrics, "probe_batch_per_sequence", "probe_momentum_per_sequence"):
         yield "split", _split(metrics)
     if (found := _fit(metrics)) is not None:
         yield "reward_fit", found
@@ -72,7 +72,7 @@ def run_figures(run: Path, metrics: Columns) -> Iterator[tuple[str, Figure]]:
 # --- parts of pictures ------------------------------------------------------------------------------------------------
 
 
-def _some(metrics: Columns, *names: str) -> bool:
+def some(metrics: Columns, *names: str) -> bool:
     """Whether there is a step that has all of these numbers."""
     return all(name in metrics for name in names) and bool(
         np.isfinite(np.stack([metrics[name] for name in names])).all(0).any()
@@ -81,7 +81,7 @@ def _some(metrics: Columns, *names: str) -> bool:
 
 def _line(axes: Axes, metrics: Columns, name: str, **look: Any) -> bool:
     """The numbers of a column over the steps that have them, with a band of 1.96 NAME_se."""
-    if not _some(metrics, name):
+    if not some(metrics, name):
         return False
     here = np.isfinite(metrics[name])
     step, value = metrics["step"][here], metrics[name][here]
@@ -124,7 +124,7 @@ def _entropy_reward(metrics: Columns) -> Figure:
 def _predicted_measured(metrics: Columns) -> Figure:
     """Left the first order, right the second, against the change by importance weights on the same responses."""
     orders = [("probe_first_per_sequence", "predicted, first order")]
-    if _some(metrics, "probe_predicted_per_sequence", "probe_measured_per_sequence"):
+    if some(metrics, "probe_predicted_per_sequence", "probe_measured_per_sequence"):
         orders.append(("probe_predicted_per_sequence", "predicted, first and second order"))
     figure = new_figure(SINGLE * len(orders) + 0.2, SINGLE)
     for axes, (name, label) in zip(figure.subplots(1, len(orders), squeeze=False)[0], orders, strict=True):
@@ -194,7 +194,7 @@ def _split(metrics: Columns) -> Figure:
         name = f"probe_{part}_per_sequence"
         if _line(each, metrics, name, color=colour, label=label):
             summed.plot(step, np.nancumsum(metrics[name][here]), color=colour, label=label)
-    if _some(metrics, "probe_measured_per_sequence"):
+    if some(metrics, "probe_measured_per_sequence"):
         total = np.nancumsum(metrics["probe_measured_per_sequence"][here])
         summed.plot(step, total, color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="measured, whole step")
     each.set_ylabel(CHANGE)
@@ -209,7 +209,7 @@ def _split(metrics: Columns) -> Figure:
 
 def _fit(metrics: Columns) -> Figure | None:
     """Reward against entropy with R = -a e^H + b, where there are steps enough."""
-    if not _some(metrics, "reward", "entropy_per_token"):
+    if not some(metrics, "reward", "entropy_per_token"):
         return None
     H, R = metrics["entropy_per_token"], metrics["reward"]
     here = np.isfinite(H) & np.isfinite(R)

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from fluxentropy.errors import SourceError
 from fluxentropy.figures import DOUBLE, GREY, new_figure
-from fluxentropy.rl.attribution import FOLDER, QUADRANTS
+from fluxentropy.rl.attribution import FOLDER, QUADRANTS, by_quadrant
 from fluxentropy.rl.precision import Precision, entropy_precision
 
 BLUE, RUST, GREEN, VIOLET = "#2f6fa7", "#b4501e", "#2e7d5b", "#7a5195"
@@ -159,9 +159,7 @@ def _quadrant(table: dict[str, np.ndarray], step: int, name: str) -> tuple[float
     """The sum over a quadrant's tokens of a step, and its standard error between prompts."""
     here = table["step"] == step
     prompt, advantage, logp, entropy, change = (table[column][here] for column in ATTRIBUTION[1:])
-    sign = advantage > 0 if name.startswith("positive") else advantage < 0
-    inside = sign & ((logp < -entropy) == name.endswith("rare"))
-    sums = np.bincount(prompt, change * inside)
+    sums = np.bincount(prompt, change * by_quadrant(advantage, logp < -entropy)[name])
     return float(sums.sum()), float(np.sqrt(len(sums)) * sums.std(ddof=1)) if len(sums) > 1 else 0.0
 
 

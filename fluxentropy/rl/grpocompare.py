@@ -1,97 +1,139 @@
 """`fluxentropy grpo-compare`: controllers x seeds, each cell a run of `grpo`, and what their differences say.
 
-grpocompareoptions.py -> grpocells.py -> grpojudging.py -> grpocomparison_text.py, grpocomparison_figures.py
+    OUT/warmups/seed-0.ckpt     the policy after the warm-up, which all arms share
+    OUT/cells/ARM/seed-0/       the run
+    OUT/cells/ARM/seed-0.json   its rewards and entropies by step, and what the trained policy does on held-out problems
+
+The last is made from the run, and names by a fingerprint what it follows from; a cell with both is finished.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from fluxentropy.cellwork import (
-    ARMS,
-    Cell,
-    comparison_outcome,
-    finish,
-    finished_records,
-    remember_arms,
-    threads_each,
-)
-from fluxentropy.config import to_yaml
-from fluxentropy.engine import make_engine
+import numpy as np
+import torch
+
+from fluxentropy.cellwork import Cell, Comparison, Record, run_comparison
+from fluxentropy.compareoptions import NONE, GRPOCompareConfig
 from fluxentropy.errors import UsageError
+from fluxentropy.judging import judge_controllers
+from fluxentropy.metricsfile import read_metrics
 from fluxentropy.outcome import Outcome
 from fluxentropy.rl.control import open_controller
-from fluxentropy.rl.grpo import FREE, RECORDED, open_experiment
-from fluxentropy.rl.grpocells import RunGRPOCell, make_cell
-from fluxentropy.rl.grpocompareoptions import NONE, GRPOCompareConfig
-from fluxentropy.rl.grpojudging import judge
-from fluxentropy.store import RunDirectory, write_json, write_text
-from fluxentropy.threads import as_begun
+from fluxentropy.rl.experiment import EVAL_ROWS, Experiment, task_choice
+from fluxentropy.rl.grpo import FREE, RECORDED, grpo, open_experiment
+from fluxentropy.rl.grpooptions import GRPOConfig, LoRAOptions
+from fluxentropy.rl.passatk import distinct_right, mean_pass_at_k
+from fluxentropy.rl.policies import open_policy
+from fluxentropy.rl.rollouts import roll_out, stream_seed
+from fluxentropy.rl.tasks import open_task
+from fluxentropy.store import fingerprint_json
 from fluxentropy.versions import versions
 from fluxentropy.yamlfile import to_plain
 
-OWNED = ("grpo_comparison.*", ARMS, "trajectories.*", "pass_at_k.*", "effects.*", "warmups")
+OWNED = ("trajectories.*", "pass_at_k.*", "effects.*", "warmups")
 
 
 def grpo_compare(config: GRPOCompareConfig) -> Outcome:
-    """Train what is not finished, then judge all arms of `config`; arms and seeds may be added later."""
+    """Train what is not finished, then judge all arms of `config`; arms and seeds may be added later.
+
+    Errors: UsageError names the arm whose controller is none.
+    """
     arms = config.all_arms()
     cells = [
         make_cell(name, config.run(name, place), config.samples)
         for place in range(config.seeds)  # whole seeds first: a comparison that is stopped has pairs
         for name in arms
     ]
-    _check_controllers(config)
-    start = open_experiment(config.run(NONE))
-    with (
-        RunDirectory(config.out, overwrite=config.overwrite, folder="cells", owned=OWNED) as run,
-        as_begun(config.out, config.base.accelerator, new=threads_each(config)) as threads,
-    ):
-        base = {name: value for name, value in to_plain(config.base).items() if name not in FREE}
-        data = {"problems": start.task.fingerprint, "initial_policy": start.policy.fingerprint}
-        run.begin({"kind": "grpo-compare", "base": base, **data, **threads}, to_yaml(config), last=True)
-        remember_arms(config.out, arms)
-        failed = _train(config, [cell for cell in cells if not cell.record()], threads) if config.train else {}
-        outcome = _judge(config, cells, failed, data)
-        run.finish({"arms": list(arms), "failed": failed, "versions": versions(RECORDED)})
-    return outcome
-
-
-def _check_controllers(config: GRPOCompareConfig) -> None:
-    """UsageError names the arm whose controller is none."""
-    for name in config.all_arms():
+    for name in arms:
         try:
             open_controller(config.run(name).controller)
         except UsageError as error:
             raise UsageError(f"arms.{name}: {error}") from error
+    start = open_experiment(config.run(NONE))
 
+    def judged(records: Sequence[Record]) -> dict[str, Any]:
+        found = judge_controllers(arms, records, seeds=config.seeds, share=config.collapse, margin=config.margin)
+        return found | {"task": config.base.task.name}
 
-def _train(config: GRPOCompareConfig, cells: Sequence[Cell], threads: dict[str, int]) -> dict[str, str]:
-    """Finish the cells. -> those that failed, and why"""
-    job = RunGRPOCell(
-        config.samples, threads.get("threads", threads_each(config)), config.keep_checkpoints, config.out / "warmups"
+    this = Comparison(
+        command="grpo-compare",
+        owned=OWNED,
+        arms=arms,
+        cells=cells,
+        base={name: value for name, value in to_plain(config.base).items() if name not in FREE},
+        data={"problems": start.task.fingerprint, "initial_policy": start.policy.fingerprint},
+        versions=versions(RECORDED),
+        work=functools.partial(trained, samples=config.samples, warmups=config.out / "warmups"),
+        judge=judged,
     )
-    return finish(make_engine(config.engine, config.workers, config.address, config.gpus_per_worker), job, cells)
+    return run_comparison(config, this)
 
 
-def _judge(config: GRPOCompareConfig, cells: Sequence[Cell], failed: dict[str, str], data: dict[str, str]) -> Outcome:
-    """Write what the finished cells say."""
-    from fluxentropy.rl.grpocomparison_figures import draw_comparison
-    from fluxentropy.rl.grpocomparison_text import markdown, summary
+def make_cell(arm: str, config: GRPOConfig, samples: int) -> Cell:
+    """The cell of `config`, judged by `samples` responses to each held-out problem."""
+    options = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    facts = [options, open_task(task_choice(config)).fingerprint, samples]
+    return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
 
-    records = finished_records(cells, failed, config.out)
-    record: dict[str, Any] = judge(
-        config.all_arms(), records, seeds=config.seeds, share=config.collapse, margin=config.margin
-    ) | {
-        "command": f"fluxentropy grpo-compare --config {config.out / 'config.resolved.yaml'}",
-        "task": config.base.task.name,
-        "base": to_plain(config.base),
-        "fingerprints": {**data, "cells": {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}},
-        "failed": failed,
-        "versions": versions(RECORDED),
+
+# --- what a cell is judged by -----------------------------------------------------------------------------------------
+
+
+def trained(cell: Cell, samples: int, warmups: Path) -> dict[str, Any]:
+    """Train a cell, or go on with it. -> values of each step, and of the held-out problems after the last"""
+    grpo(cell.config, warm=warmups / f"seed-{cell.seed}.ckpt")
+    known = {"arm": cell.arm, "seed": cell.seed, "fingerprint": cell.fingerprint}
+    return known | read_curves(cell.config.out / "metrics.csv") | held_out(cell.config, samples)
+
+
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """From metrics.csv, by step: mean reward of the rollout, and entropy before the step, nats a token."""
+    columns = read_metrics(path)
+    trained = ~np.isnan(columns["reward"])
+    names = {"steps": "step", "reward": "reward", "entropy": "entropy_per_token"}
+    return {key: columns[name][trained].tolist() for key, name in names.items()}
+
+
+def held_out(config: GRPOConfig, samples: int) -> dict[str, Any]:
+    """What the exported policy does on the problems held out, greedily and sampled as in training."""
+    task = open_task(task_choice(config))
+    given = dataclasses.replace(config.policy, model=str(config.out / "export"), lora=LoRAOptions(), offline=True)
+    policy = open_policy(given, task, seed=config.seed)
+    policy.model.to("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    experiment = Experiment(config=dataclasses.replace(config, eval_sampled=False), task=task, policy=policy)
+    greedy = experiment.evaluate()
+    found = roll_out(
+        policy,
+        task,
+        task.held_out,
+        responses_each=samples,
+        sampler=experiment.sampler,
+        max_tokens=config.rollout.max_tokens,
+        seed=stream_seed(config.seed, "evaluation", 1),
+        rows=config.rollout.rows or EVAL_ROWS,
+    )
+    right = found.rewards >= 1
+    return {
+        "held_out": len(task.held_out),
+        "greedy": greedy["eval_solved"],
+        "greedy_reward": greedy["eval_reward"],
+        "sampled_reward": float(found.rewards.mean()),
+        "pass_at_k": {str(k): value._asdict() for k, value in mean_pass_at_k(right, numbers(samples)).items()},
+        "distinct": distinct_right(found.texts, right)._asdict(),
+        "parameters": policy.model.num_parameters(),
     }
-    write_json(config.out / "grpo_comparison.json", record)
-    figures = draw_comparison(record, records, config.out)
-    write_text(config.out / "grpo_comparison.md", markdown(record))
-    return comparison_outcome(config.out, "grpo_comparison", record, summary(record), figures, len(cells))
+
+
+def numbers(samples: int) -> list[int]:
+    """The k of pass@k: powers of two up to the samples, and these.
+
+    >>> numbers(12)
+    [1, 2, 4, 8, 12]
+    """
+    return [*(2**n for n in range(samples.bit_length()) if 2**n < samples), samples]

@@ -14,7 +14,8 @@ import torch
 
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.rl.attribution import Attribution, row
-from fluxentropy.rl.control import Controller, apply
+from fluxentropy.rl.control import apply
+from fluxentropy.rl.controllers.base import Base
 from fluxentropy.rl.experiment import Experiment
 from fluxentropy.rl.grpooptions import GRPOConfig
 from fluxentropy.rl.grpoupdate import BatchUpdate
@@ -108,12 +109,12 @@ class StepWatch:
         return {f"probe_{name}": value for name, value in found.items()}
 
 
-def adjusts(controller: Controller | None) -> bool:
+def adjusts(controller: Base | None) -> bool:
     """Whether a controller looks at the steps that were taken."""
     return controller is not None and controller.adjusts
 
 
-def obstacle(config: GRPOConfig, controller: Controller | None) -> str:
+def obstacle(config: GRPOConfig, controller: Base | None) -> str:
     """Why a step cannot be split over the tokens of its rollout, in words; empty where it can be."""
     if config.optim.kind != "adamw":
         return f"--optim.kind {config.optim.kind}: only steps of AdamW are split over tokens"
@@ -124,7 +125,7 @@ def obstacle(config: GRPOConfig, controller: Controller | None) -> str:
     return ""
 
 
-def attributes(config: GRPOConfig, controller: Controller | None) -> bool:
+def attributes(config: GRPOConfig, controller: Base | None) -> bool:
     """Whether probed steps are split over tokens: as asked for, or where nothing hinders or limits the probe."""
     probe = config.probe
     if probe.attribution is None:
@@ -132,7 +133,7 @@ def attributes(config: GRPOConfig, controller: Controller | None) -> bool:
     return probe.attribution
 
 
-def check_parts(config: GRPOConfig, controller: Controller | None) -> None:
+def check_parts(config: GRPOConfig, controller: Base | None) -> None:
     """Raise `UsageError` for parts of the probe that cannot be run."""
     asked = config.probe.parts or ()
     for part in asked:

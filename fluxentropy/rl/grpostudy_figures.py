@@ -1,32 +1,28 @@
-"""The pictures of a study of probed runs: predictions, validity, parts, tokens, prompts."""
+"""The pictures of a study of probed runs: predictions, parts, tokens, prompts; groups along the x axis."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
-from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST, VIOLET
-from fluxentropy.rl.grpostudy_marks import bar, colours, dots, named
+from fluxentropy.rl.grpo_figures import KINDS, SPLIT
+from fluxentropy.rl.grpo_tails import BLUE, GREEN, LOOKS, NOTE, RUST
 from fluxentropy.rl.stepanswers import PREDICTIONS
 
 Record = Mapping[str, Any]
-FIGURES = ("predicted_measured", "errors", "validity", "parts", "tokens", "prompts")
+FIGURES = ("predicted_measured", "errors", "parts", "tokens", "prompts")
 COLUMNS = 3  # panels beside each other
 MARKS = {"first": (BLUE, "o"), "predicted": (RUST, "s"), "snis": (GREEN, "^")}
-PARTS = {
-    "optimizer": {"batch": ("this batch", BLUE), "momentum": ("momentum", RUST), "decay": ("weight decay", GREEN)},
-    "pairs": {
-        "identical": ("same response", RUST), "same_prompt": ("same prompt", GREEN),
-        "cross_prompt": ("other prompts", BLUE),
-    },
-}  # fmt: skip
+PARTS = {"optimizer": SPLIT, "pairs": KINDS}
 
 
 def draw_study(record: Record, out: Path) -> list[Path]:
@@ -41,8 +37,6 @@ def study_figures(record: Record) -> Iterator[tuple[str, Figure]]:
     if any(group["predictions"] for group in groups.values()):
         yield "predicted_measured", predicted(record)
         yield "errors", errors(record)
-    if any({"eta_star", "effective_share"} & group["validity"].keys() for group in groups.values()):
-        yield "validity", validity(groups)
     if any(group["optimizer"] or group["pairs"] for group in groups.values()):
         yield "parts", parts(groups)
     if any(group["tokens"] for group in groups.values()):
@@ -127,66 +121,26 @@ def errors(record: Record) -> Figure:
     return figure
 
 
-def validity(groups: Record) -> Figure:
-    """Left: eta* and the ghost radius. Right: the effective sample size."""
-    figure = new_figure(DOUBLE, 2.5)
-    far, sample = figure.subplots(1, 2)
-    for place, (key, label, colour, mark) in enumerate(
-        (("eta_star", "eta*", BLUE, "o"), ("ghost_radius", "ghost radius", RUST, "s"))
-    ):
-        found = [group["validity"].get(key) for group in groups.values()]
-        dots(far, found, 0.2 * (place - 0.5), color=colour, marker=mark, label=label)
-    far.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    far.set_yscale("log")
-    far.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    far.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    far.yaxis.set_minor_formatter(NullFormatter())
-    far.set(ylabel="reach of the expansion (steps)")
-    far.set_title("medians of steps, 95% intervals; dashed: 1 step", **NOTE)
-    if far.get_legend_handles_labels()[0]:
-        far.legend(loc="best")
-    found = [group["validity"].get("effective_share") for group in groups.values()]
-    dots(sample, found, 0, color=BLUE, marker="o")
-    sample.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    sample.set(ylim=(0, 1.05), ylabel="effective sample size / responses")
-    sample.set_title("dashed: warned of below", **NOTE)
-    for axes in (far, sample):
-        named(axes, groups)
-    return figure
-
-
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def parts(groups: Record) -> Figure:
-    """A row a kind of parts. Left: shares of a step's change. Right: shares of the magnitude."""
+    """A panel a kind of parts: shares of a step's change."""
     kinds = [kind for kind in PARTS if any(group[kind] for group in groups.values())]
-    figure = new_figure(DOUBLE, 2.6 * len(kinds))
+    figure = new_figure(DOUBLE, 2.9)
     titles = {"optimizer": "first-order change, by the optimizer's step", "pairs": "this batch's part, by pairs"}
-    for kind, (signed, size) in zip(kinds, figure.subplots(len(kinds), 2, squeeze=False), strict=True):
-        for axes, key in ((signed, "share"), (size, "size")):
-            _bars(axes, groups, kind, key)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            named(axes, groups)
-        signed.set(ylabel="share of a step's change")
-        size.set(ylabel="Σ |part| / Σ Σ |parts|", ylim=(0, 1.05))
-        _limited(signed)
-        signed.set_title(f"{titles[kind]}; 95% intervals", **NOTE)
-        signed.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3, borderaxespad=0, columnspacing=1.2)
+    for kind, axes in zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0], strict=True):
+        for place, (name, label, colour) in enumerate(PARTS[kind]):
+            found = [group[kind]["parts"][name]["share"] if group[kind] else None for group in groups.values()]
+            bar(axes, found, 0.26 * (place - 1), 0.24, color=colour, label=label)
+        axes.axhline(0, color="black", linewidth=0.6)
+        low, high = axes.get_ylim()
+        axes.set(ylabel="share of a step's change", ylim=(max(low, -3), min(high, 4)))  # a whole near 0 has no limits
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        named(axes, groups)
+        axes.set_title(f"{titles[kind]}; 95% intervals", **NOTE)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, borderaxespad=0, columnspacing=1.2)
     return figure
-
-
-def _bars(axes: Axes, groups: Record, kind: str, key: str) -> None:
-    for place, (name, (label, colour)) in enumerate(PARTS[kind].items()):
-        found = [group[kind]["parts"][name][key] if group[kind] else None for group in groups.values()]
-        bar(axes, found, 0.26 * (place - 1), 0.24, color=colour, label=label)
-    axes.axhline(0, color="black", linewidth=0.6)
-
-
-def _limited(axes: Axes) -> None:
-    """Keep the bars readable where a whole near 0 makes intervals endless."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -3), min(high, 4))
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
@@ -251,41 +205,75 @@ def _positions(axes: Axes, groups: Record) -> None:
 
 
 def prompts(groups: Record) -> Figure:
-    """Left: the relative error over prompts, per token. Right: prompts needed."""
+    """The relative error of the entropy per token over prompts."""
     known = {label: group for label, group in groups.items() if group["prompts"]}
-    figure = new_figure(DOUBLE, 2.9)
-    curve, needed = figure.subplots(1, 2)
+    figure = new_figure(0.6 * DOUBLE, 2.9)
+    axes = figure.add_subplot()
     look = colours(list(known))
     for label, group in known.items():
         by = group["prompts"]["by_responses"]
         for G, style in ((min(by, key=int), (0, (4, 2))), (max(by, key=int), "-")):
             found = by[G]["curve"]["per_token"]
-            sizes = [int(size) for size in sorted(found, key=int)]
+            sizes = sorted(map(int, found))
             values = [found[str(size)]["value"] for size in sizes]
             name = label if style == "-" else None
-            curve.plot(sizes, values, color=look[label], linestyle=style, marker="o", markersize=2.2, label=name)
-    curve.set_xscale("log", base=2)
-    curve.set_yscale("log")
-    curve.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    curve.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    curve.yaxis.set_minor_formatter(NullFormatter())
-    curve.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    curve.set(xlabel="prompts", ylabel="standard error / entropy per token")
-    curve.set_title("medians of steps; full: all responses, dashed: 1 each", **NOTE)
-    curve.legend(loc="best", title="learning rate", title_fontsize=7)
-    for place, (share, colour) in enumerate((("0.01", RUST), ("0.05", VIOLET), ("0.1", BLUE))):
-        found = [
-            group["prompts"]["by_responses"][max(group["prompts"]["by_responses"], key=int)]["needed"]["per_token"][
-                share
-            ]
-            for group in known.values()
-        ]
-        dots(needed, found, 0.2 * (place - 1), color=colour, marker="o", label=f"{float(share):.0%}")
-    needed.set_yscale("log")
-    needed.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    needed.yaxis.set_minor_formatter(NullFormatter())
-    needed.set(ylabel="prompts needed")
-    needed.set_title("for a relative error of (all responses, 95% intervals)", **NOTE)
-    needed.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    named(needed, known)
+            axes.plot(sizes, values, color=look[label], linestyle=style, marker="o", markersize=2.2, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set(xlabel="prompts", ylabel="standard error / entropy per token")
+    axes.set_title("medians of steps; full: all responses, dashed: 1 each", **NOTE)
+    axes.legend(loc="best", title="learning rate", title_fontsize=7)
     return figure
+
+
+# --- groups along the x axis ------------------------------------------------------------------------------------------
+
+
+def colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each learning rate, in their order, from dark to light."""
+    places = np.linspace(0.05, 0.85, len(labels)) if len(labels) > 1 else [0.3]
+    return {
+        label: matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](at))
+        for label, at in zip(labels, places, strict=True)
+    }
+
+
+def _numbers(found: Sequence[Record | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n,) and the lengths of their intervals' arms (2, n); NaN where there is none."""
+    rows = [
+        [np.nan if one is None or one[key] is None else one[key] for key in ("value", "low", "high")] for one in found
+    ]
+    value, low, high = np.array(rows, dtype=float).T
+    return value, np.maximum(np.nan_to_num([value - low, high - value]), 0)
+
+
+def dots(axes: Axes, found: Sequence[Record | None], shift: float, **look: Any) -> list[float]:
+    """Values with intervals, at the places of the groups. -> all ends that were drawn"""
+    value, arms = _numbers(found)
+    at = np.arange(len(value)) + shift
+    here = np.isfinite(value)
+    if here.any():
+        axes.errorbar(at[here], value[here], arms[:, here], linestyle="none", markersize=4, elinewidth=0.9, **look)
+    return [*value[here], *(value - arms[0])[here], *(value + arms[1])[here]]
+
+
+def bar(axes: Axes, found: Sequence[Record | None], shift: float, width: float, **look: Any) -> None:
+    value, arms = _numbers(found)
+    at, here = np.arange(len(value)) + shift, np.isfinite(value)
+    if not here.any():
+        return
+    axes.bar(at[here], value[here], width, **look)
+    axes.errorbar(at[here], value[here], arms[:, here], fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
+
+
+def named(axes: Axes, groups: Record) -> None:
+    """The groups along the x axis."""
+    names = list(groups)
+    axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 8 or len(names) < 3 else 30)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_xlabel("learning rate")
+    axes.grid(axis="y")

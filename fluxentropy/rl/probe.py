@@ -1,5 +1,9 @@
 """One object that says how a real optimizer step changed the entropy, and why.
 
+    from fluxentropy.rl import EntropyProbe
+    from fluxentropy.rl.entropy import Sampler, responses
+
+    batch = responses(prompt_ids, tokens, eos=eos, sampler=Sampler(temperature=1.0))
     probe = EntropyProbe(policy, batch, optimizer=optimizer)   # before the step
     loss.backward()
     optimizer.step()

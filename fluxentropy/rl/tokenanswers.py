@@ -2,6 +2,8 @@
 
 Each attributed step becomes a row of sums, `step_row`; `token_answer` says what the rows say together. A token's part c
 is nats a sequence, the sum over the tokens is the first-order change by this batch.
+
+And about prompts: how many does a reliable entropy need, from the responses of the probed steps?
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fluxentropy.rl.attribution import QUADRANTS
+from fluxentropy.rl.attribution import QUADRANTS, by_quadrant
 from fluxentropy.rl.grpo_figures import Columns
-from fluxentropy.rl.stepbootstrap import StepBootstrap
+from fluxentropy.rl.precision import entropy_precision, prompts_needed
+from fluxentropy.rl.stepanswers import StepBootstrap
 
 SHARES = (0.5, 0.8, 0.9)
 GRID = np.linspace(0, 1, 51)  # of a concentration curve
@@ -32,10 +35,7 @@ def step_row(tokens: Columns, responses: Columns | None, *, by: Rare = "entropy"
     each = each.ravel()
     by_response = np.bincount(each, c)
     rare = logp < (np.quantile(logp, 0.5) if by == "median" else -tokens["entropy"])
-    classes = {
-        name: (np.sign(A) == (1 if name.startswith("positive") else -1)) & (rare == name.endswith("rare"))
-        for name in QUADRANTS
-    }
+    classes = by_quadrant(A, rare)
     last = np.maximum(np.bincount(each), 1)[each]
     place = np.minimum(tokens["position"] * POSITIONS // last, POSITIONS - 1)
     classes |= {f"eighth_{n}": place == n for n in range(POSITIONS)}
@@ -172,3 +172,65 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
 def _mean_curve(curves: Sequence[np.ndarray]) -> list[float]:
     kept = [curve for curve in curves if np.isfinite(curve).all()]
     return np.mean(kept, axis=0).tolist() if kept else []
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+RELATIVE = (0.01, 0.05, 0.1)
+REPLICATES = 200  # batches of each size
+UNITS = ("per_sequence", "per_token")
+
+
+def batches(responses: Columns) -> list[tuple[np.ndarray, np.ndarray]]:
+    """ΣH and length (B, G) of the responses of each step; without steps of fewer than 3 prompts, or of entropy 0."""
+    found = []
+    for step in np.unique(responses["step"]):
+        here = responses["step"] == step
+        order = np.lexsort((responses["response"][here], responses["prompt"][here]))
+        prompts, counts = np.unique(responses["prompt"][here], return_counts=True)
+        entropy, length = (responses[name][here][order] for name in ("entropy", "length"))
+        if len(prompts) >= 3 and len(set(counts)) == 1 and entropy.sum() > 0:
+            found.append((entropy.reshape(len(prompts), -1), length.reshape(len(prompts), -1).astype(float)))
+    return found
+
+
+def prompt_answer(
+    runs: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], boot: StepBootstrap, *, seed: int = 0
+) -> dict[str, Any]:
+    """Prompts needed for a relative standard error, and that error at every size; medians over steps.
+
+    `runs`: the `batches` of each run; `boot` is over these steps. By responses to a prompt: the first 1, 2, 4, ... of
+    each. `curve`: the error of batches that are drawn from those of a step, as `precision.entropy_precision` has it.
+    """
+    every = [batch for run in runs for batch in run]
+    prompts, most = (min(batch[0].shape[axis] for batch in every) for axis in (0, 1))
+    each = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
+    return {
+        "steps": len(every),
+        "prompts": prompts,
+        "by_responses": {str(G): _of_size(every, G, boot, seed) for G in each},
+    }
+
+
+def _of_size(every: Sequence[tuple[np.ndarray, np.ndarray]], G: int, boot: StepBootstrap, seed: int) -> dict[str, Any]:
+    cut = [(entropy[:, :G], length[:, :G]) for entropy, length in every]
+    needed = {share: [prompts_needed(H, T, relative=share) for H, T in cut] for share in RELATIVE}
+    sizes = [2**power for power in range(1, 32) if all(2**power <= len(H) for H, _ in cut)]
+    drawn = [entropy_precision(H, T, sizes, replicates=REPLICATES, seed=seed) for H, T in cut]
+    return {
+        "needed": {
+            unit: {
+                f"{share:g}": boot.median(np.array([float(getattr(n, unit)) for n in needed[share]]))
+                for share in RELATIVE
+            }
+            for unit in UNITS
+        },
+        "curve": {
+            unit: {
+                str(size): boot.median(np.array([getattr(steps[place], unit).relative for steps in drawn]))
+                for place, size in enumerate(sizes)
+            }
+            for unit in UNITS
+        },
+    }

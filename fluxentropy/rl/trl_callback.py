@@ -1,5 +1,7 @@
 """What each step of TRL's GRPOTrainer does to the entropy: a callback that probes around `optimizer.step()`.
 
+    from fluxentropy.rl import EntropyProbeCallback
+
     trainer = GRPOTrainer(model, reward_funcs, args=GRPOConfig(...), train_dataset=...)
     trainer.add_callback(EntropyProbeCallback(trainer, held_out_prompts, every=10))
 
@@ -94,7 +96,7 @@ class EntropyProbeCallback(TrainerCallback):
             if not isinstance(trainer, RecordingGRPOTrainer):
                 raise UsageError(
                     f"{type(trainer).__name__} does not keep the update's batch: parts of the update need a "
-                    "fluxentropy.rl.trl_trainer.RecordingGRPOTrainer"
+                    "fluxentropy.rl.RecordingGRPOTrainer"
                 )
             check_update(trainer.args, trainer.accelerator.num_processes)
         self._trainer, self._prompts, self._every, self._responses = trainer, list(prompts), every, responses

@@ -1,5 +1,7 @@
 """TRL's GRPOTrainer, which also remembers the batch of the update that a probe takes apart.
 
+    from fluxentropy.rl import EntropyProbeCallback, RecordingGRPOTrainer
+
     trainer = RecordingGRPOTrainer(model, reward_funcs, args=GRPOConfig(...), train_dataset=...)
     trainer.add_callback(EntropyProbeCallback(trainer, prompts, parts=["measured", "two_batch"]))
 

@@ -16,7 +16,14 @@ from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """Changes nothing. The fields of a controller are its options; what it remembers between steps is in `state`."""
+    """Changes nothing. The fields of a controller are its options; what it remembers between steps is in `state`.
+
+    Attributes:
+        name: as in the configuration.
+        statistics: which of "expected_sensitivity" and "nucleus_entropy" the batch must have.
+        adjusts: whether `adjust` looks at the step; otherwise neither a copy of the parameters nor an entropy batch is
+            needed.
+    """
 
     name: ClassVar[str]
     statistics: ClassVar[frozenset[str]] = frozenset()
@@ -24,9 +31,14 @@ class Base:
     state: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
+        """How the loss of this step's tokens changes; once an optimizer step.
+
+        The batch has at least one token; `generator` is one of the CPU.
+        """
         return TokenPlan()
 
     def adjust(self, step: StepView) -> float | Parameters:  # noqa: ARG002
+        """After the optimizer: s in θ = before + s (after - before), or another step in place of after - before."""
         return 1.0
 
     def state_dict(self) -> dict[str, Any]:
