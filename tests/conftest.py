@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job: tests interrupt the programs they start
@@ -18,6 +23,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a real model run last."""
     items.sort(key=lambda item: item.get_closest_marker("real_model") is not None)
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`pipeline(name, *arguments)` runs a program of pipelines/ to its end and returns what it prints."""
+    monkeypatch.syspath_prepend(PIPELINES)
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(PIPELINES / name), run_name="__main__")
+        output = capsys.readouterr()
+        assert end.value.code == 0, output.err
+        return output.out
+
+    return run
 
 
 @pytest.fixture(scope="module")

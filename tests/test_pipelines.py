@@ -26,22 +26,17 @@ TEXTS = [f"{sentence} {row}" for row in range(8) for sentence in SENTENCES]
 Program = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("saved") / "model")
+
+
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+def program(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Program) -> Program:
     """Runs a program of pipelines/ in `tmp_path`, where a folder `model` is; returns what it prints."""
-    save_model(tmp_path / "model")
+    shutil.copytree(saved, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(PIPELINES)
-
-    def run(name: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(PIPELINES / name), run_name="__main__")
-        output = capsys.readouterr()
-        assert end.value.code == 0, output.err
-        return output.out
-
-    return run
+    return pipeline
 
 
 def write_texts(folder: Path) -> None:
@@ -253,10 +248,10 @@ def test_the_slurm_scripts_are_bash(script: str) -> None:
 
 
 def test_an_array_of_slurm_jobs_and_one_more_go_from_text_to_verified_bins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Slurm and the command are played by scripts that note how they are called; then the commands are run."""
-    save_model(tmp_path / "model")
+    shutil.copytree(saved, tmp_path / "model")
     write_texts(tmp_path)
     monkeypatch.chdir(tmp_path)
     options = ["web.jsonl", "--model", "model", "--max-tokens", "64", "--part-tokens", "60", "--out", "unused"]
