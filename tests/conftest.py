@@ -52,3 +52,31 @@ def one_thread() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
+
+
+def _sketched() -> Iterator[None]:
+    """Pictures are built as ever, but neither laid out nor drawn: their files hold a dot."""  # most of their time
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def savefig(self: Figure, path: Path, **_: object) -> None:
+        if path.suffix == ".svg":
+            path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
+        else:
+            Image.new("L", (1, 1)).save(path, "png")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fluxentropy.figures.settle", lambda figure: None)
+        patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
+@pytest.fixture
+def sketches() -> Iterator[None]:
+    """For a test of a command that draws, where the pictures themselves are not the point."""
+    yield from _sketched()
+
+
+@pytest.fixture(scope="module")
+def module_sketches() -> Iterator[None]:
+    yield from _sketched()
