@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 
@@ -20,9 +21,29 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files whose tests take long one by one: they train, draw, kill commands or start programs.
+SLOW_FILES = [
+    "adapters", "agree", "agreement_figures", "compare", "conversion", "datatrove_block", "datatrove_tables",
+    "demo", "diagnose", "engine", "faults", "ggufconfig", "gguftokenizer", "gpt_export", "grpo",
+    "grpo_attribution", "grpo_compare", "grpo_control", "grpo_study", "grpo_update", "neighbours", "package",
+    "peftfolder", "pipelines", "pretrain", "published_study", "report", "rl_control_loop", "rl_probe", "rl_trl",
+    "score_engines", "scoring", "verify", "zoo",
+]  # fmt: skip
+
+settings.register_profile("small", max_examples=40, deadline=None)
+settings.load_profile("small")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a real model run last."""
-    items.sort(key=lambda item: item.get_closest_marker("real_model") is not None)
+    """Mark what is slow. It runs last, but first where several processes share the files: they then end together."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW_FILES or item.get_closest_marker("real_model"):
+            item.add_marker("slow")
+
+    def place(item: pytest.Item) -> int:
+        return sum(item.get_closest_marker(name) is not None for name in ("real_model", "slow"))
+
+    items.sort(key=place, reverse="PYTEST_XDIST_WORKER" in os.environ)
 
 
 @pytest.fixture

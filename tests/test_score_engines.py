@@ -43,30 +43,23 @@ def without_config(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")
-def test_webmix_from_text_to_verified_bins_on_each_engine(
+def test_webmix_from_text_to_verified_bins_here_and_on_ray(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Callable[..., str]
 ) -> None:
-    """Ray has a process of its own: it does not end before that does."""
+    """Several processes: below, and in the tests of binning."""
     sources = sorted(SHARED.glob("data/webmix/train-*.parquet"))
     (tmp_path / "webmix").mkdir()
     for path in sources:
         pq.write_table(pq.read_table(path).slice(0, ROWS), tmp_path / "webmix" / path.name)
-    argv = [tmp_path / "webmix", "--model", model, "--max-tokens", 64, "--bins", 4, "--out", "out"]
-    found = {}
-    for name, options in {"one": [], "two": ["--workers", 2], "ray": ["--engine", "ray"]}.items():
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        if name == "ray":
-            program = [sys.executable, PIPELINE, *argv, *options]
-            done = subprocess.run([*map(str, program)], env=environment(), capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            said = done.stdout
-        else:
-            said = pipeline("fineweb.py", *argv, *options)
+    argv = [tmp_path / "webmix", "--model", model, "--max-tokens", 64, "--bins", 4, "--out"]
+    monkeypatch.chdir(tmp_path)
+    program = [sys.executable, PIPELINE, *argv, "ray", "--engine", "ray"]  # Ray ends with that process
+    done = subprocess.run([*map(str, program)], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for said in (done.stdout, pipeline("fineweb.py", *argv, "one")):
         assert said.count("nothing is missing, nothing is damaged") == 2
-        found[name] = without_config(tmp_path / name / "out")
-    assert found["one"] == found["two"] == found["ray"]
-    bins = tmp_path / "one/out/bins"
+    assert without_config(tmp_path / "one") == without_config(tmp_path / "ray")
+    bins = tmp_path / "one" / "bins"
     shards = [*bins.glob("data/bin=*/*.arrow"), *bins.glob("unscored/*.arrow")]
     assert sum(pa.ipc.open_file(path).read_all().num_rows for path in shards) == ROWS * len(sources)
 
