@@ -377,6 +377,7 @@ def test_fewer_values_than_bins(run: Any, tmp_path: Path) -> None:
     assert "kind: 3 of 10 bins" in err
 
 
+@pytest.mark.slow
 def test_as_many_bins_as_a_thousand(run: Any, tmp_path: Path) -> None:
     """More than a process may have open files, in many a place."""
     corpus(tmp_path / "in", rows=2400, files=1, place=list(range(2400)))
@@ -501,6 +502,7 @@ def test_one_text_of_5_mb(run: Any, tmp_path: Path) -> None:
 # --- the same bytes, whoever makes them -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_memory_and_repetition_change_no_byte(run: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, size))) for size in rng.integers(0, 6000, 6000)]

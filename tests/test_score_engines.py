@@ -51,15 +51,18 @@ def test_webmix_from_text_to_verified_bins_here_and_on_ray(
     (tmp_path / "webmix").mkdir()
     for path in sources:
         pq.write_table(pq.read_table(path).slice(0, ROWS), tmp_path / "webmix" / path.name)
-    argv = [tmp_path / "webmix", "--model", model, "--max-tokens", 64, "--bins", 4, "--out"]
-    monkeypatch.chdir(tmp_path)
-    program = [sys.executable, PIPELINE, *argv, "ray", "--engine", "ray"]  # Ray ends with that process
+    argv = [tmp_path / "webmix", "--model", model, "--max-tokens", 64, "--bins", 4, "--out", "out"]
+    for name in ("here", "ray"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "ray")
+    program = [sys.executable, PIPELINE, *argv, "--engine", "ray"]  # Ray ends with that process
     done = subprocess.run([*map(str, program)], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for said in (done.stdout, pipeline("fineweb.py", *argv, "one")):
+    monkeypatch.chdir(tmp_path / "here")
+    for said in (done.stdout, pipeline("fineweb.py", *argv)):
         assert said.count("nothing is missing, nothing is damaged") == 2
-    assert without_config(tmp_path / "one") == without_config(tmp_path / "ray")
-    bins = tmp_path / "one" / "bins"
+    assert without_config(tmp_path / "here" / "out") == without_config(tmp_path / "ray" / "out")
+    bins = tmp_path / "here" / "out" / "bins"
     shards = [*bins.glob("data/bin=*/*.arrow"), *bins.glob("unscored/*.arrow")]
     assert sum(pa.ipc.open_file(path).read_all().num_rows for path in shards) == ROWS * len(sources)
 
