@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
+TESTS = Path(__file__).resolve().parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job: tests interrupt the programs they start
@@ -34,6 +34,15 @@ settings.register_profile("small", max_examples=40, deadline=None)
 settings.load_profile("small")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what holds no test: importing it takes seconds. So do files that are slow as a whole."""
+    if collection_path.suffix != ".py" or TESTS not in collection_path.parents:
+        return None
+    name = collection_path.stem
+    slow = config.getoption("markexpr") == "not slow" and name.removeprefix("test_") in SLOW_FILES
+    return True if slow or not name.startswith("test_") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow. It runs last, but first where several processes share the files: they then end together."""
     for item in items:
@@ -47,17 +56,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`program(path, *arguments)` runs a program of the checkout in this process -> exit code, stdout, stderr."""
+
+    def run(path: str, *arguments: object) -> tuple[int, str, str]:
+        file = TESTS.parent / path
+        monkeypatch.syspath_prepend(file.parent)
+        monkeypatch.setattr(sys, "argv", [file.name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(file), run_name="__main__")
+        return end.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    return run
+
+
+@pytest.fixture
+def pipeline(program: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
     """`pipeline(name, *arguments)` runs a program of pipelines/ to its end and returns what it prints."""
-    monkeypatch.syspath_prepend(PIPELINES)
 
     def run(name: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(PIPELINES / name), run_name="__main__")
-        output = capsys.readouterr()
-        assert end.value.code == 0, output.err
-        return output.out
+        code, out, err = program(f"pipelines/{name}", *arguments)
+        assert code == 0, err
+        return out
 
     return run
 
