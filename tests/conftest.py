@@ -23,11 +23,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each 
 
 # Files whose tests take long one by one: they train, draw, kill commands or start programs.
 SLOW_FILES = [
-    "adapters", "agree", "agreement_figures", "compare", "conversion", "datatrove_block", "datatrove_tables",
-    "demo", "diagnose", "engine", "faults", "ggufconfig", "gguftokenizer", "gpt_export", "grpo",
-    "grpo_attribution", "grpo_compare", "grpo_control", "grpo_study", "grpo_update", "neighbours", "package",
-    "peftfolder", "pipelines", "pretrain", "published_study", "report", "rl_control_loop", "rl_probe", "rl_trl",
-    "score_engines", "scoring", "verify", "zoo",
+    "adapters", "agree", "agreement_figures", "binning", "compare", "conversion", "corpus", "datatrove_block",
+    "datatrove_tables", "demo", "diagnose", "engine", "faults", "ggufconfig", "gguftokenizer", "gpt_export",
+    "grpo", "grpo_attribution", "grpo_compare", "grpo_control", "grpo_study", "grpo_update", "neighbours",
+    "package", "peftfolder", "pipelines", "pretrain", "published_study", "report", "rl_control_loop",
+    "rl_probe", "rl_trl", "score_engines", "scoring", "sorting", "verify", "zoo",
 ]  # fmt: skip
 
 settings.register_profile("small", max_examples=40, deadline=None)
