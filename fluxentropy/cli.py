@@ -21,28 +21,6 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from fluxentropy import __version__
-from fluxentropy.config import (
-    AgreeConfig,
-    BinConfig,
-    CompareConfig,
-    CountConfig,
-    DemoConfig,
-    DiagnoseConfig,
-    GRPOCompareConfig,
-    GRPOConfig,
-    GRPOStudyConfig,
-    HellaswagConfig,
-    LedgerConfig,
-    ModelsConfig,
-    PlanConfig,
-    PretrainConfig,
-    ReportConfig,
-    ScoreConfig,
-    SortConfig,
-    TokensConfig,
-    VerifyConfig,
-    ZooConfig,
-)
 from fluxentropy.errors import FluxentropyError, UsageError
 from fluxentropy.outcome import Outcome
 from fluxentropy.process import (
@@ -65,18 +43,29 @@ class Command:
     name: str
     target: str
     """module:function"""
-    config: type
+    options: str | type
+    """The dataclass that configures it, or its module:name"""
     help: str
     examples: str
-    file: type | None = None
+    file: str | None = None
     """Whose options its --config file holds, where that is another command: those that both have count."""
+
+    @property
+    def config(self) -> type:
+        return _named(self.options) if isinstance(self.options, str) else self.options
+
+
+def _named(target: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 COMMANDS = (
     Command(
         name="demo",
         target="fluxentropy.demo:demo",
-        config=DemoConfig,
+        options="fluxentropy.config:DemoConfig",
         help="Run the whole pipeline on text that every Python installation carries.",
         examples="""\
 fluxentropy demo
@@ -85,7 +74,7 @@ fluxentropy demo --out demo-small --passages 50""",
     Command(
         name="score",
         target="fluxentropy.scoring:score",
-        config=ScoreConfig,
+        options="fluxentropy.config:ScoreConfig",
         help="Score texts with a language model: entropy, varentropy and surprisal of each text, as Parquet.",
         examples="""\
 fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
@@ -96,7 +85,7 @@ zcat web.jsonl.gz | fluxentropy score - --model ./my-model --out runs/piped""",
     Command(
         name="count",
         target="fluxentropy.counting:count",
-        config=CountConfig,
+        options="fluxentropy.config:CountConfig",
         help="Count how often each token of a model occurs in a corpus, for the scores that ask for it.",
         examples="""\
 fluxentropy count web.jsonl --model smollm2-135m-instruct --out counts.parquet
@@ -105,7 +94,7 @@ fluxentropy score web.jsonl --model smollm2-135m-instruct --scores all --token-c
     Command(
         name="tokens",
         target="fluxentropy.tokens:tokens",
-        config=TokensConfig,
+        options="fluxentropy.config:TokensConfig",
         help="Show a few texts token by token: a heatmap as HTML, and the numbers as CSV.",
         examples="""\
 fluxentropy tokens web.jsonl --model smollm2-135m-instruct --out tokens.html
@@ -114,7 +103,7 @@ fluxentropy tokens notes.txt --model gpt2 --limit 2 --top-k 10 --out n.html""",
     Command(
         name="sort",
         target="fluxentropy.sorting:sort",
-        config=SortConfig,
+        options="fluxentropy.config:SortConfig",
         help="Sort a scored corpus of any size by one of its scores.",
         examples="""\
 fluxentropy sort runs/web --out sorted.parquet
@@ -124,7 +113,7 @@ fluxentropy sort runs/web --by "entropy_mean - 0.5*varentropy_mean" --out mixed.
     Command(
         name="bin",
         target="fluxentropy.binning:bin_corpus",
-        config=BinConfig,
+        options="fluxentropy.config:BinConfig",
         help="Cut a scored corpus into bins of Arrow shards, at exact edges.",
         examples="""\
 fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
@@ -135,18 +124,18 @@ fluxentropy bin runs/small --by learnability --scores runs/large --bins 8 --out 
     Command(
         name="schedule",
         target="fluxentropy.scheduling:schedule",
-        config=PlanConfig,
+        options="fluxentropy.config:PlanConfig",
         help="Show what a schedule will draw from each bin, before any training.",
         examples="""\
 fluxentropy schedule --bins bins/web --schedule.name increasing
 fluxentropy schedule --config configs/pretrain/debug.yaml --bins bins/web --out plans/debug
 fluxentropy schedule --bins bins/web --schedule.name pool --tokens 100000000""",
-        file=PretrainConfig,
+        file="fluxentropy.config:PretrainConfig",
     ),
     Command(
         name="pretrain",
         target="fluxentropy.pretrain:pretrain",
-        config=PretrainConfig,
+        options="fluxentropy.config:PretrainConfig",
         help="Train a GPT on a binned corpus under a schedule, resumable to the exact step.",
         examples="""\
 fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --out runs/debug
@@ -156,7 +145,7 @@ fluxentropy pretrain --config configs/pretrain/124m.yaml --bins bins/web --devic
     Command(
         name="compare",
         target="fluxentropy.compare:compare",
-        config=CompareConfig,
+        options="fluxentropy.config:CompareConfig",
         help="Compare schedules: several trainings of each, with controls, and what their differences say.",
         examples="""\
 fluxentropy compare --config configs/compare/small.yaml --bins bins/web --out comparisons/small
@@ -166,7 +155,7 @@ fluxentropy compare --config configs/compare/small.yaml --bins bins/web --seeds 
     Command(
         name="grpo",
         target="fluxentropy.rl.grpo:grpo",
-        config=GRPOConfig,
+        options="fluxentropy.config:GRPOConfig",
         help="Train a policy on a task with a checker by GRPO, tracking its entropy.",
         examples="""\
 fluxentropy grpo --config configs/grpo/chain_sum.yaml --out runs/sums
@@ -176,7 +165,7 @@ fluxentropy grpo --task.name gsm8k --task.data data/gsm8k --policy.model gpt2 --
     Command(
         name="grpo-compare",
         target="fluxentropy.rl.grpocompare:grpo_compare",
-        config=GRPOCompareConfig,
+        options="fluxentropy.config:GRPOCompareConfig",
         help="Compare controllers of the entropy: several runs of grpo of each, and what their differences say.",
         examples="""\
 fluxentropy grpo-compare --config configs/grpo/controllers.yaml --workers 2 --out comparisons/controllers
@@ -185,7 +174,7 @@ fluxentropy grpo-compare --config configs/grpo/controllers.yaml --seeds 5 --out 
     Command(
         name="grpo-study",
         target="fluxentropy.rl.grpostudy:grpo_study",
-        config=GRPOStudyConfig,
+        options="fluxentropy.config:GRPOStudyConfig",
         help="Say from probed runs of grpo what moves the entropy, and how well it is predicted.",
         examples="""\
 fluxentropy grpo-study runs/sums --out studies/sums
@@ -195,7 +184,7 @@ fluxentropy grpo-study comparisons/controllers --unit token --out studies/contro
     Command(
         name="ledger",
         target="fluxentropy.seen:ledger",
-        config=LedgerConfig,
+        options="fluxentropy.config:LedgerConfig",
         help="Say how often and when a training has seen each document.",
         examples="""\
 fluxentropy ledger runs/debug
@@ -204,7 +193,7 @@ fluxentropy ledger runs/debug --out seen.parquet""",
     Command(
         name="verify",
         target="fluxentropy.verify:verify",
-        config=VerifyConfig,
+        options="fluxentropy.config:VerifyConfig",
         help="Prove that a run has lost no row and no byte; name what is damaged.",
         examples="""\
 fluxentropy verify bins/web
@@ -214,7 +203,7 @@ fluxentropy verify bins/web --repair""",
     Command(
         name="zoo",
         target="fluxentropy.zoo:zoo",
-        config=ZooConfig,
+        options="fluxentropy.config:ZooConfig",
         help="Score texts with every model of a zoo, then compare them.",
         examples="""\
 fluxentropy zoo web.jsonl --zoo offline --out zoo/web
@@ -223,7 +212,7 @@ fluxentropy zoo data/*.parquet --zoo my-models.yaml --limit 10000 --out zoo/samp
     Command(
         name="agree",
         target="fluxentropy.agree:agree",
-        config=AgreeConfig,
+        options="fluxentropy.config:AgreeConfig",
         help="Say how far models agree on texts: rank correlations, distances, PCA.",
         examples="""\
 fluxentropy agree runs/small runs/large --out agreement
@@ -233,7 +222,7 @@ fluxentropy agree table.csv --out agreement""",
     Command(
         name="hellaswag",
         target="fluxentropy.hellaswag:hellaswag",
-        config=HellaswagConfig,
+        options="fluxentropy.config:HellaswagConfig",
         help="Answer HellaSwag, or another multiple-choice set, and score each context.",
         examples="""\
 fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
@@ -243,7 +232,7 @@ fluxentropy hellaswag --model gpt2 --task piqa --out runs/piqa""",
     Command(
         name="diagnose",
         target="fluxentropy.diagnose:diagnose",
-        config=DiagnoseConfig,
+        options="fluxentropy.config:DiagnoseConfig",
         help="Say whether metrics predict a yes-or-no outcome: logistic regressions, tests, plots.",
         examples="""\
 fluxentropy diagnose items.parquet --target correct --out diagnosis
@@ -253,7 +242,7 @@ fluxentropy diagnose answers.csv --target correct --balance --seed 1 --out balan
     Command(
         name="report",
         target="fluxentropy.report:report",
-        config=ReportConfig,
+        options="fluxentropy.config:ReportConfig",
         help="Put what the other commands wrote on one HTML page, to read, send or print.",
         examples="""\
 fluxentropy report demo
@@ -262,7 +251,7 @@ fluxentropy report runs/web bins/web comparison --out web.html --title Web""",
     Command(
         name="models",
         target="fluxentropy.model_listing:models",
-        config=ModelsConfig,
+        options="fluxentropy.config:ModelsConfig",
         help="List the models of the zoo: source, size, licence, what is here.",
         examples="""\
 fluxentropy models
@@ -339,8 +328,12 @@ class Switches:
     """Print the result as one JSON object."""
 
 
-def build_app(commands: Sequence[Command] = COMMANDS) -> App:
-    """The command line of `commands`; calling it with arguments runs one and returns the exit code."""
+def build_app(commands: Sequence[Command] = COMMANDS, argv: Sequence[str] | None = None) -> App:
+    """The command line of `commands`; calling it with arguments runs one and returns the exit code.
+
+    With `argv`, only the commands that occur there know their options: the help of all is no work then.
+    """
+    called = None if argv is None or any("completion" in word for word in argv) else argv
     app = App(
         name="fluxentropy",
         help=DESCRIPTION,
@@ -358,7 +351,7 @@ def build_app(commands: Sequence[Command] = COMMANDS) -> App:
     app.command(_completion_printer(app), name="--show-completion", group=setup)
     for place, command in enumerate(commands):
         app.command(
-            _runner(command),
+            _runner(command) if called is None or command.name in called else _not_called,
             name=command.name,
             help=command.help,
             help_epilogue="Examples:\n  " + command.examples.replace("\n", "\n  "),
@@ -366,6 +359,10 @@ def build_app(commands: Sequence[Command] = COMMANDS) -> App:
             sort_key=place,
         )
     return app
+
+
+def _not_called() -> int:
+    raise AssertionError("a command that the command line does not name")
 
 
 def _runner(command: Command) -> Callable[..., int]:
@@ -388,7 +385,7 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
         tokens = arguments["--config"].tokens
         if tokens:
             path = Path(tokens[-1].value)
-            given = read_yaml(path, command.file or command.config)
+            given = read_yaml(path, _named(command.file) if command.file else command.config)
             if command.file:  # such as the file of a training: what it is to write is no matter here
                 known = {option.name for option in fields(command.config)} - {"out"}
                 given = {name: value for name, value in given.items() if name in known}
@@ -460,7 +457,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Sequence[Command] = COM
     try:
         with sigterm_raises():
             _check_mappings(argv, commands)
-            return build_app(commands)(argv, exit_on_error=False, print_error=False) or 0
+            return build_app(commands, argv)(argv, exit_on_error=False, print_error=False) or 0
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if debugging():
             traceback.print_exc()
@@ -495,9 +492,8 @@ def _run(command: Command, config: Any, switches: Switches) -> int:
         write_line(to_json(to_plain(config)) if switches.json else to_yaml(config).rstrip())
         return 0
     keep_freed_memory()
-    module, _, function = command.target.partition(":")
     with quiet_libraries(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
-        outcome: Outcome = getattr(importlib.import_module(module), function)(config)
+        outcome: Outcome = _named(command.target)(config)
     for line in [to_json(outcome.data)] if switches.json else outcome.lines:
         write_line(line)
     return outcome.exit_code

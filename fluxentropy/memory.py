@@ -24,10 +24,13 @@ def check_memory(
 
     Nothing is said where the number of parameters or the free memory is unknown.
     """
-    if parameters is None or (free := available_memory(device)) is None:
+    if parameters is None:
         return
     needed = parameters * dtype.itemsize * MARGIN
-    if needed <= free:
+    if (free := available_memory(device)) is None or needed <= free:
+        return
+    give_back_memory(device)  # takes as long as loading a small model: only where it may help
+    if (free := available_memory(device)) is None or needed <= free:
         return
     precision = next(short for short, long in DTYPES.items() if str(dtype) == f"torch.{long}")
     halve = "--dtype bf16, " if dtype.itemsize == 4 and task == "its weights" and needed / 2 <= free else ""
@@ -38,21 +41,23 @@ def check_memory(
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device, None where that is unknown (Apple GPUs, systems other than Linux).
+    """Bytes that can still be had on a device, None where that is unknown (Apple GPUs, systems other than Linux)."""
+    import torch
 
-    What this process has freed and not yet given back is given back first.
-    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return host_memory() if device.type == "cpu" else None
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Give back to the device what this process no longer uses."""
     import torch
 
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu":
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
-            trim(0)
-        return host_memory()
-    return None
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
+        trim(0)
 
 
 def host_memory(root: Path = Path("/")) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,10 +153,13 @@ def _entry(name: object, keys: object, path: Path) -> ZooEntry:
 
 def default_zoo(extra: Path | None = None) -> dict[str, ZooEntry]:
     """Every entry of the zoo files that come with the package, and of the zoo `extra`, which wins."""
-    entries: dict[str, ZooEntry] = {}
-    for path in [*shipped_zoos(), *([extra] if extra else [])]:
-        entries |= read_zoo(path)
-    return entries
+    return _shipped_entries(tuple(shipped_zoos())) | (read_zoo(extra) if extra else {})
+
+
+@functools.cache
+def _shipped_entries(paths: tuple[Path, ...]) -> dict[str, ZooEntry]:
+    """Those of the files that come with the package; they are the same as long as the process runs."""
+    return {name: entry for path in paths for name, entry in read_zoo(path).items()}
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def test_a_table_gives_every_promised_file_and_number(
     assert (out / "consensus" / "scores" / "part-00000.parquet").is_file()
 
 
+@pytest.mark.usefixtures("sketches")
 def test_again_gives_the_same_bytes_and_another_comparison_is_refused(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_again_gives_the_same_bytes_and_another_comparison_is_refused(
     assert run(capsys, *command, "--seed", 1, "--overwrite")[0] == 0
 
 
+@pytest.mark.usefixtures("sketches")
 def test_models_baseline_and_words(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["agree", str(table), "--out", str(tmp_path / "out"), "--models", "gpt2,SmolLM2-360M", "--baseline", "360m"]
     assert main(argv) == 0
@@ -84,6 +86,7 @@ def test_models_baseline_and_words(table: Path, tmp_path: Path, capsys: pytest.C
     assert (written["models"], written["baseline"]) == (["gpt2", "SmolLM2-360M"], "SmolLM2-360M")
 
 
+@pytest.mark.usefixtures("sketches")
 def test_runs_of_different_texts_are_counted_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(1)
     ids = [f"t{i}" for i in range(20)]
@@ -114,6 +117,7 @@ def test_what_is_asked_wrongly_is_refused(
     assert (found, message in data["error"]) == (code, True), data
 
 
+@pytest.mark.usefixtures("sketches")
 def test_a_slow_bootstrap_shows_progress(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

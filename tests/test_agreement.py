@@ -110,6 +110,7 @@ def test_a_weighted_sample_gives_the_statistics_of_the_texts_written_out(gaps: b
             assert found[name] == pytest.approx(value, abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_of_a_known_distribution() -> None:
     rho, covered, trials = 0.6, 0, 60
     truth = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's of a bivariate normal

@@ -16,7 +16,7 @@ from PIL import Image
 from fluxentropy.agreement import Agreement, measure_agreement
 from fluxentropy.agreement_figures import SHOWN, agreement_figures, draw_agreement
 from fluxentropy.colours import luminance
-from fluxentropy.figures import paper, settle, short_labels
+from fluxentropy.figures import paper, short_labels
 
 UNIT = "mean entropy (nats)"
 NAMES = ["entropies", "ranks", "distance_matrix", "pca_models", "explained_variance", "rank_spread"]
@@ -33,10 +33,7 @@ def scores(n: int, models: int, *, missing: float = 0.0) -> np.ndarray:
 def figures_of(values: np.ndarray, names: list[str], baseline: int = 0, replicates: int = 20) -> dict[str, Figure]:
     agreement = measure_agreement(values, names, replicates=replicates)
     with paper():
-        drawn = dict(agreement_figures(values, short_labels(names), agreement, baseline=baseline, unit=UNIT))
-        for figure in drawn.values():
-            settle(figure)
-    return drawn
+        return dict(agreement_figures(values, short_labels(names), agreement, baseline=baseline, unit=UNIT))
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +110,10 @@ def test_letters_are_large_enough_apart_and_inside(
     values: np.ndarray, names: list[str], drawn_texts: list[Text]
 ) -> None:
     for name, figure in figures_of(values, names).items():
-        drawn_texts.clear()
-        figure.draw_without_rendering()
+        with paper():
+            for _ in range(3):  # the rounds of `settle`; what the last one draws counts
+                drawn_texts.clear()
+                figure.draw_without_rendering()
         texts = {id(text): text for text in drawn_texts}.values()
         boxes = [(text.get_window_extent(), text.get_text()) for text in texts]
         width, height = figure.bbox.size
@@ -163,7 +162,7 @@ def test_ranks_are_those_of_the_texts_that_both_have_scored(
     assert not panels[7].axison
 
 
-@pytest.mark.parametrize("models", range(2, 14))
+@pytest.mark.parametrize("models", [2, 3, 4, 6, 7, 10, 13])
 def test_there_is_one_panel_of_ranks_for_each_other_model(models: int) -> None:
     values = scores(20, models)
     agreement = measure_agreement(values, FAMILIES[:models], replicates=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from fakes import SENTENCES, make_tokenizer, save_model
 from fluxentropy.answering import Prompt, Reader, shared_rows
 from fluxentropy.estimators import token_stats
 from fluxentropy.forward import PlainPath
-from fluxentropy.models import load_decoder
+from fluxentropy.models import Decoder, load_decoder
 from fluxentropy.scorer import Scorer, open_path
 from fluxentropy.zoo_entries import find_model
 
@@ -27,18 +28,29 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_model(tmp_path_factory.mktemp("model") / request.param, request.param, bos=request.param == "gemma3")
 
 
+@functools.cache
+def opened(folder: Path) -> tuple[Decoder, Any]:
+    return open_path(find_model(str(folder)), device="cpu")[:2]
+
+
+@functools.cache
+def in_float64(folder: Path) -> Decoder:
+    decoder = load_decoder(find_model(str(folder)), device="cpu")
+    decoder.model.double()
+    return decoder
+
+
 def reader_of(folder: Path, **options: Any) -> Reader:
-    decoder, path, _ = open_path(find_model(str(folder)), device="cpu")
-    return Reader(decoder, path, **options)
+    return Reader(*opened(folder), **options)
 
 
 def expected(folder: Path, context: str, ending: str) -> tuple[float, np.ndarray]:
     """Log-likelihood of the ending, entropies of the context, by the definition."""
-    decoder = load_decoder(find_model(str(folder)), device="cpu")
+    decoder = in_float64(folder)
     start = decoder.tokenizer(context).input_ids
     ids = start + decoder.tokenizer(f"{context} {ending}").input_ids[len(start) :]
     with torch.inference_mode():
-        logits = decoder.model.double()(torch.tensor([ids])).logits[0]
+        logits = decoder.model(torch.tensor([ids])).logits[0]
     logp = logits.log_softmax(-1)
     positions = torch.arange(len(start) - 1, len(ids) - 1)
     loglik = logp[positions, torch.tensor(ids[len(start) :])].sum()

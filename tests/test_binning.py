@@ -393,6 +393,7 @@ def test_one_text_of_5_mb(run: Any, tmp_path: Path) -> None:
 # --- the same bytes, whoever makes them -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_memory_and_repetition_change_no_byte(run: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, size))) for size in rng.integers(0, 6000, 6000)]

@@ -58,7 +58,7 @@ random_rows = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)  # each through all formats
 @given(rows=random_rows, batch_rows=st.integers(1, 5))
 def test_every_format_gives_the_same_batches(rows: list[dict[str, Any]], batch_rows: int) -> None:
     expected = [
@@ -474,6 +474,7 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to ask for the memory used")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     line = json.dumps({"text": "a line of text " * 1000, "n": 1, "more": "word " * 1000}).encode() + b"\n"
     with open(tmp_path / "big.jsonl", "wb") as file:

@@ -25,7 +25,7 @@ TIMED = re.compile(r"timings\.csv$|checkpoints/")  # what tells of seconds
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small() -> Iterator[None]:
+def small(module_sketches: None) -> Iterator[None]:
     """Little training, in this process, on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

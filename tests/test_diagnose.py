@@ -69,6 +69,7 @@ def test_what_is_written(items: Callable[..., str], tmp_path: Path, capsys: pyte
     assert one == other
 
 
+@pytest.mark.usefixtures("sketches")
 def test_the_same_command_again_and_another_one(
     items: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +89,7 @@ def test_the_same_command_again_and_another_one(
     assert not {name for name in left if "+" in name} and {"notes.txt", "logit_entropy.txt"} <= left
 
 
+@pytest.mark.usefixtures("sketches")
 def test_what_is_left_out_is_said(
     items: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +113,7 @@ def test_what_is_left_out_is_said(
     assert counts == {"rows": 300, "used": 292, "excluded": record["excluded"]}
 
 
+@pytest.mark.usefixtures("sketches")
 def test_balancing(items: Callable[..., str], tmp_path: Path) -> None:
     correct = np.arange(300) % 3 == 0
     command = ["diagnose", items(correct=correct), "--target", "correct", "--metrics", "entropy", "--balance"]
@@ -175,6 +178,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("sketches")
 def test_separation_is_a_result(items: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = items(60, correct=np.arange(60) > 29, entropy=np.arange(60.0), varentropy=np.full(60, 2.0))
     assert cli.main(["diagnose", path, "--target", "correct", "--out", str(tmp_path / "out")]) == 0

@@ -88,6 +88,23 @@ def test_a_model_that_does_not_fit_is_refused_with_both_sizes(monkeypatch: pytes
     check_memory("huge", 7 * GB, torch.float32, CPU)
 
 
+def test_unused_memory_is_given_back_only_before_a_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, given = [1 * GB], []
+    monkeypatch.setattr(memory, "available_memory", lambda _: free[0])
+
+    def collect() -> None:
+        given.append(free[0])
+        free[0] = 6 * GB
+
+    monkeypatch.setattr("gc.collect", collect)
+    check_memory("small", 200_000_000, torch.float32, CPU)
+    assert given == []
+    check_memory("large", GB, torch.float32, CPU)
+    assert given == [GB]
+    with pytest.raises(ModelError, match=r"6 GB are free"):
+        check_memory("huge", 7 * GB, torch.float32, CPU)
+
+
 def test_running_out_of_memory_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)

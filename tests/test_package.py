@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SLOW_FILES
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -105,3 +106,7 @@ def test_every_pin_and_dependency_agree() -> None:
     wheels = {canonicalize_name(entry["wheel"]) for entry in zoo.values()}
     assert pins.keys() == needs.keys() | wheels | {"tokenizers"}
     assert {name: pins[name] for name, need in needs.items() if pins[name] not in need.specifier} == {}
+
+
+def test_the_files_that_are_called_slow_are_there() -> None:
+    assert {name for name in SLOW_FILES if not list((ROOT / "tests").rglob(f"test_{name}.py"))} == set()

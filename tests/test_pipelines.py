@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,22 +25,16 @@ TEXTS = [f"{sentence} {row}" for row in range(8) for sentence in SENTENCES]
 Program = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("saved") / "model")
+
+
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
-    """Runs a program of pipelines/ in `tmp_path`, where a folder `model` is; returns what it prints."""
-    save_model(tmp_path / "model")
+def here(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `tmp_path`, where a folder `model` is."""
+    shutil.copytree(saved, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(PIPELINES)
-
-    def run(name: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(PIPELINES / name), run_name="__main__")
-        output = capsys.readouterr()
-        assert end.value.code == 0, output.err
-        return output.out
-
-    return run
 
 
 def write_texts(folder: Path) -> None:
@@ -49,17 +42,19 @@ def write_texts(folder: Path) -> None:
     (folder / "web.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def test_fineweb_goes_from_text_to_verified_bins_and_resumes(program: Program, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_fineweb_goes_from_text_to_verified_bins_and_resumes(pipeline: Program, tmp_path: Path) -> None:
     write_texts(tmp_path)
     arguments = ("web.jsonl", "--model", "model", "--max-tokens", 64, "--bins", 4, "--out", "out")
     for _ in range(2):
-        output = program("fineweb.py", *arguments)
+        output = pipeline("fineweb.py", *arguments)
         assert "40 rows by entropy_mean in 4 bins" in output
         assert output.count("nothing is missing") == 2
 
 
+@pytest.mark.usefixtures("here")
 def test_ray_score_asks_for_actors_with_a_share_of_a_gpu_and_resumes(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -72,22 +67,16 @@ def test_ray_score_asks_for_actors_with_a_share_of_a_gpu_and_resumes(
     write_texts(tmp_path)
     arguments = ("web.jsonl", "--model", "model", "--max-tokens", 64, "--bins", 4, "--workers", 6, "--out", "out")
     for _ in range(2):
-        output = program("ray_score.py", *arguments, "--gpus-per-worker", 0.5)
+        output = pipeline("ray_score.py", *arguments, "--gpus-per-worker", 0.5)
         assert "40 rows by entropy_mean in 4 bins" in output and output.count("nothing is missing") == 2
     assert asked == [("ray", 6, "auto", 0.5), *[("ray", 6, "auto")] * 3] * 2
 
 
-def test_a_mistake_is_a_message_and_not_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(PIPELINES)
+def test_a_mistake_is_a_message_and_not_a_traceback(tmp_path: Path, program: Callable[..., Any]) -> None:
     for name in ("fineweb.py", "ray_score.py", "datatrove_scores.py"):
         source = str(tmp_path) if name == "datatrove_scores.py" else "web.jsonl"  # an empty folder
-        monkeypatch.setattr(sys, "argv", [name, source, "--model", "m", "--workers", "0", "--out", str(tmp_path / "o")])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(PIPELINES / name), run_name="__main__")
-        assert end.value.code in (1, 2)
-        assert capsys.readouterr().err.startswith("error: ")
+        code, _, err = program(f"pipelines/{name}", source, "--model", "m", "--workers", "0", "--out", tmp_path / "o")
+        assert code in (1, 2) and err.startswith("error: ")
 
 
 # --- datatrove --------------------------------------------------------------------------------------------------------
@@ -121,24 +110,22 @@ def trove(tasks: int, *more: object, out: str = "out", model: str = "model") -> 
 
 
 @pytest.fixture
-def refused(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+def refused(program: Callable[..., Any]) -> Program:
     """Runs the program of datatrove, which must end with an error; returns what it prints to stderr."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["datatrove_scores.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(PIPELINES / "datatrove_scores.py"), run_name="__main__")
-        output = capsys.readouterr()
-        assert end.value.code == 1, output
-        return output.err
+        code, out, err = program("pipelines/datatrove_scores.py", *arguments)
+        assert code == 1, (out, err)
+        return err
 
     return run
 
 
-def test_datatrove_keeps_every_row_with_its_status(program: Program) -> None:
+@pytest.mark.usefixtures("here")
+def test_datatrove_keeps_every_row_with_its_status(pipeline: Program) -> None:
     ids = write_web()
     for _ in range(2):
-        output = program("datatrove_scores.py", *trove(3))
+        output = pipeline("datatrove_scores.py", *trove(3))
         assert "20 rows of web, each of them once" in output and "nothing is missing" in output
         assert scored_ids() == sorted(ids)
     table = pq.read_table("out/scores")
@@ -149,23 +136,25 @@ def test_datatrove_keeps_every_row_with_its_status(program: Program) -> None:
     assert {row["status"] for name, row in found.items() if name not in ("0/0", "1/0", "2/0")} == {"ok"}
 
 
-def test_another_number_of_tasks_is_refused(program: Program, refused: Program) -> None:
+@pytest.mark.usefixtures("here")
+def test_another_number_of_tasks_is_refused(pipeline: Program, refused: Program) -> None:
     """Of 4 tasks two are left, and then 2 are asked for; all pairs are in test_datatrove_tables.py."""
     ids = write_web()
-    program("datatrove_scores.py", *trove(4))
+    pipeline("datatrove_scores.py", *trove(4))
     shutil.rmtree("out/bins")
     for task in (2, 3):
         Path(f"out/logs/completions/{task:05d}").unlink()
         Path(f"out/scores/{task:05d}.parquet").unlink()
     assert "tasks is 4 there and 2 here" in refused(*trove(2))
     assert not Path("out/bins").exists()
-    program("datatrove_scores.py", *trove(4))
+    pipeline("datatrove_scores.py", *trove(4))
     assert scored_ids() == sorted(ids)
 
 
-def test_what_has_changed_between_runs_is_refused(program: Program, refused: Program) -> None:
+@pytest.mark.usefixtures("here")
+def test_what_has_changed_between_runs_is_refused(pipeline: Program, refused: Program) -> None:
     write_web()
-    program("datatrove_scores.py", *trove(2))
+    pipeline("datatrove_scores.py", *trove(2))
     assert "limit is None there and 1 here" in refused(*trove(2, "--limit", 1))
     save_model(Path("other"), vocab_size=420)
     assert "model is 'model' there and 'other' here" in refused(*trove(2, model="other"))
@@ -181,13 +170,14 @@ def test_what_has_changed_between_runs_is_refused(program: Program, refused: Pro
     assert "files.9.parquet is None there" in refused(*trove(2))
 
 
-def test_what_datatrove_takes_for_done_is_looked_at(program: Program, refused: Program) -> None:
+@pytest.mark.usefixtures("here")
+def test_what_datatrove_takes_for_done_is_looked_at(pipeline: Program, refused: Program) -> None:
     """Lost files are made again; logs of another run, files of another run and damaged ones are named."""
     ids = write_web()
-    program("datatrove_scores.py", *trove(2))
+    pipeline("datatrove_scores.py", *trove(2))
     Path("out/scores/00001.parquet").unlink()
     shutil.rmtree("out/bins")
-    program("datatrove_scores.py", *trove(2))
+    pipeline("datatrove_scores.py", *trove(2))
     assert scored_ids() == sorted(ids)
 
     shutil.copy("out/scores/00001.parquet", "out/scores/00007.parquet")
@@ -253,10 +243,10 @@ def test_the_slurm_scripts_are_bash(script: str) -> None:
 
 
 def test_an_array_of_slurm_jobs_and_one_more_go_from_text_to_verified_bins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Slurm and the command are played by scripts that note how they are called; then the commands are run."""
-    save_model(tmp_path / "model")
+    shutil.copytree(saved, tmp_path / "model")
     write_texts(tmp_path)
     monkeypatch.chdir(tmp_path)
     options = ["web.jsonl", "--model", "model", "--max-tokens", "64", "--part-tokens", "60", "--out", "unused"]

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"), "data/hellaswag/published_entropy_vs_correct.csv")
 
 
-def study(table: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(ROOT / "eval_entropy" / "published_study.py"),
-        str(table.resolve()),
-        "--out",
-        str(out),
-    ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+Program = Callable[..., tuple[int, str, str]]
+pytestmark = [
+    pytest.mark.shared_data,
+    pytest.mark.skipif(not TABLE.is_file(), reason=f"no {TABLE}"),
+    pytest.mark.usefixtures("sketches"),
+]
 
 
-@pytest.mark.shared_data
-def test_every_published_figure(tmp_path: Path) -> None:
-    if not TABLE.is_file():
-        pytest.skip(f"no {TABLE}")
-    done = study(TABLE, tmp_path / "study")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all figures reproduced" in done.stdout and "WRONG" not in done.stdout
+def test_every_published_figure(tmp_path: Path, program: Program) -> None:
+    code, out, err = program("eval_entropy/published_study.py", TABLE, "--out", tmp_path / "study")
+    assert code == 0, out + err
+    assert "all figures reproduced" in out and "WRONG" not in out
     record = json.loads((tmp_path / "study" / "diagnostics.json").read_text())
     model = record["models"]["entropy"]
     assert (record["n"], record["n_true"], record["balanced"]) == (10042, 4529, False)
@@ -47,12 +38,9 @@ def test_every_published_figure(tmp_path: Path) -> None:
     assert record["anova"]["entropy"]["p"] == pytest.approx(0.01476, abs=5e-6)
 
 
-@pytest.mark.shared_data
-def test_a_changed_table_is_found_out(tmp_path: Path) -> None:
-    if not TABLE.is_file():
-        pytest.skip(f"no {TABLE}")
+def test_a_changed_table_is_found_out(tmp_path: Path, program: Program) -> None:
     text = TABLE.read_text(encoding="utf-8")
     (tmp_path / "changed.csv").write_text(text.replace(",True\n", ",False\n", 1), encoding="utf-8")
-    done = study(tmp_path / "changed.csv", tmp_path / "study")
-    assert done.returncode == 1
-    assert "4529         4528  WRONG" in done.stdout
+    code, out, _ = program("eval_entropy/published_study.py", tmp_path / "changed.csv", "--out", tmp_path / "study")
+    assert code == 1
+    assert "4529         4528  WRONG" in out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,12 +21,18 @@ from fluxentropy.scorejob import worker_device
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "fineweb.py"
+ROWS = 20  # of each file of the mixture
 SCORE = ["--max-tokens", "64", "--part-tokens", "200"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
+
+
+def environment() -> dict[str, str]:
+    """For a program in a process of its own."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def without_config(folder: Path) -> dict[str, bytes]:
@@ -35,34 +43,28 @@ def without_config(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.shared_data
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data")
-@pytest.mark.timeout(600)
-def test_webmix_from_text_to_verified_bins_on_each_engine(model: Path, tmp_path: Path) -> None:
+def test_webmix_from_text_to_verified_bins_here_and_on_ray(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Callable[..., str]
+) -> None:
+    """Several processes: below, and in the tests of binning."""
     sources = sorted(SHARED.glob("data/webmix/train-*.parquet"))
-    texts = tmp_path / "webmix"
-    texts.mkdir()
+    (tmp_path / "webmix").mkdir()
     for path in sources:
-        pq.write_table(pq.read_table(path).slice(0, 60), texts / path.name)
-    found = {}
-    for name, options in {"one": [], "two": ["--workers", "2"], "ray": ["--engine", "ray"]}.items():
-        paths = os.pathsep.join(path for path in sys.path if path)
-        argv = [PIPELINE, texts, "--model", model, "--max-tokens", "64", "--bins", "4", "--out", "out", *options]
+        pq.write_table(pq.read_table(path).slice(0, ROWS), tmp_path / "webmix" / path.name)
+    argv = [tmp_path / "webmix", "--model", model, "--max-tokens", 64, "--bins", 4, "--out", "out"]
+    for name in ("here", "ray"):
         (tmp_path / name).mkdir()
-        done = subprocess.run(
-            [sys.executable, *map(str, argv)],
-            env={**os.environ, "PYTHONPATH": paths},
-            cwd=tmp_path / name,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("nothing is missing, nothing is damaged") == 2
-        found[name] = without_config(tmp_path / name / "out")
-    assert found["one"] == found["two"] == found["ray"]
-    rows = [
-        pa.ipc.open_file(path).read_all() for path in sorted((tmp_path / "one/out/bins").glob("data/bin=*/*.arrow"))
-    ]
-    unscored = [pa.ipc.open_file(path).read_all() for path in (tmp_path / "one/out/bins").glob("unscored/*.arrow")]
-    assert sum(map(len, [*rows, *unscored])) == 60 * len(sources)
+    monkeypatch.chdir(tmp_path / "ray")
+    program = [sys.executable, PIPELINE, *argv, "--engine", "ray"]  # Ray ends with that process
+    done = subprocess.run([*map(str, program)], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path / "here")
+    for said in (done.stdout, pipeline("fineweb.py", *argv)):
+        assert said.count("nothing is missing, nothing is damaged") == 2
+    assert without_config(tmp_path / "here" / "out") == without_config(tmp_path / "ray" / "out")
+    bins = tmp_path / "here" / "out" / "bins"
+    shards = [*bins.glob("data/bin=*/*.arrow"), *bins.glob("unscored/*.arrow")]
+    assert sum(pa.ipc.open_file(path).read_all().num_rows for path in shards) == ROWS * len(sources)
 
 
 def write_texts(path: Path) -> Path:
@@ -102,22 +104,17 @@ def test_ranks_share_a_run_and_the_same_command_completes_it(
 def test_ranks_at_the_same_time(model: Path, tmp_path: Path) -> None:
     source = write_texts(tmp_path / "texts.jsonl")
     assert score(source, model, tmp_path / "whole") == 0
-    argv = ["score", source, "--model", model, "--out", tmp_path / "shared", *SCORE, "--rank"]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "fluxentropy", *map(str, argv), f"{rank}/3"],
-            env={**os.environ, "PYTHONPATH": paths},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=250)
-        assert rank.returncode == 0, errors
-    assert score(source, model, tmp_path / "shared") == 0
-    assert without_config(tmp_path / "shared") == without_config(tmp_path / "whole")
+    out = tmp_path / "shared"
+    argv = ["score", source, "--model", model, "--out", out, *SCORE, "--rank", "1/2"]
+    command = [sys.executable, "-m", "fluxentropy", *map(str, argv)]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as other:
+        while other.poll() is None and not list(out.glob("scores/part-*.parquet")):
+            time.sleep(0.002)
+        assert score(source, model, out, "--rank", "0/2") == 0
+        _, errors = other.communicate(timeout=250)
+    assert other.returncode == 0, errors
+    assert score(source, model, out) == 0
+    assert without_config(out) == without_config(tmp_path / "whole")
 
 
 def test_workers_that_are_killed_while_they_score(model: Path, tmp_path: Path) -> None:

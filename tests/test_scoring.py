@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from fakes import SENTENCES, save_model
 from fluxentropy.cli import main
 
 N_TEXTS = 120
+TINY_TEXTS = 40_000
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def scored(source: str, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the source. Read only: take `copied`."""
+    out = tmp_path_factory.mktemp("scored") / "run"
+    assert main(command(source, model, out)) == 0
+    return out
+
+
+@pytest.fixture
+def copied(scored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scored, tmp_path / "run"))
 
 
 def command(source: str, model: str, out: Path, *more: str) -> list[str]:
@@ -80,65 +97,78 @@ def test_a_run_holds_every_text_in_order_with_its_columns(
     assert (tmp_path / "run" / "config.resolved.yaml").is_file()
 
 
-def test_sigkill_at_any_time_and_rerun_gives_the_same_bytes(source: str, model: str, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    assert main(command(source, model, whole)) == 0
-    expected = snapshot(whole)
+def without_paths(out: Path) -> dict[str, bytes]:
+    """The files that do not name the --out, and are no leftovers of a process that was killed."""
+    ignored = {"config.resolved.yaml", ".records.json"}
+    return {name: data for name, data in snapshot(out).items() if name not in ignored and ".aside-" not in name}
+
+
+def test_killed_at_any_time_and_rerun_gives_the_same_bytes(
+    source: str, model: str, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the system once, between two parts; then by an error at one replacement of a file after the other."""
     out = tmp_path / "killed"
-    argv = [sys.executable, "-m", "fluxentropy", *command(source, model, out)]
-    kills = 0
-    for parts in (0, 2, 5):  # wait until so many parts are there, then kill
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("scores/part-*.parquet"))) < parts + 1:
-            time.sleep(0.002)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 3
-    assert not json.loads((out / "manifest.json").read_text())["complete"]
-    assert main(command(source, model, out)) == 0
-    got = snapshot(out)
-    ignored = {"config.resolved.yaml", ".records.json"}  # names the --out
-    assert {name: data for name, data in got.items() if name not in ignored and ".aside-" not in name} == {
-        name: data for name, data in expected.items() if name not in ignored
-    }
-
-
-def test_sigint_ends_cleanly_with_130_and_resumes(source: str, model: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    argv = command(source, model, out)
     process = subprocess.Popen(
-        [sys.executable, "-m", "fluxentropy", *command(source, model, out, "--batch-tokens", "100")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "fluxentropy", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while process.poll() is None and not list(out.glob("scores/part-*.parquet")):
+    while process.poll() is None and len(list(out.glob("scores/part-*.parquet"))) < 2:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    for place in (1, 2, 3, 7):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stops(os.replace, place, KeyboardInterrupt()))
+            assert main(argv) == 130, place
+    assert main(argv) == 0
+    assert without_paths(out) == without_paths(scored)
+
+
+def stops(function: Callable[..., Any], place: int, how: BaseException | signal.Signals) -> Callable[..., Any]:
+    """`function`, until it is called for the `place`-th time: that call raises an error, or sends a signal."""
+    calls = itertools.count(1)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if next(calls) != place:
+            return function(*arguments, **options)
+        if isinstance(how, BaseException):
+            raise how
+        return os.kill(os.getpid(), how)
+
+    return call
+
+
+def test_sigint_ends_cleanly_with_130_and_resumes(
+    source: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stops(os.replace, 8, signal.SIGINT))
+        assert main(command(source, model, out)) == 130
+    err = capsys.readouterr().err
     assert "run the same command again to go on" in err
     assert "Traceback" not in err
+    assert list(out.glob("scores/part-*.parquet"))
     assert not list(out.rglob(".aside-*"))
-    assert main(command(source, model, out, "--batch-tokens", "100")) == 0
+    assert main(command(source, model, out)) == 0
     assert len(read(out)) == N_TEXTS
 
 
 def test_a_finished_run_is_not_done_again(
-    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], source: str, model: str, copied: Path
 ) -> None:
-    run(capsys, *command(source, model, tmp_path / "run"))
-    before = snapshot(tmp_path / "run")
-    code, data, _ = run(capsys, *command(source, model, tmp_path / "run"))
+    before = snapshot(copied)
+    code, data, _ = run(capsys, *command(source, model, copied))
     assert (code, data["resumed_rows"], data["scored_tokens"]) == (0, N_TEXTS, 0)
-    assert snapshot(tmp_path / "run") == before
+    assert snapshot(copied) == before
 
 
 def test_missing_parts_alone_are_made_again(
-    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], source: str, model: str, copied: Path
 ) -> None:
-    out = tmp_path / "run"
-    run(capsys, *command(source, model, out))
+    out = copied
     before = snapshot(out)
     lost = [out / "scores" / name for name in ("part-00001.parquet", ".part-00003.json", "part-00004.parquet")]
     tokens = sum(
@@ -157,13 +187,12 @@ def test_missing_parts_alone_are_made_again(
 
 
 def test_a_lost_last_part_is_made_again(
-    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], source: str, model: str, copied: Path
 ) -> None:
-    run(capsys, *command(source, model, tmp_path))
-    before = snapshot(tmp_path)
-    max((tmp_path / "scores").glob("part-*")).unlink()
-    assert run(capsys, *command(source, model, tmp_path))[0] == 0
-    assert snapshot(tmp_path) == before
+    before = snapshot(copied)
+    max((copied / "scores").glob("part-*")).unlink()
+    assert run(capsys, *command(source, model, copied))[0] == 0
+    assert snapshot(copied) == before
 
 
 @pytest.mark.parametrize(
@@ -174,10 +203,9 @@ def test_a_lost_last_part_is_made_again(
     ],
 )
 def test_another_configuration_is_refused_with_the_difference(
-    capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path, flags: list[str], difference: str
+    capsys: pytest.CaptureFixture[str], source: str, model: str, copied: Path, flags: list[str], difference: str
 ) -> None:
-    run(capsys, *command(source, model, tmp_path / "run"))
-    base = ["score", source, "--model", model, "--out", str(tmp_path / "run"), "--part-tokens", "300"]
+    base = ["score", source, "--model", model, "--out", str(copied), "--part-tokens", "300"]
     base += [] if "--max-tokens" in flags else ["--max-tokens", "100"]
     code, data, _ = run(capsys, *base, *flags)
     assert code == 1
@@ -226,13 +254,14 @@ def test_bad_lines_fail_at_once_or_are_counted(capsys: pytest.CaptureFixture[str
     assert (rejected["source_file"], rejected["line"]) == ("bad.jsonl", 2)
 
 
-def test_standard_input_is_kept_so_that_a_run_resumes_without_it(source: str, model: str, tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "fluxentropy", *command("-", model, tmp_path / "run"), "--json"]
-    with open(source) as file:
-        first = subprocess.run(argv, stdin=file, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    again = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert json.loads(again.stdout)["resumed_rows"] == N_TEXTS, again.stderr
+def test_standard_input_is_kept_so_that_a_run_resumes_without_it(
+    source: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, resumed in ((source, 0), (os.devnull, N_TEXTS)):
+        with open(given) as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            code, data, err = run(capsys, *command("-", model, tmp_path / "run"))
+        assert (code, data["rows"], data["resumed_rows"]) == (0, N_TEXTS, resumed), err
 
 
 def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], source: str, model: str, tmp_path: Path) -> None:
@@ -322,28 +351,35 @@ def test_one_text_of_50_mb_is_cut_or_slid_over(capsys: pytest.CaptureFixture[str
     assert data["seconds"] < 60
 
 
-def test_hundreds_of_thousands_of_tiny_texts(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
-    table = pa.table({"text": pa.array([f"dog {n % 1000}" for n in range(400_000)])})
+def test_tens_of_thousands_of_tiny_texts(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array([f"dog {n % 1000}" for n in range(TINY_TEXTS)])})
     pq.write_table(table, tmp_path / "tiny.parquet")
     argv = ["score", str(tmp_path / "tiny.parquet"), "--model", model, "--out", str(tmp_path / "run")]
     code, data, _ = run(capsys, *argv, "--max-tokens", "100")
-    assert (code, data["rows"], data["duplicate_ids"]) == (0, 400_000, 0)
-    assert data["parts"] == 25  # 16,384 rows each
+    assert (code, data["rows"], data["duplicate_ids"]) == (0, TINY_TEXTS, 0)
+    assert data["parts"] == 3  # 16,384 rows each
     assert data["scored_tokens"] < data["tokens"] / 10  # the same text is run once a part
     assert data["peak_memory_bytes"] < 3 * 2**30
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
-def test_a_full_disk_fails_by_name_and_the_run_resumes(source: str, model: str, tmp_path: Path) -> None:
-    limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
-    limited += "from fluxentropy.cli import main; sys.exit(main(sys.argv[1:]))"
+def test_a_full_disk_fails_by_name_and_the_run_resumes(
+    source: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
     argv = command(source, model, tmp_path / "run")
-    failed = subprocess.run([sys.executable, "-c", limited, *argv], capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "cannot write" in failed.stderr
-    assert "part-" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # a write beyond it fails: Python ignores the signal
+    try:
+        code = main(argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert code == 1
+    assert "cannot write" in err
+    assert "part-" in err
+    assert "Traceback" not in err
     assert not list((tmp_path / "run").rglob(".aside-*"))
     assert main(argv) == 0
     assert len(read(tmp_path / "run")) == N_TEXTS

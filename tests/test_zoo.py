@@ -14,6 +14,8 @@ from fakes import SENTENCES, save_model
 from fluxentropy.cli import main
 from fluxentropy.tablefiles import run_parts
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
