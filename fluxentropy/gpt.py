@@ -1,7 +1,7 @@
 """A compact GPT in plain PyTorch, with a modern preset and the one of GPT-2.
 
     gpt = GPT(GPTConfig(vocab_size=50257, n_layer=4))       new weights
-    gpt = GPT.from_pretrained("runs/a/export")              those of a NanoChat or a GPT-2 of transformers
+    gpt = from_export("runs/a/export")                      those of a NanoChat or a GPT-2 of transformers
     loss = gpt(ids[:, :-1], ids[:, 1:])
 
 Shape legend: B rows, T positions, D width, H heads, K key and value heads, E width of a head, V vocabulary.
@@ -10,7 +10,6 @@ Shape legend: B rows, T positions, D width, H heads, K key and value heads, E wi
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -63,16 +62,6 @@ class GPT(nn.Module):
             losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             return losses.view_as(targets).sum(1)
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> GPT:
-        """The model in a folder of transformers: one that `pretrain` exported, or another NanoChat or GPT-2.
-
-        Errors: ModelError names another kind of model, and weights that are not there.
-        """
-        from fluxentropy.gpt_export import from_export
-
-        return from_export(folder)
 
     def num_parameters(self) -> int:
         """Trained numbers; a tied head counts once."""

@@ -18,7 +18,7 @@ from fluxentropy import cli
 from fluxentropy.errors import ModelError
 from fluxentropy.forward import FastPath, PlainPath, entropies, is_causal, path_error, probe_logits, probe_rows
 from fluxentropy.gpt import GPT
-from fluxentropy.gpt_export import export
+from fluxentropy.gpt_export import export, from_export
 from fluxentropy.gptconfig import GPTConfig
 from fluxentropy.gptweights import to_transformers
 from fluxentropy.models import load_decoder
@@ -181,7 +181,7 @@ def test_an_exported_model_scores_text(folders: dict[str, Path], tmp_path: Path,
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_exported_model_comes_back_as_it_was(variant: str, folders: dict[str, Path]) -> None:
-    gpt, found, ids = make_gpt(variant), GPT.from_pretrained(folders[variant]), some_ids()
+    gpt, found, ids = make_gpt(variant), from_export(folders[variant]), some_ids()
     starts = torch.tensor([[0] * 12 + [12] * 18] * 2)
     assert torch.equal(found(ids, starts=starts), gpt(ids, starts=starts))  # no weight has another bit
 
@@ -235,6 +235,6 @@ def test_exports_of_earlier_versions_are_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ModelError, match=said):
         load_decoder(find_model(str(tmp_path)))
     with pytest.raises(ModelError, match=said):
-        GPT.from_pretrained(tmp_path)
+        from_export(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded"):  # it is tried with its own code, which is not there
         load_decoder(find_model(str(tmp_path), trust_remote_code=True))
