@@ -51,6 +51,7 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # Gemma-3-270M is large and under Google's terms: only the checks that compare models need it.
 $(VENV)/.gemma: $(STAMP)

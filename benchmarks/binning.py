@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxentropy.cli import main as fluxentropy
+from fluxentropy.cli.app import main as fluxentropy
 
 PIECE = 10_000  # rows that are generated at once
 

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import torch
 
-from fluxentropy.metricsfile import read_metrics
-from fluxentropy.optim import build_optimizer, scale_learning_rates
-from fluxentropy.pretrain import make_model, open_training, pretrain
-from fluxentropy.pretrainoptions import PretrainConfig
-from fluxentropy.scheduleoptions import ScheduleConfig
-from fluxentropy.seen import read_config
+from fluxentropy.pretraining.optim import build_optimizer, scale_learning_rates
+from fluxentropy.pretraining.options import PretrainConfig
+from fluxentropy.pretraining.pretrain import make_model, open_training, pretrain, read_config
+from fluxentropy.runs.tables import read_metrics
+from fluxentropy.schedules.options import ScheduleConfig
 
 SCHEDULES = ("random", "increasing", "periodic", "tilt")
 WARM_UP = 5  # steps that are not timed
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    from fluxentropy.blockset import BlockSet
+    from fluxentropy.schedules.dataset import BlockSet
 
     length = BlockSet.open(args.bins).length
     with tempfile.TemporaryDirectory() as folder:

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fluxentropy.rl import entropy as rl
-from fluxentropy.store import write_json
+from fluxentropy.rl import probe as rl
+from fluxentropy.runs.files import write_json
 
 PROMPT, LENGTH, VOCABULARY = 16, 32, 512
 NORM = float(LENGTH)

@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fluxentropy.figures import GREY, SINGLE, model_look, new_figure, paper, save
-from fluxentropy.rl import entropy as rl
-from fluxentropy.rl.secondorder import expansion_terms
-from fluxentropy.rl.snis import Reweighting
+from fluxentropy.rl import probe as rl
+from fluxentropy.rl.probe.change import Reweighting, expansion_terms
 
 V, LIMIT, EOS = 4, 4, 0
 PROMPTS = [[1], [2, 3], [3, 3, 1], [2]]

@@ -25,16 +25,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fluxentropy.adapters import make_scorer
-from fluxentropy.binning import bin_corpus
-from fluxentropy.config import BinConfig, VerifyConfig
-from fluxentropy.corpus import Corpus, open_corpus
-from fluxentropy.histogram import Histogram
-from fluxentropy.parts import PART_BYTES, PART_ROWS, cut_parts
-from fluxentropy.scores import SCORE_NAMES
-from fluxentropy.scoring import CHARS_PER_TOKEN, CPU_PART_TOKENS, GPU_PART_TOKENS
-from fluxentropy.tablefiles import table_files
-from fluxentropy.verify import verify
+from fluxentropy.corpus.corpus import Corpus, open_corpus
+from fluxentropy.ordering.bin import bin_corpus
+from fluxentropy.ordering.options import BinConfig
+from fluxentropy.ordering.quantiles import Histogram
+from fluxentropy.runs.engine import PART_BYTES, PART_ROWS, cut_parts
+from fluxentropy.runs.tables import table_files
+from fluxentropy.scoring.dataset import make_scorer
+from fluxentropy.scoring.score import CHARS_PER_TOKEN, CPU_PART_TOKENS, GPU_PART_TOKENS
+from fluxentropy.scoring.scores import SCORE_NAMES
+from fluxentropy.verification import VerifyConfig
+from fluxentropy.verification.verify import verify
 
 # --- on paper ---------------------------------------------------------------------------------------------------------
 

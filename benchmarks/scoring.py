@@ -31,13 +31,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from fluxentropy.demo_text import passages
-from fluxentropy.forward import PackedLinear, can_pack
-from fluxentropy.models import Decoder, load_decoder
-from fluxentropy.process import keep_freed_memory
-from fluxentropy.scorer import Scorer, open_scorer
-from fluxentropy.store import write_json, write_text
-from fluxentropy.zoo_entries import find_model
+from fluxentropy.cli.app import keep_freed_memory
+from fluxentropy.cli.demo import passages
+from fluxentropy.models.forward import PackedLinear, can_pack
+from fluxentropy.models.loading import Decoder, load_decoder
+from fluxentropy.models.zoo import find_model
+from fluxentropy.runs.files import write_json, write_text
+from fluxentropy.scoring.scorer import Scorer, open_scorer
 
 MAX_TOKENS, BATCH, ROOFLINE_ROWS = 512, 26, 2048
 

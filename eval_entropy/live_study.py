@@ -14,10 +14,10 @@ import os
 import sys
 from pathlib import Path
 
-from fluxentropy.config import DiagnoseConfig, HellaswagConfig
-from fluxentropy.diagnose import diagnose
 from fluxentropy.errors import FluxentropyError
-from fluxentropy.hellaswag import hellaswag
+from fluxentropy.evaluation.diagnose import diagnose
+from fluxentropy.evaluation.hellaswag import hellaswag
+from fluxentropy.evaluation.options import DiagnoseConfig, HellaswagConfig
 
 DATA = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"), "data/hellaswag/hellaswag_val.jsonl.gz")
 TARGETS = ("correct", "correct_norm")

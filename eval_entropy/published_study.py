@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fluxentropy.config import DiagnoseConfig
-from fluxentropy.diagnose import diagnose
 from fluxentropy.errors import FluxentropyError
+from fluxentropy.evaluation.diagnose import diagnose
+from fluxentropy.evaluation.options import DiagnoseConfig
 
 TABLE = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"), "data/hellaswag/published_entropy_vs_correct.csv")
 TARGET = "Correctly Answered"

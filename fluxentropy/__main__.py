@@ -1,6 +1,6 @@
 """`python -m fluxentropy` is the same as `fluxentropy`."""
 
-from fluxentropy.cli import main
+from fluxentropy.cli.app import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pyarrow as pa
 from datatrove.executor import LocalPipelineExecutor
+from fluxentropy.config.rest.results import Outcome
+from fluxentropy.scoring.score.datatrove import EntropyScorer, TableReader, TableWriter, compare, run_tasks
+from fluxentropy.scoring.score.scores import SCORE_FIELDS, SCORE_NAMES
 from steps import program, run_steps
 
-from fluxentropy.binning import bin_corpus
-from fluxentropy.config import BinConfig, VerifyConfig
-from fluxentropy.datatrove_block import EntropyScorer, run_tasks
-from fluxentropy.datatrove_tables import TableReader, TableWriter, compare
 from fluxentropy.errors import SourceError
-from fluxentropy.outcome import Outcome
-from fluxentropy.scores import SCORE_FIELDS, SCORE_NAMES
-from fluxentropy.verify import verify
+from fluxentropy.ordering.bin import bin_corpus
+from fluxentropy.ordering.options import BinConfig
+from fluxentropy.verification import VerifyConfig
+from fluxentropy.verification.verify import verify
 
 
 def open_tables(options: argparse.Namespace) -> tuple[TableReader, TableWriter]:

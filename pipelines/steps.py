@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from fluxentropy.binning import bin_corpus
-from fluxentropy.config import BinConfig, ScoreConfig, VerifyConfig
+from fluxentropy.config.rest.results import Outcome
+from fluxentropy.scoring.score.options import ScoreConfig
+from fluxentropy.scoring.score.score import score
+
 from fluxentropy.errors import FluxentropyError
-from fluxentropy.outcome import Outcome
-from fluxentropy.scoring import score
-from fluxentropy.verify import verify
+from fluxentropy.ordering.bin import bin_corpus
+from fluxentropy.ordering.options import BinConfig
+from fluxentropy.verification import VerifyConfig
+from fluxentropy.verification.verify import verify
 
 
 def score_bin_verify(scoring: ScoreConfig, binning: BinConfig) -> int:

@@ -1,4 +1,4 @@
-"""Distributions whose entropy and varentropy are known in closed form, against fluxentropy.estimators.token_stats.
+"""Distributions whose entropy and varentropy are known in closed form, against fluxentropy.entropy.token_stats.
 
 python sanity_checks/mathematics.py      prints a table; exits 1 when a value is off
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fluxentropy.estimators import token_stats
+from fluxentropy.entropy import token_stats
 
 VOCABULARY = 49152
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}  # nats and nats², relative above 1

@@ -13,10 +13,10 @@ import sys
 import torch
 from _report import Report
 
-from fluxentropy.estimators import token_stats
-from fluxentropy.models import load_decoder
-from fluxentropy.scorer import open_scorer
-from fluxentropy.zoo_entries import find_model
+from fluxentropy.entropy import token_stats
+from fluxentropy.models.loading import load_decoder
+from fluxentropy.models.zoo import find_model
+from fluxentropy.scoring.scorer import open_scorer
 
 MODEL = "smollm2-135m-instruct"
 TEXTS = (

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import scipy.stats
 from _report import Report, published_table
 
-from fluxentropy.agree import agree
-from fluxentropy.config import AgreeConfig, ZooConfig
-from fluxentropy.store import write_text
-from fluxentropy.zoo import zoo
+from fluxentropy.agreement.agree import agree, zoo
+from fluxentropy.agreement.options import AgreeConfig, ZooConfig
+from fluxentropy.runs.files import write_text
 
 OUT = Path("runs/sanity")
 OURS, GEMMA, THEIRS = "smollm2-135m-instruct", "gemma-3-270m", "HuggingFaceTB_SmolLM2-135M-Instruct"

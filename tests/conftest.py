@@ -23,15 +23,50 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test at once: each 
 
 # Files whose tests take long one by one: they train, draw, kill commands or start programs.
 SLOW_FILES = [
-    "adapters", "agree", "agreement_figures", "binning", "compare", "conversion", "corpus", "datatrove_block",
-    "datatrove_tables", "demo", "diagnose", "engine", "faults", "ggufconfig", "gguftokenizer", "gpt_export",
-    "grpo", "grpo_attribution", "grpo_compare", "grpo_control", "grpo_study", "grpo_update", "neighbours",
-    "package", "peftfolder", "pipelines", "pretrain", "published_study", "report", "rl_control_loop",
-    "rl_probe", "rl_trl", "score_engines", "scoring", "sorting", "verify", "zoo",
-]  # fmt: skip
+    "agreement/agree",
+    "agreement/agree_zoo",
+    "agreement/figures",
+    "cli/demo",
+    "corpus/corpus",
+    "evaluation/diagnose",
+    "experiments/controllers",
+    "experiments/schedules",
+    "experiments/study/study",
+    "models/adapters",
+    "models/forward",
+    "models/gguf",
+    "models/gguffile",
+    "ordering/bin",
+    "ordering/sort",
+    "package",
+    "pretraining/export",
+    "pretraining/pretrain",
+    "programs/pipelines",
+    "programs/published_study",
+    "report/page",
+    "rl/control/control_loop",
+    "rl/grpo/attribution",
+    "rl/grpo/grpo",
+    "rl/grpo/module",
+    "rl/grpo/update",
+    "rl/probe/probe",
+    "rl/trl",
+    "runs/engine",
+    "scoring/dataset",
+    "scoring/datatrove",
+    "scoring/engines",
+    "scoring/score",
+    "verification/faults",
+    "verification/verify",
+]
 
 settings.register_profile("small", max_examples=40, deadline=None)
 settings.load_profile("small")
+
+
+def room_and_name(path: Path) -> str:
+    """tests/runs/test_engine.py -> runs/engine"""
+    return path.relative_to(TESTS).with_suffix("").as_posix().replace("test_", "")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -39,14 +74,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py" or TESTS not in collection_path.parents:
         return None
     name = collection_path.stem
-    slow = config.getoption("markexpr") == "not slow" and name.removeprefix("test_") in SLOW_FILES
+    slow = config.getoption("markexpr") == "not slow" and room_and_name(collection_path) in SLOW_FILES
     return True if slow or not name.startswith("test_") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow. It runs last, but first where several processes share the files: they then end together."""
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW_FILES or item.get_closest_marker("real_model"):
+        if room_and_name(item.path) in SLOW_FILES or item.get_closest_marker("real_model"):
             item.add_marker("slow")
 
     def place(item: pytest.Item) -> int:
@@ -85,7 +120,7 @@ def pipeline(program: Callable[..., tuple[int, str, str]]) -> Callable[..., str]
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than all else in a small comparison."""
-    monkeypatch.setattr("fluxentropy.comparison_figures.draw_comparison", lambda *_: [])
+    monkeypatch.setattr("fluxentropy.experiments.figures.draw_comparison", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ os.rmdir = deadly(os.rmdir, ".damaged-")
 
 
 def serve() -> None:
-    from fluxentropy.cli import main
+    from fluxentropy.cli.app import main
 
     for line in sys.stdin:
         asked = json.loads(line)
@@ -76,6 +76,6 @@ if __name__ == "__main__":  # a spawned worker imports this file under another n
     if len(sys.argv) == 1:
         serve()
     else:
-        from fluxentropy.cli import main
+        from fluxentropy.cli.app import main
 
         sys.exit(main(sys.argv[1:]))

@@ -10,16 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from fluxentropy.rl import control
-from fluxentropy.rl.grpooptions import (
-    GRPOConfig,
-    PolicyOptions,
-    ProbeOptions,
-    RolloutOptions,
-    WarmUpOptions,
-)
-from fluxentropy.rl.tasks import Problem
-from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
+from fluxentropy.rl.control import control
+from fluxentropy.rl.control.base import TokenBatch, TokenPlan
+from fluxentropy.rl.grpo.options import GRPOConfig, PolicyOptions, ProbeOptions, RolloutOptions, WarmUpOptions
+from fluxentropy.rl.grpo.tasks import Problem
 
 SUMS: dict[str, Any] = {  # the options of a run on sums of two digits
     "task": {

@@ -34,8 +34,8 @@ def ended(child: int) -> None:
 
 
 if __name__ == "__main__":
-    import fluxentropy.pretrain  # noqa: F401  (all that is heavy)
-    from fluxentropy.cli import main
+    import fluxentropy.pretraining.pretrain  # noqa: F401  (all that is heavy)
+    from fluxentropy.cli.app import main
 
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     children = []

@@ -13,8 +13,8 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.hellaswag import utils
 
-from fluxentropy.models import load_decoder
-from fluxentropy.zoo_entries import find_model
+from fluxentropy.models.loading import load_decoder
+from fluxentropy.models.zoo import find_model
 
 MODEL = "smollm2-135m-instruct"
 

@@ -11,7 +11,7 @@ import ggufmodels
 import pytest
 from fakes import make_model, make_tokenizer
 
-from fluxentropy.zoo_entries import ZooEntry
+from fluxentropy.models.zoo import ZooEntry
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from scoredruns import write_run
 
-from fluxentropy.items import Item, to_table
-from fluxentropy.ledger import SCHEMA, Ledger
-from fluxentropy.store import RunDirectory
-from fluxentropy.tokenview import TokenRow, TokenView, write_csv
+from fluxentropy.evaluation.hellaswag import Item, to_table
+from fluxentropy.pretraining.ledger import SCHEMA, Ledger
+from fluxentropy.report.tokens import TokenRow, TokenView, write_csv
+from fluxentropy.runs.directory import RunDirectory
 
 EVIL = (
     "<script>document.title='owned'</script>",

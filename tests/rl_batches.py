@@ -6,8 +6,7 @@ import dataclasses
 
 import torch
 
-from fluxentropy.rl.tokenstats import expected_sensitivity, nucleus_entropy
-from fluxentropy.rl.updatebatch import TokenBatch, TokenPlan
+from fluxentropy.rl.control.base import TokenBatch, TokenPlan, expected_sensitivity, nucleus_entropy
 
 PER_TOKEN = ("logp", "old_logp", "entropy", "expected_sensitivity", "nucleus_entropy")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxentropy.scorematrix import ScoreMatrix
-from fluxentropy.store import RunDirectory
+from fluxentropy.agreement.matrix import ScoreMatrix
+from fluxentropy.runs.directory import RunDirectory
 
 POLICIES = {"bos_policy": "tokenizer", "bos_added": False, "max_tokens": 512, "window": "first"}
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fakes import SENTENCES, make_tokenizer
 
-from fluxentropy.cli import main
+from fluxentropy.cli.app import main
 
 LENGTH = 16
 

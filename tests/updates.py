@@ -8,14 +8,13 @@ import torch
 from rl_enumeration import World
 from torch import Tensor
 
-from fluxentropy.rl.advantages import advantages
-from fluxentropy.rl.experiment import Experiment
-from fluxentropy.rl.grpooptions import GRPOConfig
-from fluxentropy.rl.grpoupdate import BatchUpdate
-from fluxentropy.rl.policies import TrainedPolicy
-from fluxentropy.rl.rollouts import Rollout
-from fluxentropy.rl.tasks import Problem
-from fluxentropy.rl.tokenpass import all_values
+from fluxentropy.rl.grpo.experiment import Experiment
+from fluxentropy.rl.grpo.loss import advantages, all_values
+from fluxentropy.rl.grpo.options import GRPOConfig
+from fluxentropy.rl.grpo.policies import TrainedPolicy
+from fluxentropy.rl.grpo.rollouts import Rollout
+from fluxentropy.rl.grpo.tasks import Problem
+from fluxentropy.rl.grpo.update import BatchUpdate
 
 CHOSEN, PROMPTS = [[0, 5, 9], [3, 14, 7], [2, 2, 11], [13, 1, 6]], [0, 1, 0, 1]
 

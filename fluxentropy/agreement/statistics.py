@@ -1,0 +1,500 @@
+"""How far models agree on a corpus: rank correlations, distances between the models, PCA, with bootstrap intervals.
+
+Pure: an array of scores in, numbers out (`agreement/statistics.py` computes them for any weights of the texts).
+
+    >>> scores = {"small": [1.0, 2.0, 3.0, 4.0, 5.0], "large": [1.5, 2.5, 3.5, 5.5, 4.5]}
+    >>> result = agreement(scores, replicates=0)
+    >>> [round(float(x), 3) for x in (result.spearman[0, 1], result.kendall_w, result.euclidean[0, 1])]
+    [0.9, 0.95, 1.803]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.cluster.hierarchy
+import scipy.linalg
+import scipy.spatial.distance
+import scipy.special
+import scipy.stats
+
+from fluxentropy.agreement.matrix import ScoreMatrix
+from fluxentropy.config.yaml import to_yaml
+from fluxentropy.errors import UsageError
+from fluxentropy.runs.directory import RunDirectory
+from fluxentropy.runs.files import versions
+from fluxentropy.runs.find import CONSENSUS
+
+# --- A weighted sample of texts that several models have scored -> all statistics of their agreement ------------------
+
+
+QUINTILES = 5
+
+
+class TextSample:
+    """The texts, prepared so that the statistics of any weights of them need no sorting."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self.n, self.m = scores.shape
+        self.scored = np.isfinite(scores)
+        self.complete = self.scored.all(axis=1)
+        self.all = _Shared(scores, self.complete, range(self.m))
+        self.pairs = [] if self.complete.all() else list(self._pairs(scores))
+
+    def _pairs(self, scores: np.ndarray) -> Iterator[tuple[_Shared, list[tuple[int, int]]]]:
+        """Pairs of models, together where they share the same texts."""
+        groups: dict[bytes, list[tuple[int, int]]] = {}
+        for i, j in itertools.combinations(range(self.m), 2):
+            groups.setdefault(np.packbits(self.scored[:, i] & self.scored[:, j]).tobytes(), []).append((i, j))
+        for pairs in groups.values():
+            i, j = pairs[0]
+            yield (
+                _Shared(scores, self.scored[:, i] & self.scored[:, j], sorted({k for pair in pairs for k in pair})),
+                pairs,
+            )
+
+    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Every number of `Agreement` that the bootstrap repeats, for texts of `weights` (n,)."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # a replicate may hold one text only
+            ranks, found = self.all.measure(weights, self.n)
+            products = found.pop("rank_products")
+            ratio, coordinates = pca_of_distances(found["euclidean"])
+            for shared, pairs in self.pairs:
+                _, of_pairs = shared.measure(weights, self.n)
+                for name, matrix in found.items():
+                    for i, j in pairs:
+                        at = shared.models.index(i), shared.models.index(j)
+                        matrix[i, j] = matrix[j, i] = of_pairs[name][at]
+            return {
+                **found,
+                "mean_spearman": np.mean(found["spearman"][np.triu_indices(self.m, 1)]),
+                # Σ_ij C_ij / (M Σ_j C_jj): the variance of the rank sums over its largest possible value, ties included
+                "kendall_w": products.sum() / (self.m * np.trace(products)),
+                "explained_variance_ratio": ratio,
+                "coordinates": coordinates,
+                "rank_sd_by_quintile": _spread_by_quintile(ranks, weights[self.complete]),
+            }
+
+
+class _Shared:
+    """Models and the texts that all of them have scored."""
+
+    def __init__(self, scores: np.ndarray, rows: np.ndarray, models: Sequence[int]) -> None:
+        self.models = list(models)
+        self.rows = None if rows.all() else rows
+        self.scores = np.ascontiguousarray(scores[rows][:, self.models].T)  # (m, n)
+        self.codes = [np.unique(row, return_inverse=True)[1].astype(np.int32) for row in self.scores]
+        self.means = self.scores.mean(axis=1, keepdims=True)
+        self.scores -= self.means
+
+    def measure(self, weights: np.ndarray, scale_to: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Midranks (m, n), and the matrices (m, m) of the models' pairs under `weights` of all texts."""
+        w = weights if self.rows is None else weights[self.rows]
+        total = w.sum()
+        ranks = np.stack([midranks(codes, w) for codes in self.codes])  # (m, n)
+        centred = ranks - (total + 1) / 2
+        rank_products = (centred * w) @ centred.T
+        weighted = self.scores * w
+        sums = weighted.sum(axis=1, keepdims=True)  # (m, 1)
+        products = weighted @ self.scores.T
+        # (x_i - x_j)² with x = a + mean: the Gram matrix of a, the linear terms, and the distance of the means
+        gap, sum_gap = self.means - self.means.T, sums - sums.T
+        own = np.diag(products)
+        squared = own[:, None] + own - 2 * products + 2 * gap * sum_gap + total * gap**2
+        squared = np.maximum(squared, 0) * (scale_to / total)
+        np.fill_diagonal(squared, 0)
+        pearson = _correlation(products - sums @ sums.T / total)
+        matrices = {
+            "spearman": _correlation(rank_products),
+            "pearson": pearson,
+            "euclidean": np.sqrt(squared),
+            "euclidean_z": np.sqrt(np.maximum(2 * scale_to * (1 - pearson), 0)),
+            "rank_products": rank_products,
+        }
+        return ranks, matrices
+
+
+def midranks(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks from 1 of a sample that holds text t `weights[t]` times; equal texts share their mean rank. -> (n,)
+
+    `codes` number the distinct scores in ascending order, from 0.
+
+    >>> midranks(np.array([0, 2, 1, 2]), np.ones(4))
+    array([1. , 3.5, 2. , 3.5])
+    """
+    size = np.bincount(codes, weights)  # of each group of ties
+    return (np.cumsum(size) - (size - 1) / 2)[codes]
+
+
+def _correlation(products: np.ndarray) -> np.ndarray:
+    """Products about the mean (M, M) as correlations; exactly 1 with itself."""
+    scale = np.sqrt(np.diag(products))
+    found = np.clip(products / np.outer(scale, scale), -1, 1)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def pca_of_distances(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PCA of points by their Euclidean distances (M, M): ratios of variance (K,), coordinates (M, K).
+
+    The doubly centred squared distances are the Gram matrix of the centred points (Torgerson 1952), so that n texts
+    of M models need no (n, n) matrix. Signs: the largest coordinate of each component is positive.
+    """
+    m = len(distances)
+    kept = max(m - 1, 2)  # M centred points span M - 1 dimensions
+    if not np.isfinite(distances).all():  # a replicate without any text that all have scored
+        return np.full(kept, np.nan), np.full((m, kept), np.nan)
+    centring = np.eye(m) - 1 / m
+    values, vectors = np.linalg.eigh(-0.5 * centring @ distances**2 @ centring)
+    values = np.maximum(values[::-1][:kept], 0)
+    coordinates = vectors[:, ::-1][:, :kept] * np.sqrt(values)
+    largest = np.take_along_axis(coordinates, np.abs(coordinates).argmax(axis=0)[None], axis=0)
+    if m == 2:
+        values[1], coordinates[:, 1] = 0, 0
+    return values / values.sum(), coordinates * np.where(largest < 0, -1, 1)
+
+
+def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over texts of the population SD of a text's ranks (M, n), by fifths of the texts in order of mean rank. (5,)
+
+    A text on the border of two fifths counts for both in part.
+    """
+    order = np.argsort(ranks.mean(axis=0), kind="stable")
+    ordered = weights[order]
+    reached = np.concatenate([[0], np.cumsum(ordered)])  # texts up to here
+    spread = np.concatenate([[0], np.cumsum(ranks.std(axis=0)[order] * ordered)])
+    borders = np.linspace(0, reached[-1], QUINTILES + 1)
+    return np.diff(np.interp(borders, reached, spread)) / np.diff(borders)
+
+
+# --- how far models agree on a corpus ---------------------------------------------------------------------------------
+
+
+LEVEL = 0.95  # of the intervals
+
+
+FEWEST = 8  # texts that all models have scored: of fewer, percentiles of resamples are too narrow, and there are none
+
+
+THREADS = 4  # each holds about ten numbers a text and model while it works
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What M models make of the same texts. Ranks ascend from 1 for the lowest score; ties share their mean rank.
+
+    Numbers of two models rest on the texts that both have scored (`pair_counts`), all others on the `n_complete`
+    texts that every model has scored.
+    """
+
+    models: tuple[str, ...]
+    n_texts: int
+    n_complete: int
+    n_scored: np.ndarray  # (M,) texts that each model has scored
+    pair_counts: np.ndarray  # (M, M) texts that both have scored
+    spearman: np.ndarray  # (M, M)
+    mean_spearman: float  # mean over the M(M-1)/2 pairs
+    pearson: np.ndarray  # (M, M)
+    kendall_w: float  # Kendall's coefficient of concordance, corrected for ties
+    kendall_chi2: float  # M (n-1) W, chi-square with n-1 degrees of freedom if the models ranked at random
+    kendall_log10_p: float  # log10 of its p-value, which is often below the smallest float
+    euclidean: np.ndarray  # (M, M) √Σ_t (x_ti - x_tj)², scaled to n_texts where texts are missing
+    euclidean_z: np.ndarray  # (M, M) the same of scores standardised per model: √(2 n (1 - Pearson))
+    linkage: np.ndarray  # (M-1, 4) average linkage of `euclidean`, as SciPy writes it
+    order: tuple[int, ...]  # the models in the order of the tree's leaves
+    explained_variance_ratio: np.ndarray  # (K,) PCA, models as points, centred, not scaled
+    coordinates: np.ndarray  # (M, K), K = max(M - 1, 2)
+    rank_sd_by_quintile: np.ndarray  # (5,) mean SD of a text's ranks, by quintile of its mean rank, lowest first
+    intervals: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> (..., 2), limits of 95 %
+    replicates: int = 0
+
+    @property
+    def kendall_p(self) -> float:
+        """The p-value of W, 0.0 where it is below the smallest float."""
+        return 10.0**self.kendall_log10_p
+
+    @property
+    def pca(self) -> dict[str, Any]:
+        """Shares of the variance (K,), and each model's first two coordinates: [pc1, pc2]."""
+        coordinates = {model: row[:2].tolist() for model, row in zip(self.models, self.coordinates, strict=True)}
+        return {"explained_variance_ratio": self.explained_variance_ratio, "coordinates": coordinates}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the concordance in a line, and the Spearman correlations as a table."""
+
+        def limits(name: str) -> str:
+            return " [{:.3f}, {:.3f}]".format(*self.intervals[name]) if name in self.intervals else ""
+
+        def cells(tag: str, texts: Iterable[str]) -> str:
+            return "".join(f"<{tag}>{text}</{tag}>" for text in texts)
+
+        names = [html.escape(name) for name in self.models]
+        rows = [cells("th", ["Spearman", *names])]
+        for name, row in zip(names, self.spearman, strict=True):
+            rows.append(f"<th>{name}</th>" + cells("td", (f"{value:.3f}" for value in row)))
+        said = (
+            f"{len(names)} models, {self.n_texts:,} texts, {self.n_complete:,} of them scored by all. "
+            f"Kendall's W {self.kendall_w:.3f}{limits('kendall_w')}, "
+            f"mean Spearman {self.mean_spearman:.3f}{limits('mean_spearman')}"
+        )
+        return f"<p>{said}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def agreement(matrix: Any, models: Sequence[str] | None = None, *, replicates: int = 1000, seed: int = 0) -> Agreement:
+    """How far models agree on texts: the numbers of `agreement.json`, from scores in memory.
+
+    `matrix` is an array (models, texts), whose rows `models` names, or a mapping, a data frame or an Arrow table with a
+    column of scores (texts,) for each model. NaN and null: the model has no score for the text. `replicates` bootstrap
+    samples of texts give the intervals; 0 gives none.
+
+    Errors: `UsageError` names the model whose scores are no numbers, or not as many as those of the others, and says
+    why models cannot be compared.
+    """
+    if hasattr(matrix, "column_names"):  # an Arrow table
+        columns = dict(zip(matrix.column_names, matrix.columns, strict=True))
+    elif hasattr(matrix, "items"):  # a mapping or a data frame
+        columns = dict(matrix.items())
+    else:
+        array = np.asarray(matrix)
+        if array.ndim != 2:
+            raise UsageError(f"an array of shape {array.shape} is no matrix of scores: give one of (models, texts)")
+        named = list(models) if models is not None else [f"model {number}" for number in range(len(array))]
+        if len(set(named)) != len(array) or len(named) != len(array):
+            raise UsageError(f"models {', '.join(named)}: the array has {len(array)} rows, name each of them once")
+        columns = dict(zip(named, array, strict=True))
+    scores = {str(model): _scores(str(model), column) for model, column in columns.items()}
+    first = next(iter(scores), "")
+    for model, column in scores.items():
+        if len(column) != len(scores[first]):
+            raise UsageError(
+                f"{model} has {len(column)} scores and {first} {len(scores[first])}: give one for each text"
+            )
+    joined = np.stack(list(scores.values()), axis=1) if scores else np.empty((0, 0))
+    return measure_agreement(joined, list(scores), replicates=replicates, seed=seed)
+
+
+def _scores(model: str, column: Any) -> np.ndarray:
+    """One model's scores as float64 (texts,), NaN where there is none."""
+    try:
+        found = np.array(column.to_pylist() if hasattr(column, "to_pylist") else column, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the scores of {model} are no numbers ({error}): leave this column out") from error
+    if found.ndim != 1:
+        raise UsageError(f"the scores of {model} have the shape {found.shape}: give a number for each text")
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def measure_agreement(
+    scores: np.ndarray,  # (n, M) float, NaN where a model has no score
+    models: Sequence[str],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+    on_replicate: Callable[[], None] | None = None,
+) -> Agreement:
+    """The agreement of M models on n texts, with percentile intervals from `replicates` bootstrap samples of texts.
+
+    Kendall and Babington Smith 1939 (W, with the correction for ties); Efron 1979 (bootstrap). The result does not
+    depend on the number of cores. Errors: those of `check_scores`.
+    """
+    check_scores(scores, models)
+    sample = TextSample(np.asarray(scores, dtype=np.float64))
+    point = sample.statistics(np.ones(len(scores)))
+    tree = _tree(point["euclidean"])
+    complete = int(sample.complete.sum())
+    chi2 = len(models) * (complete - 1) * float(point["kendall_w"])
+    intervals = {}
+    replicates = replicates if complete >= FEWEST else 0
+    if replicates:
+        draws = list(_bootstrap(sample, point["coordinates"], replicates, seed, on_replicate))
+        intervals = {name: _limits(np.stack([draw[name] for draw in draws])) for name in point}
+    return Agreement(
+        models=tuple(models),
+        n_texts=len(scores),
+        n_complete=complete,
+        n_scored=sample.scored.sum(axis=0),
+        pair_counts=sample.scored.T.astype(np.int64) @ sample.scored,
+        spearman=point["spearman"],
+        mean_spearman=float(point["mean_spearman"]),
+        pearson=point["pearson"],
+        kendall_w=float(point["kendall_w"]),
+        kendall_chi2=chi2,
+        kendall_log10_p=log10_p(chi2, complete - 1),
+        euclidean=point["euclidean"],
+        euclidean_z=point["euclidean_z"],
+        linkage=tree,
+        order=tuple(int(leaf) for leaf in scipy.cluster.hierarchy.leaves_list(tree)),
+        explained_variance_ratio=point["explained_variance_ratio"],
+        coordinates=point["coordinates"],
+        rank_sd_by_quintile=point["rank_sd_by_quintile"],
+        intervals=intervals,
+        replicates=replicates,
+    )
+
+
+def check_scores(scores: np.ndarray, models: Sequence[str]) -> None:
+    """UsageError says why agreement cannot be measured: too few models or texts, or a model without any order."""
+    assert scores.shape == (len(scores), len(models))
+    if len(models) < 2:
+        raise UsageError(f"agreement needs two models or more, here is {models[0] if models else 'none'}")
+    for model, reason in unusable(scores, models).items():
+        others = ",".join(name for name in models if name != model)
+        raise UsageError(f"model {model!r} {reason}: leave it out with --models {others}")
+    complete = int(np.isfinite(scores).all(axis=1).sum())
+    if complete < QUINTILES:
+        raise UsageError(
+            f"only {complete} of {len(scores)} texts are scored by all {len(models)} models: "
+            f"agreement needs {QUINTILES} or more"
+        )
+
+
+def unusable(scores: np.ndarray, models: Sequence[str]) -> dict[str, str]:
+    """Models whose column has no order, and why."""
+    found = {}
+    for model, column in zip(models, scores.T, strict=True):
+        values = column[np.isfinite(column)]
+        if len(values) == 0:
+            found[model] = "has not scored a single text"
+        elif values.min() == values.max():
+            found[model] = f"has the same score, {values[0]:g}, for all {len(values)} texts"
+    return found
+
+
+def log10_p(chi2: float, dof: int) -> float:
+    """log10 of the chance that a chi-square variable of `dof` degrees of freedom exceeds `chi2`.
+
+    Where that chance is below the smallest float, by the leading term of Temme's uniform expansion (NIST DLMF 8.12.4).
+
+    >>> round(log10_p(30.0, 10), 3), round(log10_p(3e6, 10**6))
+    (-3.067, -195737)
+    """
+    log_p = float(scipy.stats.chi2.logsf(chi2, dof))
+    if np.isneginf(log_p):
+        ratio = chi2 / dof
+        log_p = float(scipy.special.log_ndtr(-np.sqrt(dof * (ratio - 1 - np.log(ratio)))))
+    return log_p / float(np.log(10))
+
+
+def _tree(distances: np.ndarray) -> np.ndarray:
+    condensed = scipy.spatial.distance.squareform(distances, checks=False)
+    return scipy.cluster.hierarchy.linkage(condensed, "average", optimal_ordering=True)
+
+
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
+
+
+def _bootstrap(
+    sample: TextSample, coordinates: np.ndarray, replicates: int, seed: int, on_replicate: Callable[[], None] | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Statistics of samples of texts, drawn with replacement; a replicate's draw depends on its number alone."""
+
+    def replicate(child: np.random.SeedSequence) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(child)
+        weights = np.bincount(rng.integers(0, sample.n, sample.n), minlength=sample.n).astype(np.float64)
+        found = sample.statistics(weights)
+        found["coordinates"] = _turned(found["coordinates"], coordinates)
+        return found
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        for found in pool.map(replicate, np.random.SeedSequence(seed).spawn(replicates)):
+            if on_replicate:
+                on_replicate()
+            yield found
+
+
+def _turned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """`points` (M, K) turned and mirrored onto `target`: components are defined up to that only."""
+    if not np.isfinite(points).all():
+        return points
+    return points @ scipy.linalg.orthogonal_procrustes(points, target)[0]
+
+
+def _limits(draws: np.ndarray) -> np.ndarray:
+    """Percentile limits (..., 2) of replicates (B, ...), without those in which a number is not defined."""
+    tail = (1 - LEVEL) / 2
+    undefined = np.isnan(draws).all(axis=0)
+    draws = np.where(undefined, 0, draws)
+    limits = np.nanquantile(draws, [tail, 1 - tail], axis=0)
+    return np.moveaxis(np.where(undefined, np.nan, limits), 0, -1)
+
+
+# --- what all models of a zoo say together ----------------------------------------------------------------------------
+
+
+ROWS = 2**16  # of a part
+
+
+SCORES = {"mean_rank": pa.float64(), "rank_sd": pa.float64(), "pc1": pa.float64(), "n_models": pa.int64()}
+
+
+def consensus_scores(scores: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+    """`mean_rank`, `rank_sd`, `pc1` and `n_models` of texts (n, M), NaN where a model is missing; PC1's share.
+
+    The component is that of the models' correlation matrix, of length 1, with the sign for which it rises with the
+    scores. Its share of the variance is near 1 where one order explains all models.
+
+    >>> found, share = consensus_scores(np.array([[1.0, 10.0], [3.0, 20.0], [2.0, 30.0], [1.5, np.nan]]))
+    >>> found["mean_rank"], found["pc1"].round(2), round(share, 2)
+    (array([1. , 2.5, 2.5, nan]), array([-1.73,  0.87,  0.87,   nan]), 0.75)
+    """
+    n, m = scores.shape
+    complete = np.isfinite(scores).all(axis=1)
+    whole = scores[complete]
+    ranks = scipy.stats.rankdata(whole.T, axis=1)  # (M, n)
+    spread = whole.std(axis=0)
+    standard = (whole - whole.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    values, vectors = np.linalg.eigh(standard.T @ standard / len(whole))
+    direction = vectors[:, -1] * np.sign(vectors[:, -1].sum() or 1.0)
+    found = {"mean_rank": ranks.mean(axis=0), "rank_sd": ranks.std(axis=0), "pc1": standard @ direction}
+    columns: dict[str, np.ndarray] = {}
+    for name, column in found.items():
+        columns[name] = np.full(n, np.nan)
+        columns[name][complete] = column
+    columns["n_models"] = np.isfinite(scores).sum(axis=1)
+    return columns, float(values[-1] / m)
+
+
+def write_consensus(matrix: ScoreMatrix, out: Path, identity: dict[str, Any]) -> float:
+    """Write the consensus of all models as the run directory `out`; return PC1's share of the variance."""
+    columns, share = consensus_scores(matrix.scores)
+    with RunDirectory(out, overwrite=True) as run:
+        run.begin({"kind": CONSENSUS, **identity}, to_yaml({"consensus": identity}))
+        number, held, size = 0, [], 0
+        for described, rows in matrix.texts():
+            held.append(_with_scores(described, rows, columns, len(matrix.models)))
+            size += len(rows)
+            if size >= ROWS:
+                _write_part(run, number, held)
+                number, held, size = number + 1, [], 0
+        if held:
+            _write_part(run, number, held)
+            number += 1
+        complete = int((columns["n_models"] == len(matrix.models)).sum())
+        counts = {"rows": len(matrix.scores), "status_ok": complete, "status_incomplete": len(matrix.scores) - complete}
+        run.finish({"counts": counts, "parts": number, "pc1_share": share, "versions": versions()})
+    return share
+
+
+def _with_scores(described: pa.Table, rows: np.ndarray, columns: dict[str, np.ndarray], models: int) -> pa.Table:
+    table = described.drop_columns([name for name in (*SCORES, "status") if name in described.column_names])
+    for name, kind in SCORES.items():
+        table = table.append_column(name, pa.array(columns[name][rows], kind, from_pandas=True))  # NaN becomes null
+    status = np.where(columns["n_models"][rows] == models, "ok", "incomplete")
+    return table.append_column("status", pa.array(status, pa.string()))
+
+
+def _write_part(run: RunDirectory, number: int, tables: list[pa.Table]) -> None:
+    table = pa.concat_tables(tables).combine_chunks()
+    with run.part(number, {"rows": len(table), "counts": {"rows": len(table)}}) as path:
+        pq.write_table(table, path, compression="zstd", row_group_size=4096)

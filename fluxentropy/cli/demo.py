@@ -1,0 +1,540 @@
+"""`fluxentropy demo`: everything once, offline, on text that every Python installation carries.
+
+    passages-200.jsonl -> run/ -> sorted_by_entropy.parquet, tokens.html, bins/     with the model
+    other_passages.parquet -> other_blocks/ -> small_gpt/ -> run_small_gpt/         with a second one, trained here
+    run/, run_small_gpt/ -> agreement/      bins/ -> comparison/      all of them -> report.html
+
+Each step is a command of its own, which finds what it has done already.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import statistics
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from fluxentropy.agreement.agree import agree
+from fluxentropy.agreement.options import AgreeConfig
+from fluxentropy.cli.commands import DemoConfig
+from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.yaml import to_yaml
+from fluxentropy.errors import UsageError
+from fluxentropy.experiments.options import CompareConfig
+from fluxentropy.experiments.schedules import compare
+from fluxentropy.experiments.text import interval
+from fluxentropy.models.zoo import find_model
+from fluxentropy.ordering.bin import bin_corpus
+from fluxentropy.ordering.options import BinConfig, SortConfig
+from fluxentropy.ordering.sort import sort
+from fluxentropy.pretraining.options import ArchitectureOptions, LRConfig, OptimConfig, PretrainConfig, TrainingOptions
+from fluxentropy.pretraining.pretrain import pretrain
+from fluxentropy.report import ReportConfig
+from fluxentropy.report.page import report
+from fluxentropy.report.tokens import token_views, write_views
+from fluxentropy.runs.files import atomic_path, write_text
+from fluxentropy.runs.tables import run_parts
+from fluxentropy.schedules.dataset import BlockSet
+from fluxentropy.scoring.options import ScoreConfig
+from fluxentropy.scoring.score import score
+from fluxentropy.scoring.scorer import open_scorer
+from fluxentropy.verification import VerifyConfig
+from fluxentropy.verification.verify import verify
+
+# --- real text that every Python installation carries, for the demo ---------------------------------------------------
+
+
+MIN_CHARS, MAX_CHARS = 200, 1500
+
+
+APART = 200  # the first passages, whose documents are kept out of training
+
+
+TARGET_CHARS = (MIN_CHARS, 400, 800, 1200)  # passages of one document aim at these lengths in turn
+
+
+SKIPPED = {  # folders of the standard library: tests, vendored or installed packages, other sources' text
+    "__pycache__", "dist-packages", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
+    "test", "tests", "turtledemo",
+}  # fmt: skip
+
+
+DECORATION = re.compile(r"!\[|<(a|img|p|div|h\d|!--)\b|\.\. (image|figure|_)|:target:|^\[[^\]]+\]:", re.MULTILINE)
+
+
+Kind = Literal["documentation", "docstring", "source code", "package description", "character table"]
+
+
+Document = list[tuple[str, str]]  # the candidate passages of one document: (id, text)
+
+
+class Passage(TypedDict):
+    """One text: `id` is unique and says where the text comes from, `source` is its kind."""
+
+    id: str
+    source: Kind
+    text: str
+
+
+def passages(n: int = 200, *, seed: int = 0) -> list[Passage]:
+    """`n` distinct passages of 200 to 1,500 characters; fewer only where the installation carries fewer.
+
+    The kinds take turns, so the first few are as mixed as all of them. The same installation, `n` and `seed` give the
+    same passages in the same order.
+
+    >>> [passage["source"] for passage in passages(3)]
+    ['documentation', 'docstring', 'source code']
+    """
+    rng = random.Random(seed)
+    library = Path(sysconfig.get_path("stdlib"))
+    files = _shuffled(rng, _module_files(library))
+    tables = _shuffled(rng, sorted(f"encodings/{path.name}" for path in (library / "encodings").glob("*.py")))
+    streams: dict[Kind, Iterator[tuple[str, str]]] = {
+        "documentation": _pick(_topics(rng)),
+        "docstring": _pick(_docstrings(library, name) for name in files),
+        "source code": _pick(_cut(name, _read(library / name)) for name in files),
+        "package description": _pick(_descriptions(rng)),
+        "character table": islice(_pick(_table(library, name) for name in tables), n // 100),
+    }
+    found: dict[str, Passage] = {}  # by text
+    while streams and len(found) < n:
+        for kind in list(streams):
+            fresh = next((item for item in streams[kind] if item[1] not in found), None)
+            if fresh is None:
+                del streams[kind]
+            else:
+                found[fresh[1]] = Passage(id=f"{kind}/{fresh[0]}", source=kind, text=fresh[1])
+    return list(found.values())[:n]
+
+
+def other_passages(n: int = 1500, *, apart_from: int = APART, seed: int = 0) -> list[Passage]:
+    """Those of `n` passages that share no document with the first `apart_from` of them: text to train on.
+
+    A document is a module with its docstrings, a topic of `help()`, or a package; so no scored text is trained on.
+    """
+    taken = {document(passage) for passage in passages(apart_from, seed=seed)}
+    return [passage for passage in passages(n, seed=seed) if document(passage) not in taken]
+
+
+def document(passage: Passage) -> str:
+    """What a passage is taken from.
+
+    >>> document(Passage(id="docstring/lzma.py:319", source="docstring", text=""))
+    'lzma.py'
+    """
+    return re.split("[#:]", passage["id"].partition("/")[2])[0]
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def _module_files(library: Path) -> list[str]:
+    """The public modules of the standard library, as sorted paths below it."""
+    names = []
+    for folder, subfolders, files in os.walk(library):
+        subfolders[:] = set(subfolders) - SKIPPED
+        names += [
+            Path(folder, file).relative_to(library).as_posix() for file in files if re.match(r"[^_].*\.py$", file)
+        ]
+    return sorted(set(names) - {"antigravity.py", "this.py"})
+
+
+def _topics(rng: random.Random) -> Iterator[Document]:
+    """The topics of `help()`, such as the operators or the import system."""
+    from pydoc_data.topics import topics
+
+    for name in _shuffled(rng, sorted(topics)):
+        yield _cut(name, topics[name])
+
+
+def _docstrings(library: Path, name: str) -> Document:
+    """The docstrings of a module, its classes and functions; parsed, not imported."""
+    found = []
+    for node in ast.walk(ast.parse(_read(library / name))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and MIN_CHARS <= len(text) <= MAX_CHARS:
+                found.append((f"{name}:{node.lineno}", text.strip()))
+    return found
+
+
+def _table(library: Path, name: str) -> Document:
+    """Part of the table of a one-byte character set, past the 128 ASCII rows that all share; [] for other encodings."""
+    rows = _read(library / name).partition("### Decoding Table")[2].splitlines()
+    return _cut(name, "\n".join(rows[130:]))[:1]
+
+
+def _descriptions(rng: random.Random) -> Iterator[Document]:
+    """The long descriptions of installed packages, without badges and link lists."""
+    texts = {}
+    for distribution in metadata.distributions():
+        about = distribution.metadata.json
+        texts[str(about.get("name", "")).lower()] = str(about.get("description", ""))
+    texts.pop("fluxentropy", None)
+    for name in _shuffled(rng, sorted(texts)):
+        paragraphs = [part for part in re.split(r"\n\s*\n", texts[name]) if not DECORATION.search(part)]
+        yield _cut(name, "\n\n".join(paragraphs))
+
+
+# --- cutting and choosing ---------------------------------------------------------------------------------------------
+
+
+def _cut(name: str, text: str) -> Document:
+    """Cut a document at blank lines into passages of varying length within the limits; ids are `name#number`.
+
+    >>> [(label, len(part)) for label, part in _cut("doc", "\\n\\n".join("x" * 150 for _ in range(5)))]
+    [('doc#0', 302), ('doc#1', 454)]
+    """
+    found: Document = []
+    passage = ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        longer = f"{passage}\n\n{paragraph}".strip("\n")
+        if len(longer) > MAX_CHARS:
+            longer = longer[: max(longer.rfind("\n", MIN_CHARS, MAX_CHARS), 0) or MAX_CHARS]  # end at a line
+        passage = longer.rstrip()
+        if len(passage) >= TARGET_CHARS[len(found) % len(TARGET_CHARS)]:
+            found.append((f"{name}#{len(found)}", passage))
+            passage = ""
+    return found
+
+
+def _pick(documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
+    """At most two passages of each document, away from its head, where licences and titles stand."""
+    for document in documents:
+        yield from document[len(document) // 4 :: max(1, len(document) // 2)][:2]
+
+
+def _read(path: Path) -> str:
+    with tokenize.open(path) as file:  # heeds coding lines
+        return file.read()
+
+
+def _shuffled(rng: random.Random, names: list[str]) -> list[str]:
+    return rng.sample(names, len(names))
+
+
+# --- what the demo trains ---------------------------------------------------------------------------------------------
+
+
+NAME = "small-gpt"
+
+
+BLOCK = 128  # bytes in a block
+
+
+HELD = 8  # blocks of each bin to validate on
+
+
+TOKENS = 500_000  # bytes that the small GPT is trained on
+
+
+SEEDS = 3
+
+
+WORKERS = 4  # at most: each has libraries of half a gigabyte to load
+
+
+LEVELS = {0.9: "almost entirely", 0.7: "largely", 0.3: "in part"}  # rank correlation, at least -> how far models agree
+
+
+# --- the small GPT ----------------------------------------------------------------------------------------------------
+
+
+def small_gpt(config: DemoConfig) -> Outcome:
+    """Train it on passages of other documents than those that are scored, whatever their number."""
+    table, blocks, out = (config.out / name for name in ("other_passages.parquet", "other_blocks", "small_gpt"))
+    if config.overwrite or not table.exists():
+        _write_table(other_passages(), table)
+    packed = BinConfig(
+        run=str(table),
+        by=("n_bytes",),
+        bins=2,
+        tokenize="bytes",
+        block_length=BLOCK,
+        out=blocks,
+        overwrite=config.overwrite,
+    )
+    bin_corpus(packed)
+    training = PretrainConfig(
+        bins=blocks,
+        model=ArchitectureOptions(n_layer=2, n_head=4, n_embd=96),
+        tokens=TOKENS,
+        eval_every=TOKENS // 4,
+        batch_size=8,
+        holdout=HELD,
+        optim=OptimConfig(lr=0.015),
+        lr=LRConfig(schedule="trapezoid", warmup=0.05, decay=0.4),
+        accelerator="cpu",
+        out=out,
+        overwrite=config.overwrite,
+    )
+    with _one_thread():
+        trained = pretrain(training)
+    which = "other passages" if config.passages <= APART else "passages, a part of those scored among them"
+    lines = [
+        "",
+        f"A second model, trained here: a GPT of {trained.data['parameters']:,} parameters, on {TOKENS:,} bytes of "
+        f"{pq.read_metadata(table).num_rows:,} {which}",
+    ]
+    return Outcome(lines=lines, data={"small_gpt": trained.data, "files": {"small_gpt": str(out / "export")}})
+
+
+def _write_table(passages: list[Passage], path: Path) -> None:
+    columns: dict[str, list[Any]] = {name: [dict(one)[name] for one in passages] for name in Passage.__annotations__}
+    columns["n_bytes"] = [len(one["text"].encode()) for one in passages]
+    with atomic_path(path) as aside:
+        pq.write_table(pa.table(columns), aside)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices as small as here gain nothing from more, and so the result does not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- two models -------------------------------------------------------------------------------------------------------
+
+
+def second_scores(config: DemoConfig, texts: Path) -> Outcome:
+    """The same passages scored with the small GPT: all of each, in windows as long as its blocks."""
+    zoo = config.out / "zoo.yaml"
+    write_text(zoo, to_yaml({"models": {NAME: {"folder": str(config.out.resolve() / "small_gpt" / "export")}}}))
+    scoring = ScoreConfig(
+        sources=(str(texts),),
+        model=NAME,
+        zoo=zoo,
+        device="cpu",
+        max_tokens=BLOCK,
+        window="sliding",
+        out=config.out / "run_small_gpt",
+        offline=True,
+        overwrite=config.overwrite,
+    )
+    with _one_thread():
+        scored = score(scoring)
+    return Outcome(lines=[], data={"second_scores": scored.data}, exit_code=scored.exit_code)
+
+
+def agreement(config: DemoConfig) -> Outcome:
+    """How far the models agree on which passages are hard to predict: in bits per byte, as their tokens differ."""
+    table, out = config.out / "bits_per_byte.parquet", config.out / "agreement"
+    ours, theirs = (_bits_per_byte(config.out / run) for run in ("run", "run_small_gpt"))
+    with atomic_path(table) as aside:
+        columns = {"id": list(ours), config.model: list(ours.values()), NAME: [theirs[name] for name in ours]}
+        pq.write_table(pa.table(columns), aside)
+    try:
+        agreed = agree(AgreeConfig(inputs=(str(table),), by="bits_per_byte", out=out, overwrite=config.overwrite))
+    except UsageError as error:  # such as too few passages
+        return Outcome(lines=[f"  not compared with {config.model}: {error}"], data={"agreement": None})
+    rho = float(agreed.data["spearman"][0][1])
+    limits = agreed.data["bootstrap"]["intervals"].get("mean_spearman")  # of a few passages there are none
+    how = next((words for least, words in LEVELS.items() if rho >= least), "hardly")
+    means = " and ".join(f"{_mean(bits):.2f} to {name}" for name, bits in ((config.model, ours), (NAME, theirs)))
+    lines = [
+        f"  a byte of the {len(ours):,} passages carries {means}, in bits: the less, the better a model predicts them",
+        f"  which passages are hard to predict? The two agree {how}: rank correlation {rho:.2f}"
+        f"{' ' * bool(limits)}{interval(limits[0], limits[1], '.2f') if limits else ''}, see {out}",
+    ]
+    return Outcome(lines=lines, data={"agreement": agreed.data, "files": {"agreement": str(out)}})
+
+
+def _bits_per_byte(run: Path) -> dict[str, float | None]:
+    """By id; None where a text has no score."""
+    table = pa.concat_tables(pq.read_table(part, columns=["id", "bits_per_byte"]) for part in run_parts(run))
+    return dict(zip(table["id"].to_pylist(), table["bits_per_byte"].to_pylist(), strict=True))
+
+
+def _mean(bits: dict[str, float | None]) -> float:
+    return statistics.fmean(value for value in bits.values() if value is not None)
+
+
+# --- two schedules ----------------------------------------------------------------------------------------------------
+
+
+def comparison(config: DemoConfig) -> Outcome:
+    """Bins of rising entropy, and of falling, against a random order: a smaller GPT, and as many seeds as are quick."""
+    bins, out = config.out / "bins", config.out / "comparison"
+    blocks = BlockSet.open(bins).counts
+    title = ["", "Does the order of the bins matter for training?"]
+    if blocks.min() < 2 * HELD:
+        why = f"not compared: {config.passages} passages are too few, use 40 or more"
+        return Outcome(lines=[*title, f"  {why}"], data={"comparison": None})
+    comparing = CompareConfig(
+        bins=bins,
+        base=TrainingOptions(
+            model=ArchitectureOptions(n_layer=1, n_head=2, n_embd=64),
+            batch_size=8,
+            holdout=HELD,
+            optim=OptimConfig(lr=0.015),
+            accelerator="cpu",
+        ),
+        arms={"increasing": {"schedule": {"name": "increasing"}}},
+        controls=("reversed",),
+        seeds=SEEDS,
+        workers=min(WORKERS, os.cpu_count() or 1),
+        out=out,
+        overwrite=config.overwrite,
+    )
+    compared = compare(comparing)
+    arm = compared.data["arms"]["increasing"]
+    seeds = f"{SEEDS} seed{'s' * (SEEDS > 1)}"
+    lines = [
+        *title,
+        f"  from low to high entropy: {compared.data['comparisons'][0]['words']}",
+        f"  {seeds} of a GPT of {arm['parameters']:,} parameters on {arm['tokens']:,} bytes: a demonstration, "
+        f"no evidence; see {out / 'comparison.md'}",
+    ]
+    data = {"comparison": compared.data, "files": {"comparison": str(out)}}
+    return Outcome(lines=lines, data=data, exit_code=compared.exit_code)
+
+
+# --- `fluxentropy demo`: everything once, offline, on text that every Python installation carries ---------------------
+
+
+BINS = 4
+
+
+SHOWN = 3  # passages from either end that are printed and drawn
+
+
+log = logging.getLogger(__name__)
+
+
+@command
+def demo(config: DemoConfig) -> Outcome:
+    """Score, sort, draw and bin passages; train a small GPT and compare the two models; compare two orders of bins."""
+    texts = _write_passages(config)
+    steps = {
+        f"scoring with {config.model}": lambda: _scores(config, texts),
+        f"cutting into {BINS} bins": lambda: _bins(config),
+        "training a second, small model": lambda: small_gpt(config),
+        "scoring with it": lambda: second_scores(config, texts),
+        "do the models agree?": lambda: agreement(config),
+        "comparing two orders of the bins": lambda: comparison(config),
+        "writing the report": lambda: _report(config),
+    }
+    done = []
+    for number, (name, step) in enumerate(steps.items(), 1):
+        log.info(f"step {number} of {len(steps)}: {name}")
+        done.append(step())
+    data: dict[str, Any] = {}
+    for outcome in done:
+        files = {**data.get("files", {}), **outcome.data.get("files", {})}
+        data |= {**outcome.data, "files": files}
+    return Outcome(
+        lines=[line for outcome in done for line in outcome.lines],
+        data=data,
+        exit_code=max(outcome.exit_code for outcome in done),
+    )
+
+
+def _write_passages(config: DemoConfig) -> Path:
+    path = config.out / f"passages-{config.passages}.jsonl"
+    if config.overwrite or not path.exists():  # a resumed demo keeps its text, whatever was installed since
+        records = (json.dumps(record, ensure_ascii=False) + "\n" for record in passages(config.passages))
+        write_text(path, "".join(records))
+    return path
+
+
+def _scores(config: DemoConfig, texts: Path) -> Outcome:
+    """Scores, the sorted corpus, and the most and the least uncertain passages, printed and drawn."""
+    run = config.out / "run"
+    scored = score(
+        ScoreConfig(sources=(str(texts),), model=config.model, out=run, offline=True, overwrite=config.overwrite)
+    )
+    by_entropy = config.out / "sorted_by_entropy.parquet"
+    sort(SortConfig(run=str(run), by="entropy_mean", descending=True, out=by_entropy))
+    rows = [row for row in pq.read_table(by_entropy).to_pylist() if row["entropy_mean"] is not None]
+    heatmap = config.out / "tokens.html"
+    _draw(rows, config.model, heatmap)
+    lines = [
+        f"How uncertain is {config.model} about {len(rows):,} passages of documentation and code?",
+        *_extremes("most uncertain, by mean entropy per token in nats", rows[:SHOWN]),
+        *_extremes("least uncertain", rows[::-1][:SHOWN]),
+        *(f"  {line}" for line in scored.lines),
+    ]
+    files = {"scores": str(run / "scores"), "sorted": str(by_entropy), "heatmap": str(heatmap)}
+    return Outcome(lines=lines, data={**scored.data, "files": files}, exit_code=scored.exit_code)
+
+
+def _draw(rows: list[dict[str, Any]], model: str, out: Path) -> None:
+    """The token view of the most and the least uncertain passages."""
+    chosen = [*rows[:SHOWN], *rows[SHOWN:][-SHOWN:]]
+    scorer, _ = open_scorer(find_model(model), offline=True)
+    write_views(token_views(scorer, [(row["id"], row["text"]) for row in chosen]), out)
+
+
+def _extremes(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {title}"]
+    for row in rows:
+        beginning = " ".join(row["text"].split())[:72]
+        lines.append(f"    {row['entropy_mean']:5.2f}  {row['source']:<20} {beginning}")
+    return lines
+
+
+def _bins(config: DemoConfig) -> Outcome:
+    """Bins of equal counts, as shards and as blocks of bytes, and the proof that nothing is lost."""
+    out = config.out / "bins"
+    binned = bin_corpus(
+        BinConfig(
+            run=str(config.out / "run"),
+            bins=BINS,
+            tokenize="bytes",
+            block_length=BLOCK,
+            out=out,
+            overwrite=config.overwrite,
+        )
+    )
+    verified = verify(VerifyConfig(dir=out))
+    counts = ", ".join(f"{count:,}" for count in binned.data["counts"])
+    lines = [
+        "",
+        f"Bins of rising entropy: {counts} passages, as Arrow shards in {out}",
+        f"  {_proof(verified)}",
+    ]
+    data = {"bins": binned.data, "verify": verified.data, "files": {"bins": str(out)}}
+    return Outcome(lines=lines, data=data, exit_code=verified.exit_code)
+
+
+def _proof(verified: Outcome) -> str:
+    if verified.exit_code:
+        return "not whole: " + "; ".join(str(one["problem"]) for one in verified.data["problems"])
+    return "verified: each passage is in exactly one of them, and no file is damaged"
+
+
+def _report(config: DemoConfig) -> Outcome:
+    """One page about all of it, and where to look first."""
+    out = config.out.resolve()
+    page = out / "report.html"
+    reported = report(ReportConfig(runs=(str(config.out),), title="fluxentropy demo", out=page))
+    places = {
+        page: "all of it on one page: open it in a browser",
+        out / "tokens.html": f"the {SHOWN} most and the {SHOWN} least uncertain passages, token by token",
+        out / "sorted_by_entropy.parquet": "the passages in the order of entropy, with all scores",
+        out / "bins": "the bins, for datasets, polars, DuckDB or PyArrow",
+        out / "small_gpt" / "export": "the small GPT, a folder for fluxentropy score or transformers",
+    }
+    width = max(len(str(path)) for path in places)
+    lines = ["", "Where to look", *(f"  {path!s:{width}}  {what}" for path, what in places.items())]
+    files = {"report": str(config.out / "report.html")}
+    return Outcome(lines=lines, data={"report": reported.data, "files": files}, exit_code=reported.exit_code)

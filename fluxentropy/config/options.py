@@ -1,0 +1,167 @@
+"""Options that several commands share, the panels of `--help` that they stand in, and checks of their values.
+
+Annotations are evaluated here, not kept as text: a class that inherits them elsewhere could not resolve the names.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter, Token
+
+from fluxentropy.errors import UsageError
+
+# The panels of `--help`, in this order.
+INPUT = Parameter(group=Group("Input", sort_key=1))
+
+
+MODEL = Parameter(group=Group("Model", sort_key=2))
+
+
+WORK = Parameter(group=Group("Work", sort_key=3))
+
+
+OUTPUT = Parameter(group=Group("Output", sort_key=4))
+
+
+SWITCH = Parameter(negative=(), show_default=False)  # off unless given
+
+
+def _from_json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
+    try:
+        value = json.loads(tokens[0].value)
+    except ValueError as error:
+        raise UsageError(f"{tokens[0].keyword} {tokens[0].value}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{tokens[0].keyword} {tokens[0].value}: write a mapping, such as {{}}")
+    return value
+
+
+# For dict[str, Any]: on the command line one text of JSON, in YAML a mapping.
+JSON = Parameter(accepts_keys=False, n_tokens=1, converter=_from_json, negative=())
+
+
+BYTE_UNITS = {
+    **{unit: 1000**power for power, unit in enumerate(["B", "KB", "MB", "GB", "TB"])},
+    **{unit: 1024**power for power, unit in enumerate(["KIB", "MIB", "GIB", "TIB"], start=1)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Which texts."""
+
+    sources: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True), INPUT] = field(kw_only=False)
+    """Files (.parquet, .arrow, .jsonl[.gz|.zst], .csv, .txt), folders or globs of them, - for JSONL on stdin, \
+hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
+    text_field: Annotated[str, INPUT] = "text"
+    """Column that holds the text."""
+    id_field: Annotated[str | None, INPUT] = None
+    """Column that identifies a text. Default: id where it exists, else file name and row number."""
+    columns: Annotated[tuple[str, ...] | None, INPUT] = None
+    """Other columns to keep, separated by commas. Default: all."""
+    drop: Annotated[tuple[str, ...], INPUT] = ()
+    """Columns to leave out, separated by commas."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UsageError("no source: name a file, a folder, a glob, a data set, or - for JSONL on stdin")
+        object.__setattr__(self, "drop", separated(self.drop))
+        if self.columns is not None:
+            object.__setattr__(self, "columns", separated(self.columns))
+        if self.columns is not None and self.drop:
+            raise UsageError("--columns and --drop: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Where models run, how much of a text they see, and what they may do."""
+
+    device: Annotated[str, MODEL] = "auto"
+    """auto, cpu, cuda, cuda:1, mps, ..."""
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
+    """Precision of the weights; statistics are always accumulated in float32 or better."""
+    max_tokens: Annotated[int, MODEL] = 512
+    """Longest piece of text the model sees at once, in tokens."""
+    offline: Annotated[bool, SWITCH, MODEL] = False
+    """Use only what is already on this machine."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model."""
+
+    model: Annotated[str, MODEL]
+    """Name from the zoo, Hub id, local folder, or .gguf file."""
+    zoo: Annotated[Path | None, MODEL] = None
+    """YAML file with more zoo entries."""
+    revision: Annotated[str | None, MODEL] = None
+    """Branch, tag or commit of the model on the Hub."""
+    trust_remote_code: Annotated[bool, SWITCH, MODEL] = False
+    """Allow the model to run the Python code it ships with."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("--model is empty: give a zoo name, a Hub id, a folder or a .gguf file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Who does the work."""
+
+    workers: Annotated[int, WORK] = 1
+    """Processes that share the work; with --engine ray its actors, by default one a core."""
+    engine: Annotated[Literal["local", "ray"], WORK] = "local"
+    """Where the work is done: on this machine, or on a Ray cluster."""
+    address: Annotated[str | None, WORK] = None
+    """Address of the Ray cluster. Default: this machine."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "workers")
+        if self.address is not None and self.engine != "ray":
+            raise UsageError(f"--address {self.address} is that of a Ray cluster: add --engine ray, or drop it")
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def parse_bytes(size: str, flag: str = "--memory") -> int:
+    """Bytes in a size with a unit; `UsageError` says how to write one.
+
+    >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
+    (1500000000, 2097152)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
+    unit = BYTE_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) == 0:
+        raise UsageError(f"{flag} {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
+    return int(float(match[1]) * unit)
+
+
+def at_least(smallest: int, config: object, name: str) -> None:
+    """UsageError where the option `name` is given, and below `smallest`."""
+    value = getattr(config, name)
+    if value is not None and value < smallest:
+        raise UsageError(f"--{name.replace('_', '-')} {value}: use {smallest} or more")
+
+
+def suffix_of(config: object, name: str, suffixes: tuple[str, ...]) -> None:
+    """UsageError where the file `name` ends in none of the `suffixes`."""
+    value = getattr(config, name)
+    if not str(value).endswith(suffixes):
+        raise UsageError(f"--{name} {value}: use a name that ends in {' or '.join(suffixes)}")
+
+
+def separated(given: Sequence[str]) -> tuple[str, ...]:
+    """The names in a list option: `--by a,b` and `--by a --by b` are the same.
+
+    >>> separated(["a, b", "c"])
+    ('a', 'b', 'c')
+    """
+    return tuple(part.strip() for item in given for part in item.split(",") if part.strip())

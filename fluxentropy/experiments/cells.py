@@ -1,0 +1,199 @@
+"""What all comparisons share: their cells are finished by an engine, and an arm that has cells stays what it is.
+
+A cell is one arm with one seed, `OUT/cells/ARM/seed-0`; a job makes it whole and says what went wrong, or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxentropy.config.options import EngineOptions
+from fluxentropy.config.results import Outcome
+from fluxentropy.config.yaml import to_plain, to_yaml
+from fluxentropy.errors import FluxentropyError, RunError, UsageError
+from fluxentropy.experiments.arms import STEMS, Record
+from fluxentropy.experiments.options import ComparisonOptions
+from fluxentropy.pretraining.trainer import as_begun
+from fluxentropy.runs.directory import RunDirectory, difference
+from fluxentropy.runs.engine import WORKER, Engine, make_engine
+from fluxentropy.runs.files import plain, read_json, write_json, write_text
+from fluxentropy.runs.progress import Progress
+
+ARMS = "arms.json"
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    config: Any  # of the run; its `out` is the folder
+    fingerprint: str  # of all that decides the record
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Of the record."""
+        return self.config.out.with_name(f"{self.config.out.name}.json")
+
+    def record(self) -> dict[str, Any] | None:
+        """What the cell is judged by; None where it is not finished."""
+        run = read_json(self.config.out / "manifest.json") or {}
+        found = read_json(self.path) if run.get("complete") is True else None
+        return found if found is not None and found.get("fingerprint") == self.fingerprint else None
+
+
+def remember_arms(out: Path, here: dict[str, Any]) -> None:
+    """Keep what each arm has of its own, as plain JSON. RunError where one that has cells was another before."""
+    known = read_json(out / ARMS) or {}
+    for name, own in here.items():
+        changed = difference(known.get(name, own), own)
+        if changed and (out / "cells" / name).exists():
+            raise RunError(
+                f"{out} has runs of another arm {name}: {changed}. Choose another name, or remove "
+                f"{out / 'cells' / name}"
+            )
+    if known | here != known:
+        write_json(out / ARMS, known | here)
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """The job of an engine: do the work of one cell and write its record. -> what went wrong with it, or nothing"""
+
+    work: Callable[[Cell], Record]  # trains it, or goes on with that; what it returns is the record
+    threads: int
+    keep_checkpoints: bool
+
+    def __call__(self, cell: Cell) -> str | None:
+        with _threads(self.threads), _quiet():
+            try:
+                write_json(cell.path, plain(self.work(cell)))
+            except UsageError:  # that of the configuration: all others would fail like this
+                raise
+            except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
+                return str(error)
+        if not self.keep_checkpoints:
+            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison says of itself to `run_comparison`."""
+
+    command: str
+    owned: tuple[str, ...]  # what it writes into --out, beside what all comparisons do
+    arms: Mapping[str, Any]  # what each has of its own, as plain JSON
+    cells: Sequence[Cell]
+    base: Mapping[str, Any]  # of the options that all arms share, those that decide the result
+    data: Mapping[str, str]  # fingerprints of what all arms share
+    versions: Mapping[str, str]
+    work: Callable[[Cell], Record]  # see RunCell
+    judge: Callable[[Sequence[Record]], dict[str, Any]]  # records of finished cells -> what they say, as plain JSON
+
+
+def run_comparison(config: ComparisonOptions, this: Comparison) -> Outcome:
+    """Train what is not finished, then judge all arms; arms and seeds may be added later."""
+    from fluxentropy.experiments.figures import draw_comparison
+    from fluxentropy.experiments.text import markdown, summary
+
+    out, stem = config.out, STEMS[this.command]
+    with (
+        RunDirectory(out, overwrite=config.overwrite, folder="cells", owned=(f"{stem}.*", ARMS, *this.owned)) as run,
+        as_begun(out, config.base.accelerator, new=threads_each(config)) as threads,
+    ):
+        identity = {"kind": this.command, "base": this.base, **this.data, **threads}
+        run.begin(identity, to_yaml(config), last=True)
+        remember_arms(out, dict(this.arms))
+        failed: dict[str, str] = {}
+        if config.train:
+            job = RunCell(this.work, threads.get("threads", threads_each(config)), config.keep_checkpoints)
+            engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
+            failed = _finish(engine, job, [cell for cell in this.cells if not cell.record()])
+        records = _finished_records(this.cells, failed, out)
+        prints = {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}
+        record = this.judge(records) | {
+            "command": f"fluxentropy {this.command} --config {out / 'config.resolved.yaml'}",
+            "base": to_plain(config.base),
+            "fingerprints": {**this.data, "cells": prints},
+            "failed": failed,
+            "versions": dict(this.versions),
+        }
+        write_json(out / f"{stem}.json", record)
+        figures = draw_comparison(this.command, record, records, out)
+        write_text(out / f"{stem}.md", markdown(this.command, record))
+        run.finish({"arms": list(this.arms), "failed": failed, "versions": dict(this.versions)})
+    lines = [*summary(this.command, record), "", f"numbers    {out / stem}.json", f"words      {out / stem}.md"]
+    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
+    lines += [f"pictures   {out}/: {pictures} (and .svg)"]
+    if failed:
+        lines += ["", f"{len(failed)} of {len(this.cells)} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
+    return Outcome(lines=lines, data={"out": str(out), **record}, exit_code=1 if failed else 0)
+
+
+def _finish(engine: Engine, job: RunCell, cells: Sequence[Cell]) -> dict[str, str]:
+    """Do the job on the cells. -> those that failed, and why"""
+    failed: dict[str, str] = {}
+    log.info(f"{len(cells):,} runs to finish")
+    with Progress(len(cells), unit="runs", interval=0) as progress:
+        for cell, problem in zip(cells, engine.run(job, cells), strict=True):
+            if problem is not None:
+                failed[str(cell)] = problem
+                log.warning(f"{cell}: {problem}")
+            progress.update(1, last=f"({cell})")
+    return failed
+
+
+def _finished_records(cells: Sequence[Cell], failed: Mapping[str, str], out: Path) -> Sequence[Record]:
+    """The records of the finished cells. Errors: RunError where there are none."""
+    records = [found for cell in cells if (found := cell.record()) is not None]
+    if not records:
+        why = next((f"{name}: {problem}" for name, problem in failed.items()), "leave out --no-train")
+        raise RunError(f"{out} has no finished run to judge: {why}")
+    return records
+
+
+def threads_each(options: EngineOptions) -> int:
+    """The threads of a worker: as the user has said, else so that all of them have the cores of this machine."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads()
+    by_core = options.engine == "ray" and options.workers == 1  # an actor a core
+    return 1 if by_core else max((os.cpu_count() or 1) // options.workers, 1)
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Of several workers none speaks for itself."""
+    if WORKER not in os.environ:
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

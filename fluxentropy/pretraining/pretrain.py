@@ -1,0 +1,463 @@
+"""`fluxentropy pretrain`: token blocks in, a trained GPT out, resumable to the exact step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.yaml import from_plain, read_yaml, to_plain, to_yaml
+from fluxentropy.errors import FluxentropyError, ModelError, RunError, SourceError, UsageError
+from fluxentropy.evaluation.questions import ACCURACIES, FORMAT
+from fluxentropy.models.tokenizers import token_bytes
+from fluxentropy.ordering.bins import Bin, Bins
+from fluxentropy.pretraining.callbacks import (
+    Averaging,
+    Bookkeeping,
+    Checkpoints,
+    QuestionRounds,
+    StepCallback,
+    Throughput,
+    Validation,
+    average_horizon,
+)
+from fluxentropy.pretraining.export import export, family
+from fluxentropy.pretraining.gpt import GPT, GPTConfig
+from fluxentropy.pretraining.ledger import PIECES, Ledger, hash_ids
+from fluxentropy.pretraining.optim import WARMED_UP, averaged
+from fluxentropy.pretraining.options import AverageOptions, LedgerConfig, PretrainConfig
+from fluxentropy.pretraining.trainer import (
+    BlockData,
+    GPTModule,
+    Training,
+    as_begun,
+    latest_checkpoint,
+    make_trainer,
+    quiet_lightning,
+)
+from fluxentropy.pretraining.validation import HeldOut
+from fluxentropy.runs.check import Findings
+from fluxentropy.runs.directory import RunDirectory
+from fluxentropy.runs.engine import Engine
+from fluxentropy.runs.files import atomic_path, read_json, sha256_file, versions
+from fluxentropy.runs.tables import MetricsFile, last_row
+from fluxentropy.schedules.dataset import FOLDER, BlockSet
+from fluxentropy.schedules.sampler import Draws, open_sampler
+from fluxentropy.schedules.schedule import group_bins
+
+# --- `fluxentropy pretrain`: token blocks in, a trained GPT out, resumable to the exact step --------------------------
+
+
+OWNED = ("metrics.csv", "timings.csv", "ledger.parquet", PIECES, "export*", "tensorboard", "wandb")
+
+
+# what changes how a run is done, but not its result
+FREE = (
+    *("bins", "validation", "out", "overwrite", "allow_changed_bins", "checkpoint_every", "keep", "loggers"),
+    *("workers", "accelerator", "devices", "strategy", "compile"),
+)
+
+
+log = logging.getLogger(__name__)
+
+
+@command
+def pretrain(config: PretrainConfig) -> Outcome:
+    """Train a GPT on the blocks of `config.bins`, going on from the last checkpoint of the same command."""
+    training = open_training(config)
+    gpt = make_model(config, training.blocks)
+    with _run_directory(config) as run, as_begun(config.out, config.accelerator) as threads:
+        if run is not None:
+            run.begin({**_identity(config, training), **threads}, to_yaml(config))
+        if run is None or not (read_json(run.manifest) or {}).get("complete"):
+            _train(training, gpt, config.out / "checkpoints")
+            if run is not None:
+                run.finish({**_facts(training, gpt), "files": _written(config.out)})
+        if run is not None:
+            shutil.rmtree(config.out / PIECES, ignore_errors=True)  # ledger.parquet has all of it
+    return _outcome(config, training, gpt)
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def open_training(config: PretrainConfig) -> Training:
+    """Blocks, sampler and held-out blocks. Errors: UsageError, SourceError name what does not fit together."""
+    blocks, held_out = open_blocks(config)
+    return Training(
+        config=config,
+        blocks=blocks,
+        held_out=held_out,
+        sampler=open_sampler(config, blocks),
+        members=group_bins(config.schedule.groups, blocks.bins),
+        sizes=torch.from_numpy(token_bytes(read_tokenizer(blocks), blocks.vocabulary)),
+    )
+
+
+def open_blocks(config: PretrainConfig) -> tuple[BlockSet, HeldOut]:
+    """The blocks to train on, and those to validate on. Errors: as of `open_training`."""
+    blocks = BlockSet.open(config.bins)
+    if config.validation is not None:
+        other = BlockSet.open(config.validation)
+        _check_same(blocks, other, config)
+        kept = other.counts if config.eval_blocks is None else np.minimum(other.counts, config.eval_blocks)
+        held_out = HeldOut(blocks=other, first=other.counts - kept)
+    else:
+        whole, blocks = blocks, blocks.without_end(config.holdout)
+        held_out = HeldOut(blocks=whole, first=blocks.counts)
+    if not len(held_out):
+        raise SourceError(f"{config.validation or config.bins} has no block to validate on")
+    return blocks, held_out
+
+
+def _check_same(blocks: BlockSet, other: BlockSet, config: PretrainConfig) -> None:
+    for name in ("length", "vocabulary"):
+        here, there = getattr(blocks, name), getattr(other, name)
+        if here != there:
+            raise UsageError(f"--validation {config.validation}: its {name} is {there}, that of {config.bins} {here}")
+    one, two = (found.facts["tokenizer"]["fingerprint"] for found in (blocks, other))
+    if one != two:
+        raise UsageError(f"--validation {config.validation}: its tokenizer is another than that of {config.bins}")
+    if blocks.bins != other.bins and config.schedule.name == "adaptive":
+        raise UsageError(
+            f"--validation {config.validation} has {other.bins} bins, {config.bins} {blocks.bins}, and adaptive learns "
+            f"from the loss of each bin: cut it with --edges {config.bins / 'bins.json'}"
+        )
+
+
+def read_tokenizer(blocks: BlockSet) -> Any:
+    """The tokenizer that made the blocks."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(blocks.path / FOLDER / "tokenizer")
+
+
+def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
+    """The model with its initial weights, which follow from the seed alone. Errors: UsageError names a wrong size."""
+    options = config.model
+    changes = {
+        name: value
+        for name in ("n_layer", "n_head", "n_embd", "n_kv_head", "n_hidden", "vocab_multiple", "soft_cap", "tied")
+        if (value := getattr(options, name)) is not None
+    }
+    sizes = {
+        "vocab_size": options.vocab_size or blocks.vocabulary,
+        "block_size": options.block_size or blocks.length,
+    }
+    for name, has, needed in (
+        ("vocab_size", sizes["vocab_size"], blocks.vocabulary),
+        ("block_size", sizes["block_size"], blocks.length),
+    ):
+        if has < needed:
+            raise UsageError(f"--model.{name.replace('_', '-')} {has}: the blocks in {blocks.path} need {needed}")
+    try:
+        architecture = GPTConfig.preset(options.preset, **changes, **sizes)
+        family(architecture)  # what cannot be exported is not trained
+    except (ValueError, ModelError) as error:
+        raise UsageError(f"model: {error}") from error
+    seed = config.seed if config.model_seed is None else config.model_seed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT(architecture)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _train(training: Training, gpt: GPT, folder: Path) -> None:
+    config = training.config
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None:
+        training.start_step = _resume(training, checkpoint)
+        log.info(f"resuming after step {training.start_step:,} of {training.steps:,}")
+    log.info(f"{gpt.num_parameters():,} parameters, {training.steps:,} steps, {training.budget:,} tokens")
+    average = Averaging(training, config.average, gpt) if config.average.kind != "none" else None
+    ledger = Ledger(config.out)
+    metrics = MetricsFile(config.out / "metrics.csv", metric_columns(training))
+    timings = ("step", "seconds", "tokens_per_second", "waiting_for_blocks", "mfu")
+    callbacks: list[StepCallback] = [
+        *([average] if average else []),
+        Validation(training, average),
+        *([QuestionRounds(training, average)] if config.questions.data else []),
+        Bookkeeping(training, ledger, metrics),
+        Throughput(
+            training, MetricsFile(config.out / "timings.csv", timings), gpt.flops_per_token(training.blocks.length)
+        ),
+        Checkpoints(training, folder, ledger),
+    ]
+    module = GPTModule(gpt, training)
+    with quiet_lightning():
+        trainer = make_trainer(training, list(callbacks))
+        if training.start_step < training.steps:
+            _fit(trainer, module, BlockData(training), checkpoint)
+        elif checkpoint is not None:  # killed between the last checkpoint and the end
+            _load(module, average, checkpoint)
+    if trainer.is_global_zero:
+        ledger.finish(training.steps)
+        _export(gpt, config.out / "export", training)
+        if average is not None:
+            with averaged(gpt, average.average.average()):
+                _export(gpt, config.out / "export-averaged", training)
+
+
+def _fit(trainer: Any, module: GPTModule, data: BlockData, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+
+
+def _resume(training: Training, checkpoint: Path) -> int:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["sampler"]
+    return training.sampler.resume(state, allow_changed=training.config.allow_changed_bins)
+
+
+def _load(module: GPTModule, average: Averaging | None, checkpoint: Path) -> None:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    module.load_state_dict(state["state_dict"])
+    if average is not None:
+        average.load_state_dict(state["callbacks"][average.state_key])
+
+
+def _export(gpt: GPT, folder: Path, training: Training) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it was complete
+    export(gpt, folder, tokenizer=training.blocks.path / FOLDER / "tokenizer")
+
+
+def metric_columns(training: Training) -> list[str]:
+    """The columns of metrics.csv."""
+    bins = range(training.held_out.blocks.bins)
+    questions = [*ACCURACIES, "answer_loglikelihood"] if training.config.questions.data else []
+    by_bin = [f"{name}_bin_{number:02d}" for name in ("val_loss", "val_bpb") for number in bins]
+    averages = ["val_loss", "val_bpb", *questions, *by_bin] if training.config.average.kind != "none" else []
+    return [
+        *("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm"),
+        *questions,
+        *by_bin,
+        *(f"{name}_averaged" for name in averages),
+    ]
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _run_directory(config: PretrainConfig) -> Iterator[RunDirectory | None]:
+    """The run directory, on the first rank; the others only read."""
+    ranks = [os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")]
+    if any(rank != "0" for rank in ranks):
+        yield None
+        return
+    with RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run:
+        yield run
+
+
+def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
+    """Everything that decides the result."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    data = {
+        "blocks": training.blocks.fingerprint,
+        "validation": training.held_out.blocks.fingerprint,
+        "plan": training.sampler.plan.fingerprint,
+        "schedule": plain["schedule"],
+    }
+    if config.allow_changed_bins:  # the run stays what it was begun as
+        before = (read_json(config.out / "manifest.json") or {}).get("identity") or {}
+        data |= {name: before[name] for name in data if name in before}
+    if config.average.kind == "ema":
+        data["ema"] = WARMED_UP  # earlier versions had another average
+    if config.questions.data:
+        data["answers"] = FORMAT
+    return {"kind": "pretrain", **plain, **data}
+
+
+def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
+    return {
+        "steps": training.steps,
+        "tokens": training.budget,
+        "parameters": gpt.num_parameters(),
+        "losses": [list(losses) for losses in training.sampler.plan.history],  # that an adaptive schedule was told
+        **_average_facts(training.config.average, training.steps),
+        "versions": versions(),
+    }
+
+
+def _average_facts(options: AverageOptions, steps: int) -> dict[str, Any]:
+    return {} if options.kind == "none" else {"average_horizon": average_horizon(options, steps)}  # in steps
+
+
+def _written(out: Path) -> dict[str, str]:
+    """The SHA-256 of each file that a finished run holds for good."""
+    files = [out / "metrics.csv", out / "ledger.parquet", *sorted(out.glob("export*/*"))]
+    return {str(path.relative_to(out)): sha256_file(path) for path in files}
+
+
+def _outcome(config: PretrainConfig, training: Training, gpt: GPT) -> Outcome:
+    row = last_row(config.out / "metrics.csv")
+    lines = [
+        f"{gpt.num_parameters():,} parameters trained on {training.budget:,} tokens in {training.steps:,} steps",
+        f"validation loss {row['val_loss']:.4f} nats per token, {row['val_bpb']:.4f} bits per byte",
+        *_said_of_average(config.average, training.steps, row),
+        f"metrics in {config.out / 'metrics.csv'}, what was seen in {config.out / 'ledger.parquet'}",
+        f"score with it: fluxentropy score SOURCE --model {config.out / 'export'} --out DIR",
+    ]
+    return Outcome(lines=lines, data={"out": str(config.out), **row, **_facts(training, gpt)})
+
+
+def _said_of_average(options: AverageOptions, steps: int, row: dict[str, float]) -> list[str]:
+    """What averaged weights are worth, and over how many steps they are averaged."""
+    if options.kind == "none":
+        return []
+    horizon = average_horizon(options, steps)
+    said = f"averaged over {'about ' * (options.kind == 'ema')}the last {horizon:,.0f} of {steps:,} steps"
+    if options.kind == "ema" and (full := options.every / (1 - options.decay)) > horizon:
+        said += f" (a decay of {options.decay:g} reaches back {full:,.0f} in longer runs)"
+    return [f"{said}: {row['val_loss_averaged']:.4f} nats per token, {row['val_bpb_averaged']:.4f} bits per byte"]
+
+
+# --- `fluxentropy ledger` ---------------------------------------------------------------------------------------------
+
+
+LINEAGE = ("id", "source_file", "source_row")
+
+
+@command
+def ledger(config: LedgerConfig) -> Outcome:
+    """Draw all blocks of a finished run again, compare them with its ledger, and sum up their documents.
+
+    Errors: RunError where the run is not complete, its blocks have changed, or a step's hash is not that of its blocks.
+    """
+    training, drawn = draw_again(config.run)
+    blocks = training.blocks
+    times = np.zeros(int(blocks.first[-1]), np.int64)
+    first = np.full(len(times), np.iinfo(np.int64).max)
+    last = np.zeros(len(times), np.int64)
+    steps = 0
+    for steps, ids in enumerate(drawn, 1):
+        np.add.at(times, ids, 1)
+        np.minimum.at(first, ids, steps)
+        np.maximum.at(last, ids, steps)
+    out = config.out or config.run / "documents.parquet"
+    table = pa.concat_tables(_documents(blocks, times, first, last))
+    with atomic_path(out) as path:
+        pq.write_table(table, path, compression="zstd")
+    seen = np.asarray(table["times"])
+    lines = [
+        f"{steps:,} steps, each with the blocks that its hash says",
+        f"{len(table):,} documents: {(seen > 0).sum():,} seen, {(seen == 0).sum():,} not; "
+        f"at most {seen.max(initial=0):,} times",
+        str(out),
+    ]
+    data = {
+        "run": str(config.run),
+        "steps": steps,
+        "documents": len(table),
+        "seen": int((seen > 0).sum()),
+        "out": str(out),
+    }
+    return Outcome(lines=lines, data=data)
+
+
+def draw_again(run: Path) -> tuple[Training, Iterator[np.ndarray]]:
+    """What a finished run was trained on, and the blocks (B,) of each of its steps, compared with the ledger.
+
+    Errors: UsageError where `run` is no such run; RunError names the step whose hash is another.
+    """
+    manifest = read_json(run / "manifest.json") or {}
+    if manifest.get("identity", {}).get("kind") != "pretrain" or not manifest.get("complete"):
+        raise UsageError(f"{run} is no finished run of pretrain")
+    training = open_training(read_config(run))
+    return training, _drawn(run, training.sampler, manifest.get("losses") or [])
+
+
+def _drawn(run: Path, sampler: Draws, losses: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:
+    for step, hashed in enumerate(pq.read_table(run / "ledger.parquet")["ids_hash"].to_pylist()):
+        while step >= sampler.plan.known and losses:
+            sampler.learn(losses[len(sampler.plan.history)])
+        ids = sampler.batch(step)
+        if hash_ids(ids) != hashed:
+            raise RunError(f"{run}: step {step + 1} of the ledger does not hold the blocks that its hash says")
+        yield ids
+
+
+def read_config(path: Path, **changes: Any) -> PretrainConfig:
+    """The configuration in a YAML file, or of a run, with changes."""
+    file = path / "config.resolved.yaml" if path.is_dir() else path
+    config: PretrainConfig = from_plain(PretrainConfig, {**read_yaml(file, PretrainConfig), **changes})
+    return config
+
+
+def _documents(blocks: BlockSet, times: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[pa.Table]:
+    """A table for each bin: its documents in their order. One that no block holds was seen 0 times."""
+    bins = Bins.load(blocks.path)
+    for number, start in enumerate(blocks.first[:-1].tolist()):
+        sources = _lineage(bins[number])
+        columns = {
+            "times": np.zeros(len(sources), np.int64),
+            "first_step": np.full(len(sources), np.iinfo(np.int64).max),
+            "last_step": np.zeros(len(sources), np.int64),
+        }
+        for index in range(int(blocks.counts[number])):
+            documents = np.unique(blocks.read(number, index).documents)
+            block = start + index
+            np.maximum.at(columns["times"], documents, times[block])
+            np.minimum.at(columns["first_step"], documents, first[block])
+            np.maximum.at(columns["last_step"], documents, last[block])
+        unseen = columns["times"] == 0
+        table = sources.append_column("bin", pa.array(np.full(len(sources), number, np.int32)))
+        table = table.append_column("times", pa.array(columns["times"]))
+        for name in ("first_step", "last_step"):
+            table = table.append_column(name, pa.array(columns[name], mask=unseen))
+        yield table
+
+
+def _lineage(one: Bin) -> pa.Table:
+    """Where the rows of a bin's shards come from."""
+    tables = []
+    for path in one.files:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+            tables.append(table.select([name for name in LINEAGE if name in table.column_names]))
+    return pa.concat_tables(tables)
+
+
+# --- what `verify` proves of a training: its files are as they were written, and its ledger is true -------------------
+
+
+def check_training(findings: Findings, manifest: dict[str, Any], _: Engine) -> None:
+    """Compare the files with the manifest, and draw the blocks of all steps again. A training is not repaired."""
+    _check_files(findings, manifest)
+    findings.summary = f"{manifest['steps']:,} steps, {manifest['tokens']:,} tokens"
+    if any(problem.path.name == "ledger.parquet" for problem in findings.problems):
+        return
+
+    try:
+        findings.rows = sum(len(ids) for ids in draw_again(findings.run)[1])
+    except FluxentropyError as error:
+        findings.notes.append(f"the ledger could not be compared with the blocks: {error}")
+
+
+def check_grpo(findings: Findings, manifest: dict[str, Any], _: Engine) -> None:
+    """Compare the files with the manifest."""
+    _check_files(findings, manifest)
+    findings.summary = f"{manifest['steps']:,} steps"
+
+
+def _check_files(findings: Findings, manifest: dict[str, Any]) -> None:
+    for name, known in manifest["files"].items():
+        path = findings.run / name
+        findings.files += 1
+        if not path.is_file():
+            findings.add(path, "it is missing", None)
+        elif sha256_file(path) != known:
+            findings.add(path, "it is not as it was written: its SHA-256 is another one", None)

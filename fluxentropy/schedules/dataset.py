@@ -1,0 +1,197 @@
+"""Token blocks of a binned corpus, memory-mapped: `fluxentropy bin … --tokenize` writes them, training reads them.
+
+DIR/_blocks/blocks.json                    length, vocabulary, blocks of each bin, fingerprint
+DIR/_blocks/data/bin=00/part-00000.arrow … Arrow IPC files, uncompressed, record batches of 256 blocks
+
+A block has length + 1 tokens, which give `length` predictions. Blocks are numbered over all bins: the blocks of bin 0,
+then those of bin 1, and so on; `read` takes a bin and a place in it, `gather` takes these numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from fluxentropy.errors import RunError, SourceError
+from fluxentropy.ordering.bins import Bins
+from fluxentropy.ordering.shards import bin_folder, bins_top
+from fluxentropy.runs.files import read_json
+
+FOLDER, INDEX = "_blocks", "blocks.json"
+
+
+ROWS = 256  # blocks in a record batch; a file's last one may be smaller
+
+
+NEEDED = ("length", "vocabulary", "eos_token_id", "blocks", "fingerprint")
+
+
+class Block(NamedTuple):
+    """One block: ids (length+1,) of uint16 or uint32, a view of the file; where segments start, and their documents."""
+
+    ids: np.ndarray
+    starts: np.ndarray  # (S,) int32, the first is 0
+    documents: np.ndarray  # (S,) int64, rows of the bin
+
+
+class _Batch(NamedTuple):
+    """The columns of one record batch, as views of the file."""
+
+    ids: np.ndarray  # (rows, length+1)
+    offsets: np.ndarray  # (rows+1,) of starts and documents
+    starts: np.ndarray
+    documents: np.ndarray
+
+
+@dataclass(kw_only=True)
+class BlockSet:
+    """Blocks in K bins. It can be pickled; each process maps the files that it reads, once."""
+
+    path: Path
+    length: int
+    vocabulary: int
+    eos_token_id: int | None
+    fingerprint: str
+    counts: np.ndarray  # (K,) blocks
+    facts: dict[str, Any]  # all of blocks.json
+    files: tuple[tuple[Path, ...], ...]  # of each bin
+    file_ends: tuple[np.ndarray, ...]  # of each bin: blocks up to the end of each file
+    grid: tuple[int, ...] | None  # of bins by two scores
+    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _batches: dict[tuple[Path, int], _Batch] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> BlockSet:
+        """The blocks in `folder`, which `bin` wrote. Errors: `SourceError`, `RunError` name the file at fault."""
+        index = Path(folder) / FOLDER / INDEX
+        facts = read_json(index)
+        if facts is None:
+            raise SourceError(
+                f"{index}: no such file: make the blocks with `fluxentropy bin … --out {folder} --tokenize`"
+            )
+        missing = [name for name in NEEDED if name not in facts]
+        if missing:
+            raise RunError(f"{index} says nothing of {missing[0]}: make the blocks again")
+        counts = np.array(facts["blocks"], np.int64)
+        top = bins_top(index.parent, INDEX)
+        folders = [index.parent / bin_folder(number, len(counts), top) for number in range(len(counts))]
+        files = tuple(tuple(sorted(path.glob("part-*.arrow"))) for path in folders)
+        bins = Bins.read(Path(folder))
+        found = cls(
+            path=Path(folder),
+            length=int(facts["length"]),
+            vocabulary=int(facts["vocabulary"]),
+            eos_token_id=facts["eos_token_id"],
+            fingerprint=str(facts["fingerprint"]),
+            counts=counts,
+            facts=facts,
+            files=files,
+            file_ends=tuple(np.cumsum([_rows(path) for path in paths], dtype=np.int64) for paths in files),
+            grid=bins.grid if bins else None,
+        )
+        for number, (ends, count) in enumerate(zip(found.file_ends, counts.tolist(), strict=True)):
+            if (int(ends[-1]) if len(ends) else 0) != count:
+                raise RunError(
+                    f"{folders[number]} holds {int(ends[-1]) if len(ends) else 0:,} blocks where {index} says "
+                    f"{count:,}: make the blocks again"
+                )
+        return found
+
+    @property
+    def bins(self) -> int:
+        return len(self.counts)
+
+    @property
+    def first(self) -> np.ndarray:
+        """The number of each bin's first block, and at the end that of all blocks. (K+1,)"""
+        return np.append(0, np.cumsum(self.counts))
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        """The block of a number over all bins, as a data set for models that shift labels themselves, those of
+        transformers: `input_ids` and `labels`, both its length + 1 tokens, int64. Errors: IndexError."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"block {number}: {self.path} has {len(self)}")
+        ids = self.gather(np.array([number]))[0]
+        return {"input_ids": ids, "labels": ids.copy()}
+
+    def without_end(self, held: int) -> BlockSet:
+        """These blocks but for the last `held` of each bin, which `pretrain --holdout` keeps for validation."""
+        counts = np.maximum(self.counts - held, 0)
+        return replace(self, counts=counts, fingerprint=f"{self.fingerprint}-without-{held}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_batches": {}}
+
+    def read(self, number: int, index: int) -> Block:
+        """Block `index` of bin `number`. Errors: IndexError where there is none; `RunError` names a damaged file."""
+        if not (0 <= number < self.bins and 0 <= index < self.counts[number]):
+            raise IndexError(f"block {index} of bin {number}: there is none in {self.path}")
+        ends = self.file_ends[number]
+        file = int(np.searchsorted(ends, index, side="right"))
+        batch, row = divmod(index - (int(ends[file - 1]) if file else 0), ROWS)
+        found = self._batch(self.files[number][file], batch)
+        span = slice(found.offsets[row], found.offsets[row + 1])
+        return Block(found.ids[row], found.starts[span], found.documents[span])
+
+    def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bins and the places in them of blocks by their numbers over all bins. (B,) -> (B,), (B,)"""
+        first = self.first
+        bins = np.searchsorted(first, numbers, side="right") - 1
+        return bins, numbers - first[bins]
+
+    def blocks(self, numbers: np.ndarray) -> list[Block]:
+        """The blocks of these numbers over all bins."""
+        bins, places = self.places(np.asarray(numbers, np.int64))
+        return [self.read(number, index) for number, index in zip(bins.tolist(), places.tolist(), strict=True)]
+
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        """The tokens of the blocks of these numbers. (B,) -> int64 (B, length+1)"""
+        found = np.empty((len(numbers), self.length + 1), np.int64)
+        for row, block in enumerate(self.blocks(numbers)):
+            found[row] = block.ids
+        return found
+
+    def document_starts(self, numbers: np.ndarray) -> np.ndarray:
+        """For each token of the blocks the place in its block where its document begins. (B,) -> int64 (B, length+1)"""
+        found = np.zeros((len(numbers), self.length + 1), np.int64)
+        for row, block in enumerate(self.blocks(numbers)):
+            found[row, block.starts] = block.starts
+        return np.asarray(np.maximum.accumulate(found, axis=1))
+
+    def _batch(self, path: Path, number: int) -> _Batch:
+        """Record batch `number` of a file, kept: its columns lie in the mapped file, not in memory."""
+        key = (path, number)
+        if key not in self._batches:
+            if path not in self._open:
+                self._open[path] = _reader(path)
+            columns = self._open[path].get_batch(number)
+            ids, starts, documents = (columns.column(name) for name in ("input_ids", "starts", "documents"))
+            self._batches[key] = _Batch(
+                ids=np.asarray(ids.values).reshape(-1, self.length + 1),
+                offsets=np.asarray(starts.offsets),
+                starts=np.asarray(starts.values),
+                documents=np.asarray(documents.values),
+            )
+        return self._batches[key]
+
+
+def _reader(path: Path) -> Any:
+    """The mapped file, open. `RunError` names one that is damaged."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}): make the blocks again") from error
+
+
+def _rows(path: Path) -> int:
+    """Blocks in a file; all of its record batches but the last are full."""
+    reader = _reader(path)
+    last = reader.num_record_batches - 1
+    return last * ROWS + int(reader.get_batch(last).num_rows) if last >= 0 else 0

@@ -1,0 +1,132 @@
+"""Options of schedules: what stands under `schedule:` in a configuration, and what a plan needs besides it.
+
+Annotations are evaluated here, not kept as text, as in `config/options.py`.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from fluxentropy.config.options import (
+    INPUT,
+    OUTPUT,
+    SWITCH,
+    WORK,
+    at_least,
+)
+from fluxentropy.errors import UsageError
+
+SCHEDULE = Parameter(group=Group("Schedule", sort_key=2.5))
+
+
+COMMON = ("name", "groups", "shuffle_labels", "balanced_labels", "static")  # what every schedule takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A schedule by its name, with its parameters; null stands for the schedule's own default."""
+
+    name: Annotated[str, SCHEDULE] = "random"
+    """random, increasing, decreasing, folded, zigzag (each block once an epoch); pool, window, periodic, stages, \
+grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
+    descending: Annotated[bool | None, Parameter(negative=()), SCHEDULE] = None
+    """From high to low scores instead of from low to high (pool, window, periodic, stages, warmup)."""
+    pacing: Annotated[str | None, SCHEDULE] = None
+    """How the pool grows: polynomial, exponential, logarithmic, step, competence, root (pool)."""
+    start: Annotated[float | None, SCHEDULE] = None
+    """Share of the corpus that is open at first (pool)."""
+    full: Annotated[float | None, SCHEDULE] = None
+    """Share of the budget after which all of the corpus is open (pool)."""
+    power: Annotated[float | None, SCHEDULE] = None
+    """Power p of polynomial, competence and root (pool)."""
+    steps: Annotated[int | None, SCHEDULE] = None
+    """Steps of the pacing called step (pool)."""
+    width: Annotated[float | None, SCHEDULE] = None
+    """Share of the corpus in the window (window, periodic, warmup, anneal)."""
+    wave: Annotated[str | None, SCHEDULE] = None
+    """cosine, triangle or sawtooth (periodic)."""
+    cycles: Annotated[int | None, SCHEDULE] = None
+    """Cycles in the budget (periodic), or passes in an epoch (folded, zigzag)."""
+    stages: Annotated[int | None, SCHEDULE] = None
+    """Number of stages (stages)."""
+    method: Annotated[str | None, SCHEDULE] = None
+    """sequential, cumulative or hybrid (stages, grid)."""
+    share: Annotated[float | None, SCHEDULE] = None
+    """Share of the newest stage, with hybrid (stages, grid)."""
+    ends: Annotated[tuple[float, ...] | None, SCHEDULE] = None
+    """Shares of the budget at which stages end, but for the last; null: equally long ones (stages, grid)."""
+    axis: Annotated[str | None, SCHEDULE] = None
+    """Which score of the grid makes the stages: first, second, or diagonal for both (grid)."""
+    until: Annotated[float | None, SCHEDULE] = None
+    """Share of the budget after which bins are drawn in proportion to their sizes (warmup)."""
+    since: Annotated[float | None, SCHEDULE] = None
+    """Share of the budget before which bins are drawn in proportion to their sizes (anneal)."""
+    target: Annotated[str | None, SCHEDULE] = None
+    """low or high: the end of the corpus that training ends with (anneal)."""
+    betas: Annotated[tuple[float, ...] | None, SCHEDULE] = None
+    """Strengths of the tilt at the start and at the end (tilt)."""
+    every: Annotated[int | None, SCHEDULE] = None
+    """Steps from one update of the weights to the next (adaptive)."""
+    rate: Annotated[float | None, SCHEDULE] = None
+    """Step size of an update (adaptive)."""
+    floor: Annotated[float | None, SCHEDULE] = None
+    """Share that is spread evenly over the bins (adaptive)."""
+    reference: Annotated[tuple[float, ...] | None, SCHEDULE] = None
+    """Loss of each bin, in nats per token, that is no excess; null: 0 (adaptive)."""
+    weights: Annotated[str | None, SCHEDULE] = None
+    """A CSV with columns u, w_0, w_1, ..., or module:function (custom)."""
+    interpolation: Annotated[str | None, SCHEDULE] = None
+    """linear or step, between the rows of the CSV (custom)."""
+    groups: Annotated[int | tuple[int | str, ...] | None, SCHEDULE] = None
+    """Coarser bins: their number, or which bins each holds, such as 0-1, 2, 3+5, 4."""
+    shuffle_labels: Annotated[int | None, SCHEDULE] = None
+    """A control: the same pacing with the bins in a random order, by this seed."""
+    balanced_labels: Annotated[int | None, SCHEDULE] = None
+    """A control: the same, by a row of a Latin square. Over as many successive numbers as there are bins, each bin is \
+first once, and last once."""
+    static: Annotated[bool, SWITCH, SCHEDULE] = False
+    """A control: all the time the mixture that the schedule has over the whole budget."""
+
+    def given(self) -> dict[str, object]:
+        """The parameters that are set, without those that every schedule takes."""
+        return {
+            f.name: value for f in fields(self) if f.name not in COMMON and (value := getattr(self, f.name)) is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """Which blocks are drawn, and how many: what `pretrain` and `schedule` share."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tokens: Annotated[int | None, WORK] = None
+    """Budget, in tokens. Default: one epoch of all blocks."""
+    batch_size: Annotated[int, WORK] = 32
+    """Blocks in a batch, over all ranks and accumulated batches."""
+    seed: Annotated[int, WORK] = 0
+    """Seed of the order of blocks."""
+    exhausted: Annotated[Literal["reshuffle", "redistribute", "stop"], WORK] = "reshuffle"
+    """What happens when a bin is used up before the budget is: draw it again, draw from the others, or stop there."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "tokens")
+        at_least(1, self, "batch_size")
+        at_least(0, self, "seed")
+        for name in ("shuffle_labels", "balanced_labels"):
+            value = getattr(self.schedule, name)
+            if value is not None and value < 0:
+                raise UsageError(f"--schedule.{name.replace('_', '-')} {value}: use 0 or more")
+        if self.schedule.shuffle_labels is not None and self.schedule.balanced_labels is not None:
+            raise UsageError("schedule.balanced_labels: shuffle_labels orders the bins in another way, leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(BudgetOptions):
+    """Options of `fluxentropy schedule`."""
+
+    bins: Annotated[Path, INPUT]
+    """Folder that bin wrote with --tokenize."""
+    out: Annotated[Path, OUTPUT] = Path("schedule")
+    """Folder for the picture and the numbers; those of an earlier plan are replaced."""

@@ -1,0 +1,320 @@
+"""A plan: how many blocks of each bin each batch of a training holds, from the first to the last.
+
+    counts (T+1, K), cumulative      [[0, 0], [3, 1], [5, 3], [6, 6]]
+    batch t has of bin k             counts[t+1, k] - counts[t, k]
+
+It is made once, before the training; a seek to any step is a look into the table. Only an adaptive schedule is planned
+piece by piece: `plan.after(losses)` is the plan with one more piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from fluxentropy.errors import UsageError
+from fluxentropy.schedules.mixtures import Reweighting
+from fluxentropy.schedules.orders import Permutation
+from fluxentropy.schedules.schedule import Adaptive, Schedule
+
+# --- targets that are fractions -> whole numbers of blocks ------------------------------------------------------------
+
+
+SCALE = 2**32  # parts of a block in which targets are kept
+
+
+def largest_remainder(total: int, sizes: np.ndarray) -> np.ndarray:
+    """Whole numbers (K,) that sum to `total`, in proportion to `sizes` (K,): Hamilton's method, ties to the first.
+
+    >>> largest_remainder(5, np.array([1, 1, 2]))
+    array([1, 1, 3])
+    """
+    whole_of = int(np.sum(sizes))
+    products = [total * int(size) for size in sizes]  # of any size
+    found = np.array([product // whole_of for product in products], np.int64)
+    order = sorted(range(len(sizes)), key=lambda k: -(products[k] % whole_of))
+    found[order[: total - int(found.sum())]] += 1
+    return found
+
+
+def increments(weights: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """The target of each step in parts of a block: weights (T, K), rows sum to 1; blocks (T,) -> int64 (T, K).
+
+    Rows sum to blocks * SCALE; what is lost in rounding, at most K parts, goes to the largest weight.
+    """
+    total = blocks.astype(np.int64) * SCALE
+    parts = np.floor(weights * total[:, None]).astype(np.int64)
+    parts[np.arange(len(parts)), weights.argmax(axis=1)] += total - parts.sum(axis=1)
+    return parts
+
+
+def capped_targets(weights: np.ndarray, blocks: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Cumulative targets, int64 (T+1, K) in parts of a block, that never exceed `room` (K,) blocks.
+
+    What a full bin would have got goes to the others in proportion to their weights, or, where these are all zero, to
+    the blocks they have. The rows of weights sum to 1, and blocks (T,) to at most the sum of `room`.
+    """
+    limit = room.astype(np.int64) * SCALE
+    found = np.zeros((len(weights) + 1, len(room)), np.int64)
+    start = 0
+    while start < len(weights):
+        steps = increments(_redirected(weights[start:], limit - found[start]), blocks[start:])
+        ahead = found[start] + np.cumsum(steps, axis=0)
+        over = (ahead > limit).any(axis=1)
+        stop = int(over.argmax()) if over.any() else len(steps)
+        found[start + 1 : start + 1 + stop] = ahead[:stop]
+        start += stop
+        if start < len(weights):  # in this step a bin becomes full
+            found[start + 1] = _fill(found[start], steps[stop], weights[start], limit)
+            start += 1
+    return found
+
+
+def _redirected(weights: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """`weights` (T, K) without the full bins, those of no `room` (K,); rows sum to 1 again."""
+    kept = np.where(room > 0, weights, 0.0)
+    kept[kept.sum(axis=1) <= 0] = np.maximum(room, 0)
+    sums = kept.sum(axis=1, keepdims=True)
+    return np.divide(kept, sums, out=np.full_like(kept, 1 / len(room)), where=sums > 0)
+
+
+def _fill(now: np.ndarray, step: np.ndarray, weights: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """`now + step` (K,), with what exceeds `limit` handed on to bins that still have room."""
+    found = now + step
+    while (excess := int(np.maximum(found - limit, 0).sum())) > 0:
+        found = np.minimum(found, limit)
+        share = _redirected(weights[None], limit - found)
+        parts = np.floor(share[0] * excess).astype(np.int64)
+        parts[share[0].argmax()] += excess - int(parts.sum())
+        found = found + parts
+    return found
+
+
+def counts_of(targets: np.ndarray, denominator: int = SCALE) -> np.ndarray:
+    """Cumulative counts C, int64 (T+1, K), of the cumulative targets `targets` / `denominator`: |C - Q| < 1.
+
+    targets: int64 (T+1, K), the first row 0, each column never falling, each row's sum a multiple of `denominator`.
+
+    >>> counts_of(np.array([[0, 0], [3, 1], [6, 2]]), 2).tolist()
+    [[0, 0], [2, 0], [3, 1]]
+    """
+    whole, rest = np.divmod(targets, denominator)
+    spare = targets.sum(axis=1) // denominator - whole.sum(axis=1)  # units to draw before their last step
+    if not spare.any():
+        return whole
+    last = np.stack([np.searchsorted(column, column, side="right") for column in whole.T], axis=1)
+    last[rest == 0] = len(whole) + 1  # its next unit is not open yet
+    order = np.lexsort((-rest, last), axis=1)
+    stays = np.zeros(whole.shape, bool)
+    stays[1:] = whole[1:] == whole[:-1]
+    counts, early = whole.copy(), np.zeros(whole.shape[1], bool)
+    for t in range(1, len(whole)):
+        early &= stays[t]
+        if (more := int(spare[t]) - int(np.count_nonzero(early))) > 0:
+            ranked = order[t]
+            early[ranked[~early[ranked]][:more]] = True
+        counts[t] += early
+    return counts
+
+
+# --- A plan: how many blocks of each bin each batch of a training holds, from the first to the last -------------------
+
+
+MAX_BLOCKS = 2**31 - 1  # targets are counted in 2^-32 of a block, in int64
+
+
+Exhausted = Literal["reshuffle", "redistribute", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Cumulative counts of a training over K bins in T steps."""
+
+    schedule: Schedule
+    sizes: np.ndarray  # (K,) blocks in each bin
+    batches: np.ndarray  # (T,) blocks in each batch; only the last may be smaller
+    counts: np.ndarray  # (known+1, K) int64
+    exhausted: Exhausted
+    history: tuple[tuple[float, ...], ...] = ()  # losses that an adaptive schedule was told
+    carried: np.ndarray | None = None  # (K,) blocks that the last piece of an adaptive plan owes
+
+    @property
+    def steps(self) -> int:
+        """Batches of the whole training."""
+        return len(self.batches)
+
+    @property
+    def known(self) -> int:
+        """Batches that are planned; fewer than `steps` only while an adaptive schedule waits for losses."""
+        return len(self.counts) - 1
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the whole training."""
+        return int(self.batches.sum())
+
+    @property
+    def marginal(self) -> np.ndarray:
+        """Each bin's share of all that is planned, (K,)."""
+        return self.counts[-1] / max(int(self.counts[-1].sum()), 1)
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """How often each bin is drawn, (K,); 0 for a bin without blocks."""
+        return self.counts[-1] / np.maximum(self.sizes, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the table; of an adaptive plan, whose table follows from its losses, of its parameters."""
+        adaptive = isinstance(self.schedule, Adaptive)
+        facts = (self.sizes.tolist(), self.batches.tolist()[-1:], self.steps, self.exhausted)
+        digest = hashlib.sha256(repr((*facts, self.schedule if adaptive else None)).encode())
+        digest.update(b"" if adaptive else np.ascontiguousarray(self.counts, "<i8").tobytes())
+        return digest.hexdigest()
+
+    def cuts(self, pieces: int) -> np.ndarray:
+        """The steps at which `pieces` equal parts of what is planned begin and end. (pieces+1,)"""
+        return np.round(np.linspace(0, self.known, pieces + 1)).astype(np.int64)
+
+    def realised(self, pieces: int) -> np.ndarray:
+        """The mixture in each of `pieces` equal parts of what is planned. -> (pieces, K), NaN without steps"""
+        drawn = np.diff(self.counts[self.cuts(pieces)], axis=0).astype(np.float64)
+        totals = drawn.sum(axis=1, keepdims=True)
+        return np.divide(drawn, totals, out=np.full_like(drawn, np.nan), where=totals > 0)
+
+    def after(self, losses: Sequence[float]) -> Plan:
+        """This plan with the piece that follows once the bins' `losses` (K,) are known; for adaptive schedules."""
+        if not isinstance(self.schedule, Adaptive):
+            raise UsageError("losses are for an adaptive schedule only")
+        return _extended(replace(self, history=(*self.history, tuple(map(float, losses)))), self.schedule)
+
+
+def make_plan(
+    schedule: Schedule,
+    sizes: Sequence[int] | np.ndarray,
+    *,
+    blocks: int | None = None,
+    batch_size: int,
+    exhausted: Exhausted = "reshuffle",
+    static: bool = False,
+    drop_last: bool = False,
+) -> Plan:
+    """The plan of a training on bins of `sizes` (K,) blocks, with a budget of `blocks` (default: all, once).
+
+    static: the whole time the mixture that the plan would have over the budget. drop_last: leave out a last batch that
+    is smaller than the others. Errors: `UsageError` where the budget does not suit the schedule or the policy.
+    """
+    sizes = np.asarray(sizes, np.int64)
+    total = int(sizes.sum())
+    blocks = total if blocks is None else blocks
+    if total == 0:
+        raise UsageError("the bins hold no block: they are empty, or need a smaller --block-length than their texts")
+    if blocks < 1 or (drop_last and blocks < batch_size):
+        raise UsageError(f"a budget of {blocks:,} blocks is less than one batch of {batch_size:,}: raise --tokens")
+    if blocks > MAX_BLOCKS:
+        raise UsageError(f"a budget of {blocks:,} blocks: at most {MAX_BLOCKS:,} are possible; use longer blocks")
+    if exhausted == "redistribute" and blocks > total:
+        raise UsageError(
+            f"a budget of {blocks:,} blocks with --exhausted redistribute: the bins hold {total:,}, and no block is "
+            f"drawn twice; lower --tokens, or use --exhausted reshuffle"
+        )
+    batches = np.full(blocks // batch_size, batch_size, np.int64)
+    if blocks % batch_size and not drop_last:
+        batches = np.append(batches, blocks % batch_size)
+    plan = Plan(
+        schedule=schedule,
+        sizes=sizes,
+        batches=batches,
+        counts=np.zeros((1, len(sizes)), np.int64),
+        exhausted=exhausted,
+    )
+    if isinstance(schedule, Adaptive):
+        return _extended(plan, schedule)
+    x = np.append(0, np.cumsum(batches))
+    if isinstance(schedule, Permutation):
+        counts = _permutation_counts(schedule, sizes, x, blocks)
+    else:
+        counts = _reweighting_counts(schedule, sizes, x, blocks, exhausted)
+    plan = _stopped(replace(plan, counts=counts))
+    if static:
+        counts = plan.counts
+        plan = replace(plan, counts=counts_of(x[: len(counts), None] * counts[-1], int(counts[-1].sum())))
+    return plan
+
+
+def _permutation_counts(schedule: Permutation, sizes: np.ndarray, x: np.ndarray, blocks: int) -> np.ndarray:
+    """Counts (T+1, K) of a part of an epoch, in which bins have their share, or of whole epochs."""
+    total = int(sizes.sum())
+    if blocks <= total:
+        return counts_of(*schedule.targets(x, largest_remainder(blocks, sizes)))
+    if blocks % total:
+        raise UsageError(
+            f"a budget of {blocks:,} blocks: a schedule that draws each block once an epoch needs whole epochs of "
+            f"{total:,} blocks, or less than one"
+        )
+    epoch, inside = np.divmod(x, total)
+    found, denominator = schedule.targets(inside, sizes)
+    return counts_of(found + epoch[:, None] * sizes * denominator, denominator)
+
+
+def _reweighting_counts(
+    schedule: Reweighting, sizes: np.ndarray, x: np.ndarray, blocks: int, exhausted: Exhausted
+) -> np.ndarray:
+    """Counts (T+1, K): the target of a step is the mixture in its middle."""
+    weights = _on_blocks(schedule.mixture((x[:-1] + x[1:]) / 2 / blocks, sizes), sizes)
+    return counts_of(_targets(weights, np.diff(x), sizes if exhausted == "redistribute" else None))
+
+
+def _on_blocks(weights: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`weights` (n, K) without the bins that have no block; rows sum to 1."""
+    kept = np.where(sizes > 0, weights, 0.0)
+    sums = kept.sum(axis=1, keepdims=True)
+    if (sums <= 0).any():
+        raise UsageError("schedule: at some time it draws only from bins that hold no block")
+    return kept / sums
+
+
+def _targets(weights: np.ndarray, batches: np.ndarray, room: np.ndarray | None) -> np.ndarray:
+    """Cumulative targets (T+1, K) in parts of a block."""
+    if room is not None:
+        return capped_targets(weights, batches, room)
+    return np.concatenate([np.zeros((1, weights.shape[1]), np.int64), np.cumsum(increments(weights, batches), axis=0)])
+
+
+def _extended(plan: Plan, schedule: Adaptive) -> Plan:
+    """`plan` with the steps up to the next update. What bins are owed from before is spread over the piece.
+
+    Rounding then does not add up: counts are less than 1 from the targets at the end of a piece, less than 2 inside it,
+    as long as no bin has had more in advance than it is to get.
+    """
+    batches = plan.batches[plan.known : plan.known + schedule.every]
+    if not len(batches):
+        return plan
+    weights = _on_blocks(schedule.weights(plan.sizes, plan.history)[None], plan.sizes)[0]
+    owed = plan.carried if plan.carried is not None else np.zeros(len(weights))
+    wanted = np.maximum(weights * batches.sum() + owed, 0)
+    room = plan.sizes - plan.counts[-1] if plan.exhausted == "redistribute" else None
+    targets = _targets(np.tile(wanted / wanted.sum(), (len(batches), 1)), batches, room)
+    counts = counts_of(targets)
+    return _stopped(
+        replace(
+            plan,
+            counts=np.concatenate([plan.counts, plan.counts[-1] + counts[1:]]),
+            carried=targets[-1] / SCALE - counts[-1],
+        )
+    )
+
+
+def _stopped(plan: Plan) -> Plan:
+    """With the policy stop: the plan up to the step in which a bin would be drawn again."""
+    over = (plan.counts > plan.sizes).any(axis=1)
+    if plan.exhausted != "stop" or isinstance(plan.schedule, Permutation) or not over.any():
+        return plan
+    steps = int(over.argmax()) - 1
+    if steps < 1:
+        raise UsageError("--exhausted stop: the first batch already needs more blocks of a bin than it holds")
+    return replace(plan, counts=plan.counts[: steps + 1], batches=plan.batches[:steps])

@@ -1,0 +1,180 @@
+"""`fluxentropy schedule`: what a schedule will draw from each bin, as a table and a picture, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.yaml import to_plain
+from fluxentropy.figures import DOUBLE, GREY, LIGHT_STOPS, new_figure, palette, paper, save
+from fluxentropy.ordering.bins import Bins
+from fluxentropy.runs.files import plain, write_json
+from fluxentropy.schedules.dataset import BlockSet
+from fluxentropy.schedules.options import PlanConfig
+from fluxentropy.schedules.plan import Plan
+from fluxentropy.schedules.sampler import open_sampler
+from fluxentropy.schedules.schedule import Adaptive
+
+# --- `fluxentropy schedule` -------------------------------------------------------------------------------------------
+
+
+TENTHS = 10
+
+
+@command
+def schedule(config: PlanConfig) -> Outcome:
+    """Plan a training, draw the plan into `config.out`, and say what it is."""
+    blocks = BlockSet.open(config.bins)
+    plan = open_sampler(config, blocks).plan
+    bins = Bins.read(config.bins)
+    by = bins.label if bins else "score"
+    figures = draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by)
+    record = {"config": to_plain(config.schedule), **_record(plan, blocks.length)}
+    write_json(config.out / "mixture.json", record)
+    lines = [*_headline(plan, config, blocks.length), "", *table(plan), ""]
+    lines += [f"picture    {figures[0]} (and .svg)", f"numbers    {config.out / 'mixture.json'}"]
+    return Outcome(lines=lines, data={"out": str(config.out), **record})
+
+
+def _record(plan: Plan, length: int) -> dict[str, Any]:
+    """The plan in numbers: `mixture` is that of each tenth of what is planned, K numbers each."""
+    return plain(
+        {
+            "kind": "reweighting" if isinstance(plan.schedule, Adaptive) else plan.schedule.kind,
+            "steps": plan.steps,
+            "planned_steps": plan.known,
+            "tokens": plan.blocks * length,
+            "blocks": plan.sizes,
+            "drawn": plan.counts[-1],
+            "marginal": plan.marginal,
+            "epochs": plan.epochs,
+            "mixture": plan.realised(TENTHS),
+            "fingerprint": plan.fingerprint,
+        }
+    )
+
+
+def _headline(plan: Plan, config: PlanConfig, length: int) -> list[str]:
+    name = config.schedule.name + ", a static mixture like it" * config.schedule.static
+    kind = "reweighting" if config.schedule.static else plan.schedule.kind
+    lines = [
+        f"{name} ({kind}): {plan.steps:,} steps of {int(plan.batches[0]):,} blocks of {length:,} tokens, "
+        f"{plan.blocks * length:,} tokens, {plan.blocks / plan.sizes.sum():.3g} epochs"
+    ]
+    asked = config.tokens // length if config.tokens is not None else int(plan.sizes.sum())
+    if plan.blocks < asked:
+        lines.append(f"it stops after {plan.blocks:,} of {asked:,} blocks, where a bin is used up (--exhausted stop)")
+    if plan.known < plan.steps:
+        lines.append(f"planned are the first {plan.known:,} steps; then the mixture follows the losses of the bins")
+    return lines
+
+
+def table(plan: Plan) -> list[str]:
+    """Lines of a table: a row for each bin, a column for each tenth of what is planned.
+
+    >>> from fluxentropy.schedules.orders import Increasing
+    >>> from fluxentropy.schedules.plan import make_plan
+    >>> print("\\n".join(table(make_plan(Increasing(), [40, 60], batch_size=2))))
+    share of each bin (%), by the tenth of the budget
+     bin  blocks    .0    .1    .2    .3    .4    .5    .6    .7    .8    .9    all  epochs
+       0      40   100   100   100   100     0     0     0     0     0     0     40    1.00
+       1      60     0     0     0     0   100   100   100   100   100   100     60    1.00
+    """
+    mixture = 100 * plan.realised(TENTHS)
+    width = max(len(f"{int(plan.sizes.max()):,}"), 6)
+    tenths = "".join(f"{f'.{tenth}':>6}" for tenth in range(TENTHS))
+    lines = [
+        "share of each bin (%), by the tenth of the budget",
+        f" bin  {'blocks':>{width}}{tenths}    all  epochs",
+    ]
+    for number, size in enumerate(plan.sizes.tolist()):
+        cells = "".join(f"{_percent(share):>6}" for share in mixture[:, number])
+        total = _percent(100 * plan.marginal[number])
+        lines.append(f"{number:4}  {size:>{width},}{cells}{total:>7}{plan.epochs[number]:8.2f}")
+    return lines
+
+
+def _percent(share: float) -> str:
+    """`12`, `0.3`, `0`, and a dash for a part without steps."""
+    if np.isnan(share):
+        return "-"
+    return f"{share:.0f}" if share >= 1 or share == 0 else f"{share:.1f}" if share >= 0.05 else "<.1"
+
+
+# --- the picture of a plan: the share of each bin over the tokens, and how often each bin is drawn in all -------------
+
+
+PIECES, CELLS = 200, 60  # parts of the budget, at most: of areas, and of a heat map
+
+
+STACKED = 24  # bins that are drawn as areas; more make a heat map
+
+
+def draw_plan(plan: Plan, path: Path, *, tokens_per_block: int, by: str) -> list[Path]:
+    """Write `path`.png and `path`.svg; `by`: the score that the bins are of. Errors: `RunError` where it cannot."""
+    with paper():
+        return save(plan_figure(plan, tokens_per_block=tokens_per_block, by=by), path)
+
+
+def plan_figure(plan: Plan, *, tokens_per_block: int, by: str) -> Figure:
+    """Left: the mixture over the tokens. Right: epochs of each bin. Use it within `paper()`."""
+    bins = len(plan.sizes)
+    pieces = min(PIECES if bins <= STACKED else CELLS, plan.known)
+    name = f"bin by {by}".replace(" and ", "\nand ") + ", low to high"
+    at = plan.counts[plan.cuts(pieces)].sum(axis=1) * tokens_per_block
+    mixture = plan.realised(pieces)
+    figure = new_figure(DOUBLE, 2.7)
+    left, right = figure.subplots(1, 2, width_ratios=(4, 1))
+    if bins <= STACKED:
+        colours = ListedColormap([tuple(colour) for colour in palette(LIGHT_STOPS, bins + 2)[1:-1]])
+        _areas(left, at, mixture, colours)
+        norm = BoundaryNorm(np.arange(bins + 1) - 0.5, bins)
+        bar = figure.colorbar(ScalarMappable(norm, colours), ax=left, pad=0.01, aspect=30)
+        bar.set_label(name)
+        bar.ax.minorticks_off()
+        bar.set_ticks(list(range(bins)) if bins <= 12 else [0, bins - 1])
+        bar.ax.tick_params(length=0)
+        bar.outline.set_visible(False)
+    else:
+        mesh = left.pcolormesh(
+            at, np.arange(bins + 1) - 0.5, mixture.T, norm=PowerNorm(0.5, 0, 1), cmap="viridis", rasterized=True
+        )
+        left.set_ylabel(name)
+        figure.colorbar(mesh, ax=left, pad=0.01, aspect=30).set_label("share of the blocks")
+    left.set(xlabel="tokens seen", xlim=(0, at[-1]))
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if plan.known < plan.steps:
+        left.set_title(f"the first {plan.known:,} of {plan.steps:,} steps", loc="left", fontsize=7, color=GREY)
+    _epochs(right, plan)
+    return figure
+
+
+def _areas(axes: Axes, at: np.ndarray, mixture: np.ndarray, colours: ListedColormap) -> None:
+    """Stacked areas, the lowest bin at the bottom, constant over each piece."""
+    tops = np.cumsum(np.nan_to_num(mixture), axis=1)
+    tops = np.concatenate([tops, tops[-1:]])
+    below = np.zeros(len(at))
+    for number, top in enumerate(tops.T):
+        axes.fill_between(at, below, top, step="post", color=colours(number), linewidth=0, rasterized=len(at) > 100)
+        below = top
+    axes.set(ylabel="share of the blocks", ylim=(0, 1))
+
+
+def _epochs(axes: Axes, plan: Plan) -> None:
+    """Bars: epochs of each bin; a line at the mean of all blocks."""
+    bins = np.arange(len(plan.sizes))
+    axes.barh(bins, plan.epochs, height=0.75, color="#4a7fb0")
+    mean = plan.counts[-1].sum() / plan.sizes.sum()
+    axes.axvline(mean, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_title("dashed: all blocks", loc="left", fontsize=7, color=GREY)
+    axes.set(xlabel="epochs", ylabel="bin", xlim=(0, max(float(plan.epochs.max()), mean) * 1.08))
+    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(3))

@@ -1,0 +1,130 @@
+"""Options of `fluxentropy score` and `fluxentropy count`. The text under a field is its help."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fluxentropy.config.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SWITCH,
+    WORK,
+    EngineOptions,
+    ModelOptions,
+    PlaceOptions,
+    SourceOptions,
+    at_least,
+    separated,
+    suffix_of,
+)
+from fluxentropy.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(PlaceOptions):
+    """How texts are scored: what `score` and `zoo` share."""
+
+    window: Annotated[Literal["first", "sliding"], MODEL] = "first"
+    """What happens to longer texts: first scores the first --max-tokens, sliding scores all of it in windows."""
+    stride: Annotated[int | None, MODEL] = None
+    """Tokens between the starts of two windows, with --window sliding. Default: half of --max-tokens."""
+    limit: Annotated[int | None, INPUT] = None
+    """Stop after this many texts."""
+    on_error: Annotated[Literal["fail", "skip"], INPUT] = "fail"
+    """What happens to rows that cannot be read: stop and name the row, or count them and go on."""
+    batch_tokens: Annotated[int | None, WORK] = None
+    """Tokens in a batch, padding included. Default: what fits the device."""
+    part_tokens: Annotated[int | None, WORK] = None
+    """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
+    scores: Annotated[tuple[str, ...], OUTPUT] = ()
+    """More scores, separated by commas, or all: entropy_normalised, entropy_slope, mink, minkpp, zlib_ratio, and of \
+`score` with --token-counts dcpdd, unigram_surprisal."""
+    text: Annotated[bool, OUTPUT] = True
+    """Keep the text in the scores."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds a run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("limit", "batch_tokens", "part_tokens", "stride"):
+            at_least(1, self, name)
+        if self.scores:
+            from fluxentropy.scoring.scores import chosen_extra
+
+            counts = getattr(self, "token_counts", None) is not None
+            object.__setattr__(self, "scores", chosen_extra(separated(self.scores), counts=counts))
+        if self.window == "sliding" and self.max_tokens < 2:
+            raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
+        if self.stride is not None and self.window != "sliding":
+            raise UsageError(f"--stride {self.stride} with --window {self.window}: add --window sliding, or drop it")
+        if self.stride is not None and self.stride > self.max_tokens:
+            raise UsageError(
+                f"--stride {self.stride} is larger than --max-tokens {self.max_tokens}, which would leave tokens "
+                f"unscored: use at most {self.max_tokens}"
+            )
+
+
+# --- one a command ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(EngineOptions, ScoringOptions, ModelOptions, SourceOptions):
+    """Options of `fluxentropy score`."""
+
+    token_counts: Annotated[Path | None, INPUT] = None
+    """File of `fluxentropy count`: how often each token occurs, for the scores that ask for it."""
+    gpus_per_worker: Annotated[float | None, WORK] = None
+    """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
+    rank: Annotated[str | None, WORK] = None
+    """R/N, with R from 0 to N - 1: score every N-th part, one of N processes with the same --out on any machines. The \
+same command without --rank then completes the run."""
+    dry_run: Annotated[bool, SWITCH, WORK] = False
+    """Check everything and show what would be done, without scoring."""
+    out: Annotated[Path, OUTPUT]
+    """Run directory. The same command again resumes it."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        ScoringOptions.__post_init__(self)
+        EngineOptions.__post_init__(self)
+        if self.token_counts is not None and not self.scores:
+            raise UsageError(f"--token-counts {self.token_counts} without --scores: name the scores to make of them")
+        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
+            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
+        if self.rank is not None:
+            rank, ranks = self.share
+            if not rank < ranks:
+                raise UsageError(f"--rank {self.rank}: use R/N with R from 0 to N - 1, such as 0/4")
+            if self.overwrite or "-" in self.sources or self.dry_run:
+                other = "--overwrite" if self.overwrite else "--dry-run" if self.dry_run else "standard input"
+                raise UsageError(
+                    f"--rank {self.rank} with {other}: the ranks share one run, so this is for none of them"
+                )
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """This rank and the number of ranks."""
+        if self.rank is None:
+            return 0, 1
+        rank, _, ranks = self.rank.partition("/")
+        return (int(rank), int(ranks)) if rank.isdigit() and ranks.isdigit() else (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig(ModelOptions, SourceOptions):
+    """Options of `fluxentropy count`."""
+
+    limit: Annotated[int | None, INPUT] = None
+    """Stop after this many texts."""
+    offline: Annotated[bool, SWITCH, MODEL] = False
+    """Use only what is already on this machine."""
+    out: Annotated[Path, OUTPUT]
+    """File to write, .parquet: token and count."""
+
+    def __post_init__(self) -> None:
+        SourceOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        at_least(1, self, "limit")
+        suffix_of(self, "out", (".parquet",))

@@ -1,0 +1,508 @@
+"""`fluxentropy score`: a corpus in, a resumable run directory of scores out.
+
+The corpus is cut into parts by its content alone, so a part is the same whenever and however often it is made. Batches
+never cross a part's border, which makes every part's bytes independent of where a former run was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import resource
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.yaml import to_yaml
+from fluxentropy.corpus.corpus import Corpus, SourceFile, open_corpus
+from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded
+from fluxentropy.models.zoo import find_model
+from fluxentropy.runs.directory import RunDirectory
+from fluxentropy.runs.engine import WORKER, Engine, Local, cut_parts, make_engine, missing_parts, prefetch
+from fluxentropy.runs.files import atomic_path, read_json, sha256_file, versions, write_json
+from fluxentropy.runs.progress import Progress
+from fluxentropy.scoring.counts import checked_counts, vocabulary_fingerprint
+from fluxentropy.scoring.options import ScoreConfig
+from fluxentropy.scoring.scorer import Scorer, Work, open_scorer
+from fluxentropy.scoring.scores import SCORE_FIELDS, SCORE_NAMES, ExtraScores, score_columns
+
+# --- the job of `score` -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """The unit: rows of the corpus, cut by their content alone."""
+
+    number: int
+    table: pa.Table
+    text_field: str
+    encoded: list[Encoded] | None = None  # the texts as tokens, where somebody has had the time
+
+    def __str__(self) -> str:
+        return f"part {self.number}"
+
+    @property
+    def texts(self) -> list[str | None]:
+        return self.table[self.text_field].to_pylist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPart:
+    """What a worker says of a part that it has made."""
+
+    number: int
+    rows: int
+    work: Work
+    peak_memory: int  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """What the model turned out to be, where it was loaded."""
+
+    name: str
+    fingerprint: str
+    dtype: str
+    device: str
+    path: str
+    batch_tokens: int
+    stride: int | None  # of sliding windows
+    bos_added: bool
+    tokenizer: str  # the fingerprint of its vocabulary
+    notes: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class ScoreParts:
+    """The job. What it loads stays with it, and does not travel when it is pickled."""
+
+    config: ScoreConfig
+    on_batch: Callable[[int], None] | None = None  # is told the tokens of each batch, in the process that set it
+    _scorer: Scorer | None = field(default=None, repr=False)
+    _notes: tuple[str, ...] = ()
+    _frequency: np.ndarray | None = field(default=None, repr=False)  # ln of each token's, from the token counts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "on_batch": None, "_scorer": None, "_notes": (), "_frequency": None}
+
+    @property
+    def scorer(self) -> Scorer:
+        config = self.config
+        if self._scorer is None:
+            entry = find_model(
+                config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+            self._scorer, self._notes = open_scorer(
+                entry,
+                device=worker_device(config.device),
+                dtype=config.dtype,
+                offline=config.offline,
+                max_tokens=config.max_tokens,
+                window=config.window,
+                stride=config.stride,
+                batch_tokens=config.batch_tokens,
+            )
+        return self._scorer
+
+    def _extra(self, texts: list[str | None], encoded: list[Encoded]) -> ExtraScores | None:
+        """The scores that `--scores` asks for, none of them made yet."""
+        config, scorer = self.config, self.scorer
+        if not config.scores:
+            return None
+        if config.token_counts is not None and self._frequency is None:
+            found = checked_counts(config.token_counts, scorer.decoder.tokenizer, config.model)
+            self._frequency = found.log_frequency(scorer.outcomes)
+        return ExtraScores(config.scores, texts, encoded, vocabulary=scorer.outcomes, log_frequency=self._frequency)
+
+    def describe(self, _: object = None) -> OpenModel:
+        scorer = self.scorer
+        self._extra([], [])  # token counts of another tokenizer are refused before anything is written
+        return OpenModel(
+            name=scorer.decoder.name,
+            fingerprint=scorer.decoder.fingerprint,
+            dtype=str(scorer.decoder.dtype).removeprefix("torch."),
+            device=scorer.decoder.device.type,
+            path=scorer.path.name,
+            batch_tokens=scorer.batch_tokens,
+            stride=scorer.stride if scorer.sliding else None,
+            bos_added=scorer.encoder.n_prefix > 0,
+            tokenizer=vocabulary_fingerprint(scorer.decoder.tokenizer),
+            notes=self._notes,
+        )
+
+    def encode(self, part: TextPart) -> TextPart:
+        return dataclasses.replace(part, encoded=self.scorer.encode(part.texts))
+
+    def __call__(self, part: TextPart | None) -> ScoredPart | OpenModel:
+        """Score a part and write it into the run directory; of None, say what the model is."""
+        if part is None:
+            return self.describe()
+        scorer, table = self.scorer, part.table
+        scorer.work = Work()
+        encoded = scorer.encode(part.texts) if part.encoded is None else part.encoded
+        extra = self._extra(part.texts, encoded)
+        scores = scorer.score_encoded(encoded, on_batch=self.on_batch, on_text=extra.add if extra else None)
+        columns = score_columns(scores, table["input_status"])
+        kept = table.drop_columns(["input_status", *([] if self.config.text else [part.text_field])])
+        for column in SCORE_FIELDS:
+            kept = kept.append_column(column, columns[column.name])
+        for name, values in (extra.columns() if extra else {}).items():
+            kept = kept.append_column(name, values)
+        with RunDirectory(self.config.out).part(part.number, _facts(encoded, columns["status"].to_pylist())) as path:
+            pq.write_table(kept, path, compression="zstd", row_group_size=4096)
+        return ScoredPart(number=part.number, rows=len(table), work=scorer.work, peak_memory=peak_memory())
+
+
+def _facts(encoded: list[Encoded], status: list[str]) -> dict[str, Any]:
+    """What the part's manifest says."""
+    counts = {"rows": len(encoded), "tokens": sum(len(item.ids) for item in encoded)}
+    counts |= {"bytes": sum(item.n_bytes for item in encoded), "truncated": sum(item.truncated for item in encoded)}
+    counts |= {f"status_{name}": n for name, n in sorted(Counter(status).items())}
+    return {"rows": len(encoded), "counts": counts}
+
+
+def worker_device(device: str) -> str:
+    """`device`, and where it leaves open which GPU: in worker process n the n-th, and again from the first.
+
+    >>> worker_device("cpu")
+    'cpu'
+    """
+    import torch
+
+    if device in ("auto", "cuda") and (number := os.environ.get(WORKER)) and (gpus := torch.cuda.device_count()):
+        return f"cuda:{int(number) % gpus}"
+    return device
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held. Linux's own mark: getrusage would count the parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# --- `fluxentropy score`: a corpus in, a resumable run directory of scores out ----------------------------------------
+
+
+CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
+
+
+SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
+
+
+CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its number of tokens
+
+
+log = logging.getLogger(__name__)
+
+
+@command
+def score(config: ScoreConfig) -> Outcome:
+    """Score every text of the sources into `config.out`, going on where an earlier run of the same command stopped.
+
+    With `config.rank`, one of several invocations on the same directory: it makes its share of the parts.
+    """
+    find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    job = ScoreParts(config=config)
+    if config.dry_run:
+        with tempfile.TemporaryDirectory() as spool:
+            return _plan(config, _open_corpus(config, Path(spool)), job)
+    with RunDirectory(config.out, overwrite=config.overwrite, shared=config.rank is not None) as run:
+        corpus = _open_corpus(config, config.out)
+        if config.rank is None:
+            write_json(config.out / SCANS, corpus.scans)
+        engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
+        (model,) = engine.run(job, [None])
+        assert isinstance(model, OpenModel)
+        run.begin(_identity(config, corpus, model), to_yaml(dataclasses.replace(config, rank=None)))
+        return _ScoreRun(config, corpus, model, run).run_all(engine, job)
+
+
+def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
+    return open_corpus(
+        config.sources,
+        text_field=config.text_field,
+        id_field=config.id_field,
+        on_error=config.on_error,
+        limit=config.limit,
+        spool=folder / "input" / "stdin.jsonl",
+        offline=config.offline,
+        reserved=(*SCORE_NAMES, *config.scores),
+        scans=read_json(folder / SCANS),
+        columns=config.columns,
+        drop=config.drop,
+    )
+
+
+def _part_tokens(config: ScoreConfig, model: OpenModel) -> int:
+    return config.part_tokens or (CPU_PART_TOKENS if model.device == "cpu" else GPU_PART_TOKENS)
+
+
+class _ScoreRun:
+    """One invocation of `score` on an open run directory."""
+
+    def __init__(self, config: ScoreConfig, corpus: Corpus, model: OpenModel, run: RunDirectory) -> None:
+        self.config, self.corpus, self.model, self.run = config, corpus, model, run
+        self.texts = 0  # scored by this invocation
+        self.work = Work()
+        self.peak = 0  # bytes, of any worker
+
+    def run_all(self, engine: Engine, job: ScoreParts) -> Outcome:
+        done = self.run.done()
+        rows = {number: part["rows"] for number, part in done.items()}
+        resumed = sum(rows.values())
+        for note in self.model.notes:
+            log.info(note)
+        if resumed:
+            log.info(f"resuming: {len(done)} parts, {resumed:,} texts are done")
+        started = time.perf_counter()
+        with Progress(None) as progress:
+            parts = self._parts(rows)
+            if here := isinstance(engine, Local):
+                job.on_batch = progress.update
+                parts = map(job.encode, parts)
+            for part in engine.run(job, prefetch(parts)):
+                assert isinstance(part, ScoredPart)
+                self._count(part)
+                progress.update(0 if here else part.work.tokens)
+                self._forecast(progress, part.number, resumed)
+        seconds = time.perf_counter() - started
+        if self.config.rank is not None:
+            return self._share()
+        self._write_rejected()
+        done = self.run.done()
+        counts: Counter[str] = Counter()
+        for facts in done.values():
+            counts.update(facts["counts"])
+        facts = {
+            "counts": dict(sorted(counts.items())),
+            "parts": len(done),
+            "rejected": len(self.corpus.rejected),
+            "duplicate_ids": count_duplicate_ids(self.run.parts),
+        }
+        self.run.finish({**facts, "inputs": self._inputs(), "versions": versions(), "policies": self._policies()})
+        return self._outcome(facts, resumed, seconds)
+
+    def _count(self, part: ScoredPart) -> None:
+        self.texts += part.rows
+        self.work.tokens += part.work.tokens
+        self.work.padded += part.work.padded
+        self.work.seconds += part.work.seconds
+        self.peak = max(self.peak, part.peak_memory)
+
+    def _share(self) -> Outcome:
+        """What one rank says at its end."""
+        data = {
+            "out": str(self.config.out),
+            "rank": self.config.rank,
+            "rows": self.texts,
+            "scored_tokens": self.work.tokens,
+        }
+        return Outcome(
+            lines=[
+                f"rank {self.config.rank}: {self.texts:,} texts, {self.work.tokens:,} tokens scored in "
+                f"{self.config.out / 'scores'}",
+                "when all ranks are done, the same command without --rank fills gaps and completes the run",
+            ],
+            data=data,
+        )
+
+    def _write_rejected(self) -> None:
+        if not self.corpus.rejected:
+            return
+        with atomic_path(self.run.path / "rejected.jsonl") as path, open(path, "w", encoding="utf-8") as file:
+            for row in self.corpus.rejected:
+                file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+
+    def _parts(self, done: dict[int, int]) -> Iterator[TextPart]:
+        """The parts that are not among those done (part -> its rows), and fall to this rank.
+
+        A corpus without rows has one part, so that its columns are known.
+        """
+        rank, ranks = self.config.share
+        parts = missing_parts(done, self._tables)
+        first = next(parts, None)
+        if first is None and not done:
+            first = 0, self.corpus.schema.empty_table()
+        for number, table in chain([] if first is None else [first], parts):
+            if number % ranks == rank:
+                yield TextPart(number=number, table=table, text_field=self.corpus.text_field)
+
+    def _tables(self, start: int) -> Iterator[pa.Table]:
+        cap = None if self.model.stride else self.config.max_tokens * CHARS_PER_TOKEN
+        part_chars = _part_tokens(self.config, self.model) * CHARS_PER_TOKEN
+        return cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap)
+
+    def _forecast(self, progress: Progress, number: int, resumed: int) -> None:
+        """Tell the progress line how many texts are done, and the total of tokens if the others are as long."""
+        if self.corpus.n_rows and self.config.rank is None:
+            progress.total = round(progress.done / self.texts * (self.corpus.n_rows - resumed))
+        progress.update(0, texts=resumed + self.texts, parts=number + 1)
+
+    def _policies(self) -> dict[str, Any]:
+        return {
+            "bos_policy": "tokenizer",
+            "bos_added": self.model.bos_added,
+            "tokenizer": self.model.tokenizer,
+            "max_tokens": self.config.max_tokens,
+            "positions": "entropy and varentropy at all T positions, surprisal at the T-1 that have a target",
+            "window": self.config.window,
+        }
+
+    def _inputs(self) -> list[dict[str, Any]]:
+        return [_source_facts(file) for file in self.corpus.files]
+
+    def _outcome(self, facts: dict[str, Any], resumed: int, seconds: float) -> Outcome:
+        counts, work, model = facts["counts"], self.work, self.model
+        rate = work.tokens / seconds if work.tokens else 0.0
+        peak = max(self.peak, peak_memory())
+        data = {
+            "out": str(self.config.out),
+            "model": model.name,
+            "rows": counts.get("rows", 0),
+            "resumed_rows": resumed,
+            "counts": counts,
+            "rejected": facts["rejected"],
+            "duplicate_ids": facts["duplicate_ids"],
+            "parts": facts["parts"],
+            "tokens": counts.get("tokens", 0),
+            "scored_tokens": work.tokens,
+            "padded_tokens": work.padded,
+            "seconds": round(seconds, 3),
+            "forward_seconds": round(work.seconds, 3),
+            "tokens_per_second": round(rate, 1),
+            "peak_memory_bytes": peak,
+            "device": model.device,
+            "dtype": model.dtype,
+            "path": model.path,
+        }
+        odd = {
+            name.removeprefix("status_"): n
+            for name, n in counts.items()
+            if name.startswith("status_") and name != "status_ok"
+        }
+        lines = [
+            f"{data['rows']:,} texts, {data['tokens']:,} tokens scored in {self.config.out / 'scores'}, "
+            f"{facts['parts']} parts"
+        ]
+        if work.tokens:
+            lines.append(
+                f"{rate:,.0f} tok/s, {work.seconds:.1f} s in the forward pass, peak memory {peak / 2**30:.2f} GiB"
+            )
+        if odd:
+            lines.append("not ok: " + ", ".join(f"{n} {name}" for name, n in odd.items()))
+        if facts["rejected"]:
+            lines.append(f"{facts['rejected']} rows rejected, see {self.config.out / 'rejected.jsonl'}")
+        if facts["duplicate_ids"]:
+            lines.append(
+                f"{facts['duplicate_ids']} texts share an id with an earlier one, see source_file and source_row"
+            )
+        all_nan = (
+            counts.get("status_nan", 0) > 0
+            and counts.get("status_nan", 0) + counts.get("status_empty", 0) == counts["rows"]
+        )
+        if all_nan:
+            lines.append(f"the model {model.name} gave NaN for every text: try --dtype fp32, or another model")
+        return Outcome(lines=lines, data=data, exit_code=1 if all_nan else 0)
+
+
+def count_duplicate_ids(folder: Path) -> int:
+    """Rows of the parts in `folder` whose id an earlier row has too. DuckDB counts, and spills to disk if it must."""
+    import duckdb
+
+    files = sorted(str(path) for path in folder.glob("part-*.parquet"))
+    if not files:
+        return 0
+    with duckdb.connect(
+        config={"memory_limit": "1GB", "temp_directory": str(folder / ".spill"), "threads": 2}
+    ) as connection:
+        rows, distinct = connection.execute(
+            "SELECT count(id), count(DISTINCT id) FROM read_parquet(?)", [files]
+        ).fetchone() or (0, 0)
+    return int(rows - distinct)
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str, Any]:
+    """Everything that decides the bytes of the parts."""
+    return {
+        "model": {"name": config.model, "fingerprint": model.fingerprint},
+        "dtype": model.dtype,
+        "device": model.device,
+        "path": model.path,
+        "sources": {file.name: file.fingerprint for file in corpus.files},
+        "text_field": config.text_field,
+        "id_field": config.id_field,
+        "keep_text": config.text,
+        "max_tokens": config.max_tokens,
+        "window": config.window,
+        "stride": model.stride,
+        "limit": config.limit,
+        "on_error": config.on_error,
+        "part_tokens": _part_tokens(config, model),
+        "batch_tokens": model.batch_tokens,
+        "predicted_bytes": PREDICTED_BYTES,
+        **({} if config.columns is None else {"columns": list(config.columns)}),
+        **({"drop": list(config.drop)} if config.drop else {}),
+        **_extra_identity(config),
+    }
+
+
+def _extra_identity(config: ScoreConfig) -> dict[str, Any]:
+    """What decides the columns of `--scores`; nothing without them, so that runs without them stay what they are."""
+    if not config.scores:
+        return {}
+    return {
+        "scores": list(config.scores),
+        "token_counts": None if config.token_counts is None else sha256_file(config.token_counts),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION if "zlib_ratio" in config.scores else None,
+    }
+
+
+def _source_facts(file: SourceFile) -> dict[str, Any]:
+    return {"name": file.name, "rows": file.n_rows, "fingerprint": file.fingerprint}
+
+
+def _plan(config: ScoreConfig, corpus: Corpus, job: ScoreParts) -> Outcome:
+    """What `--dry-run` says: the inputs, the choices, and a forecast from the first texts."""
+    model = job.describe()
+    sample = next(iter(corpus.batches()), None)
+    texts = sample.column(corpus.text_field).to_pylist()[:200] if sample is not None else []
+    per_text = sum(len(item.ids) for item in job.scorer.encode(texts)) / max(len(texts), 1)
+    tokens = None if corpus.n_rows is None else round(per_text * corpus.n_rows)
+    data = {
+        "sources": [_source_facts(file) for file in corpus.files],
+        "rows": corpus.n_rows,
+        "estimated_tokens": tokens,
+        "rejected": len(corpus.rejected),
+        "part_tokens": _part_tokens(config, model),
+        "batch_tokens": model.batch_tokens,
+        "out": str(config.out),
+        "notes": list(model.notes),
+    }
+    size = f"{corpus.n_rows:,} texts, about {tokens:,} tokens" if tokens is not None else "a stream of unknown length"
+    lines = [
+        f"would score {size} from {len(corpus.files)} files into {config.out / 'scores'}",
+        *model.notes,
+        "nothing was written",
+    ]
+    return Outcome(lines=lines, data=data)
