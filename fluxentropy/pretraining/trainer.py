@@ -2,8 +2,8 @@
 
     loader -> training_step (loss of a part of a batch) -> one optimizer step a batch -> callbacks, at the end of a step
 
-What a step does follows from the step's number alone: its blocks (`schedules/sampler.py`), its learning rate, the length
-of its pieces. A run is resumed by giving the loader another first step, and Lightning the checkpoint.
+What a step does follows from the step's number alone: its blocks (`schedules/sampler.py`), its learning rate, the
+length of its pieces. A run is resumed by giving the loader another first step, and Lightning the checkpoint.
 """
 
 from __future__ import annotations
