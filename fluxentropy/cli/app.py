@@ -305,7 +305,11 @@ def _run(command: Command, config: Any, switches: Switches) -> int:
         return 0
     keep_freed_memory()
     with quiet_libraries(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
-        outcome: Outcome = _named(command.target)(config)
-    for line in [to_json(outcome.data)] if switches.json else outcome.lines:
+        result = _named(command.target)(config)
+    if isinstance(result, Outcome):
+        lines, data = result.lines, result.data
+    else:
+        lines, data = result.lines(), result.to_dict()
+    for line in [to_json(data)] if switches.json else lines:
         write_line(line)
-    return outcome.exit_code
+    return result.exit_code
