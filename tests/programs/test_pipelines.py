@@ -141,7 +141,7 @@ def test_datatrove_keeps_every_row_with_its_status(pipeline: Program) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_another_number_of_tasks_is_refused(pipeline: Program, refused: Program) -> None:
-    """Of 4 tasks two are left, and then 2 are asked for; all pairs are in test_datatrove_tables.py."""
+    """Of 4 tasks two are left, and then 2 are asked for; all pairs are in tests/scoring/test_datatrove.py."""
     ids = write_web()
     pipeline("datatrove_scores.py", *trove(4))
     shutil.rmtree("out/bins")
