@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# --- next-token entropy, varentropy and surprisal from logits, in one pass over the vocabulary ------------------------
+# --- all of the vocabulary --------------------------------------------------------------------------------------------
 
 
 ROWS = 256  # positions projected at once; with 2,048 columns a block's logits are 2 MiB and stay in the cache
@@ -254,7 +254,14 @@ def _wide(z: Tensor) -> torch.dtype:
     return torch.float32 if z.device.type == "mps" else torch.float64
 
 
-# --- entropy from a model's k most likely tokens alone, as an API that shows only those would give it -----------------
+# --- entropy from the top k -------------------------------------------------------------------------------------------
+#
+#     S = −Σ_{v≤k} p_v ln p_v                  what is seen
+#     m = 1 − Σ_{v≤k} p_v                      the tail's mass, over the V − k other tokens, each at most p_k
+#     S − m ln p_k  ≤  H  ≤  S − m ln(m/(V−k))  the whole entropy: at least if the tail is as steep as it may be,
+#                                               at most if it is flat
+#
+# and, as most people compute it, the entropy and varentropy of the k probabilities scaled to sum to 1.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from scipy.optimize import isotonic_regression
 
 from fluxentropy.runs.files import atomic_path
 
-# --- A colour scale for numbers ---------------------------------------------------------------------------------------
+# --- colours ----------------------------------------------------------------------------------------------------------
 
 
 # Where the scale passes, in OKLCH (lightness, chroma, hue): from the brightness of the page to its contrary. Lightness
@@ -88,7 +88,7 @@ def luminance(srgb: np.ndarray) -> np.ndarray:
     return linear @ np.array([0.2126, 0.7152, 0.0722])
 
 
-# --- what all pictures share: the style of a paper, files of fixed bytes, the looks and labels of models --------------
+# --- style and files --------------------------------------------------------------------------------------------------
 
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one column of a paper, and two
@@ -291,7 +291,7 @@ def _without_instruct(names: list[str]) -> list[str]:
     return shorter if all(len(short) < len(name) for short, name in zip(shorter, names, strict=True)) else names
 
 
-# --- labels in pictures -----------------------------------------------------------------------------------------------
+# --- labels that do not overlap ---------------------------------------------------------------------------------------
 
 
 SIZE = 7  # of the letters, in printer's points

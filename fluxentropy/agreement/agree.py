@@ -240,7 +240,7 @@ def _p(log10_p: float) -> str:
     return f"{10 ** (log10_p - exponent):.0f}e{exponent}"
 
 
-# --- `fluxentropy zoo`: one corpus, every model of a zoo, and how far the models agree --------------------------------
+# --- `fluxentropy zoo` ------------------------------------------------------------------------------------------------
 
 
 LATER = {"scores": (), "columns": None, "drop": ()}  # options of which folders from before them say nothing

@@ -22,7 +22,13 @@ from fluxentropy.runs.files import fingerprint_file, read_json
 from fluxentropy.runs.tables import run_parts
 from fluxentropy.scoring.scores import ALL_NAMES
 
-# --- the scores of several models for the same texts, side by side ----------------------------------------------------
+# --- the matrix -------------------------------------------------------------------------------------------------------
+#
+#             small   large
+#     id-1     2.31    1.97
+#     id-2      NaN    2.40       NaN: the model has no score for the text
+#
+# `agreement/matrix.py` reads it from one table, `agreement/matrix.py` from runs of `score`.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,10 @@ def _texts(
                         yield pa.Table.from_batches([batch]).select(shared).filter(pa.array(mine)), places[mine]
 
 
-# --- A wide table -> scores: one row a text, one column a model -------------------------------------------------------
+# --- wide tables ------------------------------------------------------------------------------------------------------
+#
+# Text,small,large                  or, as published:  Text,small_Rank,small_Characteristic_Value,…
+# "To be, or not to be",2.31,1.97
 
 
 VALUE, RANK = "_Characteristic_Value", "_Rank"  # endings of columns in the published table

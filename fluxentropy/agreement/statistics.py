@@ -36,7 +36,14 @@ from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.files import versions
 from fluxentropy.runs.find import CONSENSUS
 
-# --- A weighted sample of texts that several models have scored -> all statistics of their agreement ------------------
+# --- samples of texts -------------------------------------------------------------------------------------------------
+#
+# They derive from two small matrices of the texts that models share,
+#
+#     C = Σ_t w_t (R_t - R̄)(R_t - R̄)ᵀ      products of midranks          (M, M)
+#     G = Σ_t w_t (x_t - x̄)(x_t - x̄)ᵀ      products of scores           (M, M)
+#
+# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. So a replicate costs no sorting.
 
 
 QUINTILES = 5
@@ -178,7 +185,7 @@ def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.diff(np.interp(borders, reached, spread)) / np.diff(borders)
 
 
-# --- how far models agree on a corpus ---------------------------------------------------------------------------------
+# --- agreement --------------------------------------------------------------------------------------------------------
 
 
 LEVEL = 0.95  # of the intervals
@@ -429,7 +436,15 @@ def _limits(draws: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.where(undefined, np.nan, limits), 0, -1)
 
 
-# --- what all models of a zoo say together ----------------------------------------------------------------------------
+# --- the consensus ----------------------------------------------------------------------------------------------------
+#
+# | column | meaning |
+# |---|---|
+# | `mean_rank` | mean over the models of the text's rank, 1 for the lowest score |
+# | `rank_sd` | population standard deviation over the models of these ranks: how far they disagree |
+# | `pc1` | the text's coordinate on the first principal component of the standardised scores, texts as points |
+# | `n_models` | models that have scored the text |
+# | `status` | `ok`, or `incomplete`: not every model has scored the text, which then has no consensus |
 
 
 ROWS = 2**16  # of a part

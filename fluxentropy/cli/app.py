@@ -32,7 +32,7 @@ from fluxentropy.errors import FluxentropyError, UsageError
 from fluxentropy.runs.files import plain, versions
 from fluxentropy.runs.progress import DEBUG, debugging
 
-# --- what surrounds a command: signals, what libraries say, and stdout. Only the command line uses it -----------------
+# --- signals, quiet libraries, stdout ---------------------------------------------------------------------------------
 
 
 QUIET = {

@@ -56,7 +56,10 @@ from fluxentropy.scoring.scorer import open_scorer
 from fluxentropy.verification import VerifyConfig
 from fluxentropy.verification.verify import verify
 
-# --- real text that every Python installation carries, for the demo ---------------------------------------------------
+# --- its text ---------------------------------------------------------------------------------------------------------
+#
+# Five kinds: Python's help topics, docstrings and source code of the standard library, its character tables, and the
+# descriptions of the installed packages. They range from prose to tables, so their entropies spread widely.
 
 
 MIN_CHARS, MAX_CHARS = 200, 1500
@@ -228,7 +231,7 @@ def _shuffled(rng: random.Random, names: list[str]) -> list[str]:
     return rng.sample(names, len(names))
 
 
-# --- what the demo trains ---------------------------------------------------------------------------------------------
+# --- its trainings ----------------------------------------------------------------------------------------------------
 
 
 NAME = "small-gpt"
@@ -408,7 +411,7 @@ def comparison(config: DemoConfig) -> Outcome:
     return Outcome(lines=lines, data=data, exit_code=compared.exit_code)
 
 
-# --- `fluxentropy demo`: everything once, offline, on text that every Python installation carries ---------------------
+# --- `fluxentropy demo` -----------------------------------------------------------------------------------------------
 
 
 BINS = 4

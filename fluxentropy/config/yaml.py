@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fluxentropy.errors import FluxentropyError, UsageError
 
-# --- YAML <-> dataclasses: what `--config` reads and what run directories and `--print-config` write ------------------
+# --- YAML -------------------------------------------------------------------------------------------------------------
 
 
 # Numbers like 3e-4, which YAML 1.1, and so PyYAML, takes for text: tag, pattern and first characters.
@@ -186,7 +186,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else f": use one of {', '.join(known)}"
 
 
-# --- where the files that come with the package lie: the configurations of the root folder `configs/` -----------------
+# --- the configurations of the package --------------------------------------------------------------------------------
 
 
 def config_path(kind: str) -> Path:

@@ -15,7 +15,10 @@ from fluxentropy.corpus.textfiles import Record, Rejected, TextFile
 from fluxentropy.errors import SourceError
 from fluxentropy.runs.tables import json_value
 
-# --- what a field of a text file holds in all its rows, and the Arrow type that keeps every value as it i -------------
+# --- types of fields --------------------------------------------------------------------------------------------------
+#
+# A `FieldType` grows with the rows: `json_field` and `csv_field` look at some values, and `|` joins what was seen.
+# Neither the order of the rows nor how they are grouped matters, except that the fields of an object keep their order.
 
 
 MAX_DEPTH = 32  # of nested arrays and objects; Arrow files allow 64, and lists cost two
@@ -201,7 +204,7 @@ def _is_float(value: int) -> bool:
         return False
 
 
-# --- the pass over a text file before anything else -------------------------------------------------------------------
+# --- the first pass ---------------------------------------------------------------------------------------------------
 
 
 CHUNK_ROWS, CHUNK_BYTES = 1024, 2**23  # of source text; how many rows become Arrow arrays at a time

@@ -33,7 +33,7 @@ from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.files import plain, read_json, sha256_file, versions, write_json, write_text
 from fluxentropy.runs.progress import Progress
 
-# --- `diagnostics.json`: the results of a diagnosis as plain numbers, lists and names ---------------------------------
+# --- the record -------------------------------------------------------------------------------------------------------
 
 
 def to_record(result: Diagnostics) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _correlation(result: Diagnostics) -> dict[str, Any]:
     }
 
 
-# --- `summary.md` -----------------------------------------------------------------------------------------------------
+# --- in words ---------------------------------------------------------------------------------------------------------
 
 
 # Log odds per standard deviation are about Cohen's d, the distance of the class means in standard deviations.

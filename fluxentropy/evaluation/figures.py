@@ -24,7 +24,7 @@ from fluxentropy.evaluation.diagnostics import Diagnostics, Model, regimes
 from fluxentropy.evaluation.statistics import Share, shares
 from fluxentropy.figures import DOUBLE, GREY, SINGLE, lettering, new_figure, paper, save
 
-# --- what the pictures of a diagnosis share: colours, grids of panels, labels and limits ------------------------------
+# --- panels -----------------------------------------------------------------------------------------------------------
 
 
 TRUE, FALSE = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
@@ -89,7 +89,7 @@ def reference(axes: Axes, *, x: float | None = None, y: float | None = None) -> 
     draw(place, color=GREY, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
 
 
-# --- the pictures of a diagnosis that are maps ------------------------------------------------------------------------
+# --- maps -------------------------------------------------------------------------------------------------------------
 
 
 Box = tuple[float, float, float, float]  # left, right, low, high
@@ -238,7 +238,7 @@ def _level(density: np.ndarray, share: float) -> float:
     return float(heights[np.searchsorted(np.cumsum(heights), share * heights.sum())])
 
 
-# --- the pictures of a diagnosis, each as PNG and SVG -----------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 GRID = 512  # points of a curve

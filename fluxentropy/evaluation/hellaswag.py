@@ -30,7 +30,7 @@ from fluxentropy.runs.files import atomic_path, versions
 from fluxentropy.runs.progress import Progress
 from fluxentropy.scoring.scorer import open_path
 
-# --- one row for each question ----------------------------------------------------------------------------------------
+# --- items ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

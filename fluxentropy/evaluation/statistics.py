@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-# --- effects of a metric on a yes-or-no target beside the regression --------------------------------------------------
+# --- effects ----------------------------------------------------------------------------------------------------------
 
 
 SIGNIFICANT = 0.05  # two-sided
@@ -203,7 +203,10 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     return p
 
 
-# --- how well probabilities tell two classes apart, and how far they can be trusted -----------------------------------
+# --- prediction -------------------------------------------------------------------------------------------------------
+#
+# The area under the ROC curve (AUC) is the probability that a random positive has a higher score than a random
+# negative, ties counting one half: 0.5 is chance.
 
 
 def roc_auc(y: np.ndarray, score: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from fluxentropy.experiments.judging import LAST, NATS, has_margin
 from fluxentropy.experiments.options import NONE
 from fluxentropy.experiments.statistics import LEVEL, POWER, SIGNIFICANT
 
-# --- numbers and tables in Markdown -----------------------------------------------------------------------------------
+# --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -77,7 +77,7 @@ def count(number: int) -> str:
     return f"{number / 1e6:.2g} M" if number >= 1e6 else f"{number:,}"
 
 
-# --- A comparison in words: `comparison.md`, `grpo_comparison.md`, and the lines that the command prints --------------
+# --- in words ---------------------------------------------------------------------------------------------------------
 
 
 Record = Mapping[str, Any]

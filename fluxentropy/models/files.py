@@ -25,7 +25,7 @@ from fluxentropy.models.weights import format_bytes
 from fluxentropy.models.zoo import ZooEntry, read_zoo, shipped_zoos, zoo_path
 from fluxentropy.runs.files import fingerprint_file, fingerprint_json
 
-# --- the files of a zoo entry on this machine: where they are kept, and which of them are missing ---------------------
+# --- files of models --------------------------------------------------------------------------------------------------
 
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # whole, or as shards that NAME.index.json lists

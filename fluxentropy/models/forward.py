@@ -27,7 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from fluxentropy.entropy import TokenStats, concatenate, token_stats
 
-# --- from token ids to per-token statistics with any `AutoModelForCausalLM`, without the full logits tens -------------
+# --- paths through a model --------------------------------------------------------------------------------------------
 
 
 COLUMNS = 2048  # vocabulary columns projected at once
@@ -286,7 +286,20 @@ def distance(entropy: Tensor, reference: Tensor, *, exact: bool) -> float:
     return float(torch.maximum(difference.mean(), difference.max() / 10) if exact else difference.mean())
 
 
-# --- which rows may go through a model together, so that no row's result depends on its neighbours, or on -------------
+# --- which rows may share a batch -------------------------------------------------------------------------------------
+#
+# The right value of a text is the model's own, alone on that text in a fresh process. Most decoders give it in any
+# batch of right-padded rows. Some look at the whole batch, and some remember earlier ones:
+#
+# - LongRoPE (Phi-3, Phi-3.5, PhiMoE, MiniCPM) takes another rotary table for all rows once the longest passes
+#   `original_max_position_embeddings`.
+# - Dynamic NTK makes its table for the longest row beyond `max_position_embeddings`, and keeps it for later batches of
+#   rows that are shorter, but beyond that length too.
+# - Experts of a limited capacity drop the tokens that come too late, padding and neighbours counted.
+#
+# `Grouped` runs such rows apart: up to a length that cannot matter together, longer ones with rows of their own length
+# only (no padding, and one length for all), or each alone. `row_limit` reads from the configuration what no short probe
+# can show, a limit of thousands of tokens; everything else is found by probe rows (`scorer.choose_path`).
 
 
 ALONE = -1  # a limit: not even rows of one length share a batch

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
-# --- the tokenizer that a GGUF file describes -------------------------------------------------------------------------
+# --- tokenizers of GGUF files -----------------------------------------------------------------------------------------
+#
+# metadata = read_gguf(file).metadata
+# tokenizer = build_tokenizer(metadata, name)  # "ab 12" -> the ids the model was trained on, or ModelError
+#
+# A file gives the vocabulary and names the rest: `tokenizer.ggml.model` is the kind (gpt2: byte-level BPE; llama: a
+# SentencePiece vocabulary; t5: unigram; gemma4: BPE on text), `tokenizer.ggml.pre` the rule that cuts a text into
+# pieces
+# before BPE joins bytes within them. The rules stand in `RULES`: those of the models themselves where they are known,
+# as llama.cpp states them else (`src/llama-vocab.cpp`, which approximates a few, see docs/model-files.md).
 
 
 KEY = "tokenizer.ggml."
@@ -373,7 +382,7 @@ def _specials(
     return found
 
 
-# --- GGUF files -> model folders with float32 weights, made once and kept in the cache folder -------------------------
+# --- conversion -------------------------------------------------------------------------------------------------------
 
 
 BLOCK = 2**20  # bytes copied at once

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-# --- A GGUF file's metadata and table of tensors, and a split file joined ---------------------------------------------
+# --- GGUF files -------------------------------------------------------------------------------------------------------
 
 
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -188,7 +188,11 @@ def _part(reader: Any, file: Path, number: int, count: int) -> Any:
     return reader
 
 
-# --- the configuration of the model in a GGUF file, from its metadata -------------------------------------------------
+# --- configurations of GGUF files -------------------------------------------------------------------------------------
+#
+# transformers reads a part of the metadata and fills the rest with the values of another model. Here each architecture
+# is written out: a key that is not known refuses the file. Keys, defaults and what is tied are those
+# of llama.cpp (`src/models/*.cpp`), which writes and runs such files.
 
 
 ROPE_FREQUENCIES = "rope_freqs.weight"

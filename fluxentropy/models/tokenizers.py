@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# --- the tokenizer of a model, without the model: found by name, kept as files, and fast ------------------------------
+# --- tokenizers by name -----------------------------------------------------------------------------------------------
 
 
 BYTES = "bytes"  # the name of the built-in tokenizer
@@ -178,7 +178,21 @@ def _fingerprint(digests: Mapping[str, str]) -> str:
     return "sha256:" + fingerprint_json(dict(digests))
 
 
-# --- how many bytes of text each token of a vocabulary stands for: what bits per byte divide by -----------------------
+# --- bytes of tokens --------------------------------------------------------------------------------------------------
+#
+# A token's own bytes are those of the text that it holds, in UTF-8:
+#
+#     vocabulary                    token           own bytes
+#     byte-level                    "Ã" "Ġthe"      1, 4: each character is a byte
+#     with a sign for spaces        "▁the"          4: the sign is a space
+#     with single bytes             "<0xC3>"        1
+#     pieces of words               "##ing" "a</w>" 3, 1: what marks a piece is no text
+#     added tokens                  "<tool>"        6, where a text has them
+#     unknown words                 "[UNK]"         0: the text cannot be had back from it
+#
+# So a character that is cut counts for each token with the bytes that the token has of it. The text of a token is that
+# after the tokenizer's normaliser: where this composes accents or lowers case, the bytes are those of the result, and
+# spaces that it drops are no token's. A space in front that the text does not have counts nowhere.
 
 
 PREDICTED_BYTES = "own bytes of tokens"  # the rule, by which a run is told from those of another one
@@ -407,7 +421,7 @@ def _walk(state: Any) -> Iterator[dict[str, Any]]:
             yield from _walk(item)
 
 
-# --- texts -> token ids, with what the scores need to know about them: bytes, truncation, predicted bytes -------------
+# --- texts -> tokens --------------------------------------------------------------------------------------------------
 
 
 CHARS_PER_TOKEN = 32  # a text's first max_tokens * this many characters are tokenised first; more only where needed

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# --- are a model's weights those of its files? A weight that no file holds would be random, one that noth -------------
+# --- weights and names ------------------------------------------------------------------------------------------------
 
 
 SHOWN = 6  # names in a message
@@ -137,7 +137,12 @@ def _untie(model: Any) -> str:
     return "its configuration ties the head to the embedding, and its files hold another head: that one is used"
 
 
-# --- what kind of model a configuration describes, and which class of transformers loads all of it --------------------
+# --- kinds of models --------------------------------------------------------------------------------------------------
+#
+# A causal decoder is loaded as such. A wrapper that adds eyes or ears to one (LLaVA, Qwen2-VL, Mllama, Voxtral) is
+# loaded
+# whole, and reads text alone: its logits are those of the decoder inside. `AutoModelForCausalLM` knows some wrappers
+# not at all, and takes only the text part of others. What has no distribution over a next token gets a sentence.
 
 
 def loader_for(name: str, config: Any, *, own_code: bool = False) -> Any:
@@ -202,7 +207,7 @@ def _peek(path: Path, says: Callable[[Any], bool]) -> bool:
         return False
 
 
-# --- how much memory is free, whether a model's weights fit into it, and which errors mean that they did  -------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 MARGIN = 1.1  # on the size of the weights: room for activations and the libraries' own copies

@@ -32,7 +32,7 @@ from fluxentropy.runs.files import read_json, sha256_file, versions, write_json
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import TableFiles, table_files
 
-# --- `bins.json`, the record of all bins ------------------------------------------------------------------------------
+# --- bins.json --------------------------------------------------------------------------------------------------------
 
 
 def bins_json(
@@ -80,7 +80,7 @@ def bin_outcome(config: BinConfig, bins: Bins) -> Outcome:
     return Outcome(lines=lines, data={"out": str(config.out), **found, **({"blocks": blocks} if blocks else {})})
 
 
-# --- `fluxentropy bin`: a scored corpus -> `data/bin=NN/` folders of Arrow shards, cut at exact edges -----------------
+# --- `fluxentropy bin` ------------------------------------------------------------------------------------------------
 
 
 OWNED = (DATA, "bin=*", "unscored", "bins.json", FOLDER)  # what a run of `bin` puts into its folder, or once put

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-# --- tokens packed into blocks of one length: pure, no files ----------------------------------------------------------
+# --- packing ----------------------------------------------------------------------------------------------------------
+#
+#     documents   5 6 0 | 7 0 | 8 9 0       L = 3, 0 ends a document
+#     block 0     5 6 0 7        starts 0 3      documents 0 1      predictions 5→6, 6→0, 0→7
+#     block 1     7 0 8 9        starts 0 2      documents 1 2      predictions 7→0, 0→8, 8→9
+#     left over   5, which nothing predicts, and the last 0
+#
+# Neighbouring blocks share one token, so that every token of the stream but the first is predicted exactly once.
 
 
 BATCH_BLOCKS = 256  # of a record batch
@@ -131,7 +138,7 @@ class Packer:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-# --- the texts of bins as tokens, packed into blocks of one length to train on ----------------------------------------
+# --- blocks -----------------------------------------------------------------------------------------------------------
 
 
 FOLDER, RECORD, TOKENIZER = "_blocks", "blocks.json", "tokenizer"

@@ -32,7 +32,7 @@ from fluxentropy.runs.files import sha256_file
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import reading
 
-# --- proves a directory of bins ---------------------------------------------------------------------------------------
+# --- bins -------------------------------------------------------------------------------------------------------------
 
 
 SUMS = ("rows", "tokens", "hash")
@@ -296,7 +296,9 @@ def _name(number: int) -> str:
     return "unscored" if number == UNSCORED else f"bin {number}"
 
 
-# --- proves the blocks of a directory of bins -------------------------------------------------------------------------
+# --- blocks -----------------------------------------------------------------------------------------------------------
+#
+# Files -> their folder's manifest -> blocks.json -> bins.json. Each file is read once.
 
 
 MADE = {"rows": int, "tokens": int, "documents": int, "empty": int, "left_over": int, "files": list}

@@ -39,7 +39,7 @@ from fluxentropy.runs.files import atomic_path, read_json
 from fluxentropy.runs.tables import reading, table_files
 from fluxentropy.scoring.scores import PER_TOKEN, REGISTRY
 
-# --- scores made of other scores: arithmetic over the columns of a run ------------------------------------------------
+# --- expressions ------------------------------------------------------------------------------------------------------
 
 
 TOKEN = re.compile(
@@ -216,7 +216,7 @@ def _read(text: str) -> tuple[str, tuple[str, ...]]:
     return code, tuple(columns)
 
 
-# --- scores of another run for the same texts, joined by id -----------------------------------------------------------
+# --- columns of another run -------------------------------------------------------------------------------------------
 
 
 MEMORY = "1GB"  # what the join holds; the rest is on disk
@@ -353,7 +353,15 @@ def _text(path: Path) -> str:
     return "'" + plain.replace("'", "''") + "'"
 
 
-# --- what `--by` names beyond the columns of the input: expressions, and columns of another run -----------------------
+# --- derived columns --------------------------------------------------------------------------------------------------
+#
+#     --by entropy_mean                  a column of the input: nothing to do
+#     --by difficulty --scores OTHER     a column of another run, joined by id
+#     --by "z(a) - b_joined"             an expression of the one and the other
+#     --by learnability                  a score of the registry that is an expression
+#
+# The values are written into a file beside each file of the input, as `join_scores` does it, and from then on are read
+# like any other column. So whatever is exact for a column is exact for an expression.
 
 
 Standards = Mapping[str, tuple[float, float]]  # expression within z(...) -> its mean and standard deviation

@@ -29,7 +29,16 @@ import pyarrow as pa
 
 from fluxentropy.errors import RunError, UsageError
 
-# --- A column of a table -> its numbers, and how many rows have none --------------------------------------------------
+# --- a column of scores -----------------------------------------------------------------------------------------------
+#
+#     [2.5, null, NaN, -0.0]  ->  values [2.5, -0.0], 1 null, 1 NaN
+#
+# All numbers become float64. What that would change (an integer beyond 2^53) is refused, and so are infinities: they
+# have no place in a mean, and no edge can lie between two of them.
+#
+# Means and standard deviations come from exact sums, so they are the same to the last bit for any order and any parts:
+#
+#     mean = Σx / n        std = √(Σx² / n − mean²)
 
 
 EXACT = 2**53  # up to here float64 holds every whole number
@@ -175,7 +184,19 @@ def _squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return squares, ((high * high - squares) + 2 * high * low) + low * low
 
 
-# --- histograms of floats that do not depend on the order or the parts of their values --------------------------------
+# --- histograms -------------------------------------------------------------------------------------------------------
+#
+# A float64 becomes 64 *ordered bits*, whose order as integers is the order of the numbers:
+#
+#     -1.0 -> 400fffffffffffff    0.0 -> 8000000000000000    1.0 -> bff0000000000000    2.0 -> c000000000000000
+#
+# A histogram counts the values by their top `depth` bits, where `depth` is the largest for which at most CELLS of these
+# prefixes occur. A column of few distinct values is held exactly (`depth` 64), however long it is. The depth of a
+# union is never larger than that of a part, and follows from the parts' cells; hence
+#
+#     histogram(a) + histogram(b) == histogram(a and b)
+#
+# bit for bit, for any parts, in any order, in any grouping.
 
 
 CELLS = 2**16  # at most so many cells: 1.5 MB in memory
@@ -316,7 +337,7 @@ def _check_total(weight: float) -> None:
         raise UsageError(f"the weights add up to {weight:.4g}: beyond 2^53 (9.007e15) their sums are not exact")
 
 
-# --- exact quantiles of a column of any length, in bounded memory, whatever its order, its parts and who  -------------
+# --- quantiles --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -500,7 +521,12 @@ def _checked(levels: Sequence[float]) -> np.ndarray:
     return array
 
 
-# --- what one pass over a part of a column leaves ---------------------------------------------------------------------
+# --- summaries --------------------------------------------------------------------------------------------------------
+#
+#     of(part 1) + of(part 2) == of(part 2) + of(part 1) == of(both)
+#
+# It holds exact sums for mean and standard deviation, the first histogram of the quantiles, and counts of the rows
+# without a number.
 
 
 PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99)  # of `stats`

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fluxentropy.ordering.expressions import Derived
 
 
-# --- units of a sort that workers share -------------------------------------------------------------------------------
+# --- what a worker does -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class SortRuns:
         return UnitRuns(num_rows=rows, runs=runs)
 
 
-# --- `fluxentropy sort`: a globally sorted corpus of any size, in bounded memory --------------------------------------
+# --- `fluxentropy sort` -----------------------------------------------------------------------------------------------
 
 
 TIE_BREAKERS = ("id", "source_file", "source_row")  # in this order, always ascending, where the columns exist

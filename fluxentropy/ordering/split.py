@@ -32,7 +32,17 @@ from fluxentropy.runs.files import atomic_path, read_json, sha256_file, write_js
 from fluxentropy.runs.mergesort import Part, sorted_parts
 from fluxentropy.runs.tables import reading
 
-# --- the pieces between the two steps of binning ----------------------------------------------------------------------
+# --- pieces -----------------------------------------------------------------------------------------------------------
+#
+#     .pieces/part-00003.arrow    the rows of scored file 3, in record batches of one bin and one range of places each
+#     .pieces/.part-00003.json    written last: {"rows": 9, "hash": …, "bins": {"0": 5, "1": 4},
+#                                 "batches": {"0": [[0], [1]], "1": [[2, 4], [3]]}, "ranges": 2, "boot": …, "format": 3}
+#
+# `batches` says which record batches hold a bin's first range of places, its second, and so on. Places of a shuffled
+# bin are hashes, so its ranges are about equal, and the bin is sorted range by range.
+#
+# Pieces are not forced to the disk: a process may be killed at any time, but after a power cut they may be torn. Their
+# records therefore name the machine's start in which they were written, and count only as long as it lasts.
 
 
 PIECES = ".pieces"
@@ -132,7 +142,7 @@ def _batches(places: list[tuple[Path, list[int]]]) -> Iterator[pa.RecordBatch]:
                     yield file.get_batch(number)
 
 
-# --- the two steps from scored files to bins, each a picklable job of one unit ----------------------------------------
+# --- the two steps ----------------------------------------------------------------------------------------------------
 
 
 BATCH_BYTES, BATCH_ROWS = 2**22, 2**16  # of the input at a time

@@ -32,7 +32,7 @@ from fluxentropy.schedules.dataset import FOLDER
 from fluxentropy.schedules.schedule import Adaptive
 from fluxentropy.scoring.scorer import choose_path
 
-# --- what happens at the end of a step, each a callback, in this order ------------------------------------------------
+# --- callbacks --------------------------------------------------------------------------------------------------------
 
 
 class StepCallback(lightning.Callback):
@@ -234,7 +234,7 @@ class Checkpoints(StepCallback):
             old.unlink()
 
 
-# --- multiple-choice questions that a model answers while it is trained, by the evaluator of `fluxentropy -------------
+# --- questions on the way ---------------------------------------------------------------------------------------------
 
 
 class QuestionRounds(StepCallback):

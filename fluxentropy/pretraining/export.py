@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# --- our GPT <-> models of transformers -------------------------------------------------------------------------------
+# --- names and order of weights ---------------------------------------------------------------------------------------
+#
+# With rotary positions, as in the modern preset, it is a NanoChat; with learned ones, as in the `gpt2` preset, a GPT-2.
+#
+# NanoChat turns the second half of a head against the first, we the first against the second: the halves of the rows of
+# queries and keys change places. GPT-2 has one matrix for queries, keys and values, and stores the matrices of its
+# blocks transposed, (inputs, outputs).
 
 
 Family = Literal["nanochat", "gpt2"]
@@ -244,7 +250,7 @@ def _turned(name: str, weight: Tensor, head_width: int) -> Tensor:
     return weight.T if weight.ndim == 2 and name.startswith("transformer.h.") else weight
 
 
-# --- A trained GPT -> a model folder of transformers: it scores text, joins a zoo, and generates ----------------------
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 TOKENIZER_FILES = (

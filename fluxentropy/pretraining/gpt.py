@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-# --- causal attention: rotary positions, document masks, and the kernels ----------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------------------
+#
+# Shape legend: B rows, T positions, H heads, K key and value heads, E width of a head.
 
 
 Mask = Tensor | BlockMask | None  # None: causal, over the whole row
@@ -75,7 +77,12 @@ def document_mask(starts: Tensor, *, flex: bool = False) -> Tensor | BlockMask:
     return ((at <= at[:, None]) & (at >= starts[:, :, None]))[:, None]
 
 
-# --- the architecture of a GPT, as options ----------------------------------------------------------------------------
+# --- the configuration ------------------------------------------------------------------------------------------------
+#
+# The modern preset has rotary positions (Su et al. 2021, arXiv:2104.09864), RMSNorm without weights (Zhang and Sennrich
+# 2019, arXiv:1910.07467) also right after the embedding, normalised queries and keys (Henry et al. 2020,
+# arXiv:2010.04245), a squared ReLU (So et al. 2021, arXiv:2109.08668), output projections that start at zero, and
+# logits soft-capped with tanh (Gemma Team 2024, arXiv:2408.00118).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +178,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# --- A compact GPT in plain PyTorch, with a modern preset and the one of GPT-2 ----------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
 IGNORE = -100  # a target that does not count

@@ -22,7 +22,7 @@ from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.sampler import Draws
 from fluxentropy.schedules.schedule import Adaptive
 
-# --- from a sampler to batches of tensors: a data set that is indexed by the step, and its DataLoader -----------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 class BlockBatches(Dataset[dict[str, Any]]):
@@ -100,7 +100,9 @@ def block_loader(
     )
 
 
-# --- sequence-length warm-up ------------------------------------------------------------------------------------------
+# --- short pieces first -----------------------------------------------------------------------------------------------
+#
+# length 8, from 2 over 100 tokens     tokens 0: 2     40: 4     80: 4     100 and more: 8
 
 
 @dataclass(frozen=True, kw_only=True)

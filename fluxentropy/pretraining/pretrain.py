@@ -55,7 +55,7 @@ from fluxentropy.schedules.dataset import FOLDER, BlockSet
 from fluxentropy.schedules.sampler import Draws, open_sampler
 from fluxentropy.schedules.schedule import group_bins
 
-# --- `fluxentropy pretrain`: token blocks in, a trained GPT out, resumable to the exact step --------------------------
+# --- `fluxentropy pretrain` -------------------------------------------------------------------------------------------
 
 
 OWNED = ("metrics.csv", "timings.csv", "ledger.parquet", PIECES, "export*", "tensorboard", "wandb")
@@ -431,7 +431,7 @@ def _lineage(one: Bin) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-# --- what `verify` proves of a training: its files are as they were written, and its ledger is true -------------------
+# --- checks of trainings ----------------------------------------------------------------------------------------------
 
 
 def check_training(findings: Findings, manifest: dict[str, Any], _: Engine) -> None:

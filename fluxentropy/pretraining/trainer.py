@@ -34,7 +34,7 @@ from fluxentropy.runs.files import read_json
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.sampler import Sampler
 
-# --- the trainer: a GPT under a plan of blocks, in Lightning ----------------------------------------------------------
+# --- the trainer ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -303,7 +303,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step-*.ckpt"), default=None)
 
 
-# --- the number of threads of a training: with another one, the same run has other last bits --------------------------
+# --- threads ----------------------------------------------------------------------------------------------------------
+#
+# torch sums some gradients by thread, on a CPU that of LayerNorm's weights for one, so the sums depend on how many
+# there are. A run notes the number with which it was begun, and goes on with it.
 
 
 log = logging.getLogger(__name__)

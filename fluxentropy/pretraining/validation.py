@@ -23,7 +23,7 @@ from fluxentropy.ordering.shards import bin_folder, bins_top
 from fluxentropy.runs.tables import reading
 from fluxentropy.schedules.dataset import BlockSet
 
-# --- validation: the loss of a GPT on held-out blocks, for each bin and overall ---------------------------------------
+# --- held-out losses --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,12 @@ def _batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield numbers[start : start + size]
 
 
-# --- losses by the source of documents: each token counts for the document that it stands in --------------------------
+# --- losses of sources ------------------------------------------------------------------------------------------------
+#
+# A block knows where its documents begin, and which rows of the bin's shards they are; the rows say the source.
+#
+#     starts 0 3, documents 7 8        0 1 2 3 4 5      tokens of the block
+#     sources of rows 7 and 8: a b     a a a b b b
 
 
 MOST = 20  # sources that are told apart; the smaller ones are OTHER

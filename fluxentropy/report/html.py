@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-# --- pages from the templates in `templates/`, which escape all that is put in; and Markdown as this pack -------------
+# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -203,7 +203,10 @@ def _stand(cells: Sequence[tuple[Token, str]]) -> None:
             cell.attrs = {"scope": "col", **looks} if cell.tag == "th" else {**looks}
 
 
-# --- small charts as inline SVG ---------------------------------------------------------------------------------------
+# --- charts -----------------------------------------------------------------------------------------------------------
+#
+# A chart is made of numbers and texts here, in units that are scaled to the width of its column; `chart` in
+# `templates/parts.html` draws it, and `report.css` has the colours.
 
 
 COLOURS = 8  # classes s0 … s7 of the style sheet

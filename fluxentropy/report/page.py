@@ -29,7 +29,7 @@ from fluxentropy.runs.files import versions, write_text
 from fluxentropy.runs.find import KINDS, LeftOut, Run, find_runs
 from fluxentropy.runs.progress import Progress
 
-# --- the page of a report: a table of what is on it, a section for each run, and what was left out --------------------
+# --- the page ---------------------------------------------------------------------------------------------------------
 
 
 LARGEST = 5_000_000  # bytes of the page
@@ -213,7 +213,10 @@ def fingerprints(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name or "whole", value
 
 
-# --- `fluxentropy report`: one self-contained HTML page about what the other commands wrote ---------------------------
+# --- `fluxentropy report` ---------------------------------------------------------------------------------------------
+#
+# runs/find.py -> report/scores.py, report/tokens.py -> report/sections.py, report/trainings.py -> report/page.py;
+# report/html.py has the templates.
 
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,10 @@ from fluxentropy.runs.files import atomic_path, write_text
 from fluxentropy.runs.find import COLUMNS, NUMBERS, OLD_COLUMNS
 from fluxentropy.scoring.scorer import Scorer, open_scorer
 
-# --- texts with their tokens coloured, without a script ---------------------------------------------------------------
+# --- the view ---------------------------------------------------------------------------------------------------------
+#
+# Each token has a class for each measure (e5 v12 s3), and radio buttons decide which of them colours it. Texts and
+# tokens are untrusted: they enter a page as escaped text only, never as markup, code or style.
 
 
 LEVELS = 24  # steps of the colour scale
@@ -323,7 +326,7 @@ def _view(name: str, rows: Sequence[TokenRow]) -> TokenView:
     return TokenView(text="".join(row.token for row in rows), id=name, model="", tokens=rows)
 
 
-# --- `fluxentropy tokens`: the statistics of every token of a few texts, as a heat map and a CSV ----------------------
+# --- `fluxentropy tokens` ---------------------------------------------------------------------------------------------
 
 
 @command

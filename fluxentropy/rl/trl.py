@@ -40,7 +40,15 @@ from fluxentropy.rl.probe.probe import OF_THE_UPDATE, EntropyProbe, Part
 from fluxentropy.rl.probe.responses import Responses, Sampler, responses
 from fluxentropy.rl.probe.step import clip_factor
 
-# --- TRL's GRPOTrainer, which also remembers the batch of the update that a probe takes apart -------------------------
+# --- the trainer ------------------------------------------------------------------------------------------------------
+#
+#     from fluxentropy.rl import EntropyProbeCallback, RecordingGRPOTrainer
+#
+#     trainer = RecordingGRPOTrainer(model, reward_funcs, args=GRPOConfig(...), train_dataset=...)
+#     trainer.add_callback(EntropyProbeCallback(trainer, prompts, parts=["measured", "two_batch"]))
+#
+# Only for parts of the update (two batches, kernel, U-statistic, attribution); all others need no subclass. Training is
+# that of GRPOTrainer, to the bit. Needs the extra `trl`.
 
 
 KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
@@ -152,7 +160,7 @@ def _divisors(inputs: Mapping[str, Any], args: GRPOConfig, window: int) -> Tenso
     return float(inputs["num_items_in_batch"]) * window / (args.steps_per_generation or window)
 
 
-# --- what each step of TRL's GRPOTrainer does to the entropy ----------------------------------------------------------
+# --- the callback -----------------------------------------------------------------------------------------------------
 
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from fluxentropy.runs.files import read_json, sha256_file
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import reading
 
-# --- what `verify` finds in a run directory: damage by path, and what was left behind and does no harm ----------------
+# --- what was found ---------------------------------------------------------------------------------------------------
 
 
 LEFTOVERS = (".aside-*", ".damaged-*", ".spill*", ".pieces")  # of killed commands; hidden, so that no reader sees them
@@ -115,7 +115,9 @@ def damage(file: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-# --- proves a directory of numbered parts, of `score`, `hellaswag` or a consensus -------------------------------------
+# --- what is checked in every run -------------------------------------------------------------------------------------
+#
+# Only the last row of each source file is kept, so memory does not grow with the rows.
 
 
 COLUMNS = ("source_file", "source_row", "status")

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from fluxentropy.errors import RunError, UsageError
 
-# --- who does the units of a job --------------------------------------------------------------------------------------
+# --- engines ----------------------------------------------------------------------------------------------------------
 
 
 U = TypeVar("U")
@@ -276,7 +276,9 @@ def make_engine(name: str, workers: int, address: str | None = None, gpus: float
     return Processes(workers) if workers > 1 else Local()
 
 
-# --- how a run is cut into parts, and made while the next part is read ------------------------------------------------
+# --- parts of a corpus ------------------------------------------------------------------------------------------------
+#
+# A part is cut by its rows' content alone, so it is the same whenever and however often it is made.
 
 
 PART_ROWS, PART_BYTES = 2**14, 2**26

@@ -16,7 +16,7 @@ from typing import Any
 
 from fluxentropy.errors import RunError
 
-# --- results with arrays and undefined numbers -> what JSON can hold --------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -35,7 +35,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# --- the versions that a manifest records: of this package and of the libraries that decide its numbers ---------------
+# --- versions ---------------------------------------------------------------------------------------------------------
 
 
 RECORDED = ("torch", "transformers", "tokenizers", "pyarrow")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.runs.files import read_json, sha256_file, write_text
 
-# --- how many bytes rows take, by their values alone: the same however the rows are cut into arrays -------------------
+# --- bytes of rows ----------------------------------------------------------------------------------------------------
 
 
 def fixed_width(kind: pa.DataType) -> int:
@@ -365,7 +365,13 @@ def json_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-# --- `metrics.csv` and `timings.csv`, a row a step: the one writer and the one reader of both -------------------------
+# --- metrics.csv ------------------------------------------------------------------------------------------------------
+#
+#     step,tokens,train_loss,val_loss
+#     0,0,,5.54                           what is not known stays empty
+#     10,2560,5.12,
+#
+# Rows are appended while training goes on, and cut back to the checkpoint that a run resumes from.
 
 
 Columns = Mapping[str, np.ndarray]  # name -> (rows,) float64, NaN for an empty cell

@@ -17,7 +17,14 @@ import numpy as np
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 
-# --- pure functions of u = tokens seen / budget -----------------------------------------------------------------------
+# --- pacing and waves -------------------------------------------------------------------------------------------------
+#
+# Every function takes u (n,) in [0, 1] and gives (n,) in [0, 1]. The pool lambda(u) is the share of the corpus, lowest
+# scores first, that is drawn from; it starts at `start` and is the whole from u = `full` on:
+#
+#     lambda(u) = start + (1 - start) g(u / full),  g(0) = 0, g(1) = 1
+#
+# as Wu, Dyer and Neyshabur (2021, "When Do Curricula Work?") write it with their b and a.
 
 
 TEN = 10.0  # the steepness of "exponential" and "logarithmic" in Wu et al.
@@ -98,7 +105,7 @@ def sawtooth(phase: np.ndarray) -> np.ndarray:
 WAVES = {"cosine": cosine, "triangle": triangle, "sawtooth": sawtooth}
 
 
-# --- schedules that reweight: u = tokens seen / budget -> a distribution over the bins, at its own will ---------------
+# --- mixtures ---------------------------------------------------------------------------------------------------------
 
 
 NARROW = 1e-9  # the least width of a piece: narrower ones are a point
@@ -300,7 +307,7 @@ class Tilt(Reweighting):
         return found / found.sum(axis=1, keepdims=True)
 
 
-# --- schedules in stages: of bins in one order, and of the cells of a grid of entropy and varentropy ------------------
+# --- stages -----------------------------------------------------------------------------------------------------------
 
 
 def staged(

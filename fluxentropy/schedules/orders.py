@@ -16,7 +16,7 @@ import numpy as np
 
 from fluxentropy.errors import UsageError
 
-# --- schedules that are permutations ----------------------------------------------------------------------------------
+# --- permutations -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,13 @@ def _at_least_one(cycles: int) -> None:
         raise UsageError(f"schedule.cycles {cycles}: use 1 or more")
 
 
-# --- seeded shuffles without tables -----------------------------------------------------------------------------------
+# --- orders by a seed -------------------------------------------------------------------------------------------------
+#
+#     permuted([0, 1, 2, 3], size=4, key) -> [2, 0, 3, 1]
+#
+# A shuffle of n elements is a Feistel network on the smallest square of a power of two that holds n (Luby and Rackoff
+# 1988), walked along its cycle until it falls below n (Black and Rogaway 2002). It holds only integers of 64 bits, so
+# it is the same on every machine and with every version of NumPy, which its generators do not promise.
 
 
 ROUNDS = 10  # more than the 4 that proofs ask for: small squares mix slowly

@@ -21,7 +21,23 @@ from fluxentropy.schedules.mixtures import Reweighting
 from fluxentropy.schedules.orders import Permutation
 from fluxentropy.schedules.schedule import Adaptive, Schedule
 
-# --- targets that are fractions -> whole numbers of blocks ------------------------------------------------------------
+# --- whole numbers from shares ----------------------------------------------------------------------------------------
+#
+#     targets of 2 bins, step by step   [[0, 0], [1.5, 0.5], [3.0, 1.0]]
+#     counts                            [[0, 0], [2, 0],     [3, 1]]
+#
+# `counts_of` rounds cumulative targets Q (T+1, K), whose rows sum to whole numbers x_t, to whole numbers C that never
+# fall, sum to x_t as well, and are Q rounded down or up: |C - Q| < 1 for every bin after every step.
+#
+# Why that can be (the chairman assignment problem, Tijdeman 1980). Unit i of bin k is what lifts C_k from i - 1 to i.
+# The bound holds if and only if it is drawn not before the first step with Q_k > i - 1, and not after the first with
+# Q_k >= i. Step t draws x_t - x_(t-1) units. Let each step pour to each unit the part of the target that grows in it:
+# (Q_k(t-1), Q_k(t)] cut with (i-1, i]. This fills all steps exactly, and every unit that has a last step; units open
+# at the end are filled in part. So the flow steps -> units has a fractional solution, hence, as its capacities are
+# whole
+# numbers, one in whole numbers. Units are single jobs with a first and a last step, and for these, taking at each step
+# those whose last step is nearest finds a solution where there is one (Steiner and Yeomans 1993, for level schedules).
+# Among equal last steps the largest remainder goes first. What a step holds of Q is integer arithmetic throughout.
 
 
 SCALE = 2**32  # parts of a block in which targets are kept
@@ -121,7 +137,7 @@ def counts_of(targets: np.ndarray, denominator: int = SCALE) -> np.ndarray:
     return counts
 
 
-# --- A plan: how many blocks of each bin each batch of a training holds, from the first to the last -------------------
+# --- plans ------------------------------------------------------------------------------------------------------------
 
 
 MAX_BLOCKS = 2**31 - 1  # targets are counted in 2^-32 of a block, in int64

@@ -40,7 +40,12 @@ from fluxentropy.schedules.mixtures import (
 from fluxentropy.schedules.options import COMMON, ScheduleConfig
 from fluxentropy.schedules.orders import Decreasing, Folded, Increasing, Permutation, Random, Zigzag, keys
 
-# --- A schedule that follows the model: bins with more excess loss get more weight ------------------------------------
+# --- adaptive mixtures ------------------------------------------------------------------------------------------------
+#
+# Its state is the list of what it was told, so that whoever has the list has the schedule:
+#
+#     weights of steps [0, every)              n_k / N
+#     weights of steps [s every, (s+1) every)  after the s-th loss vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ class Adaptive:
         return weights
 
 
-# --- A schedule of the user's own: a CSV of weights, or a function ----------------------------------------------------
+# --- custom mixtures --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

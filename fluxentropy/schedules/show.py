@@ -109,7 +109,7 @@ def _percent(share: float) -> str:
     return f"{share:.0f}" if share >= 1 or share == 0 else f"{share:.1f}" if share >= 0.05 else "<.1"
 
 
-# --- the picture of a plan: the share of each bin over the tokens, and how often each bin is drawn in all -------------
+# --- the picture ------------------------------------------------------------------------------------------------------
 
 
 PIECES, CELLS = 200, 60  # parts of the budget, at most: of areas, and of a heat map

@@ -9,7 +9,7 @@ import numpy as np
 
 from fluxentropy.entropy import TokenStats
 
-# --- which rows go through the model together: batches of similar lengths under a budget of padded tokens -------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +77,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-# --- the statistics of a text's tokens put together from the rows of its windows, which come in any order -------------
+# --- statistics gathered by text --------------------------------------------------------------------------------------
 
 
 class TextStats:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# --- how often each token of a vocabulary occurs in a corpus, and the file that keeps it ------------------------------
+# --- counts of tokens -------------------------------------------------------------------------------------------------
 
 
 KEY = b"fluxentropy"
@@ -113,7 +113,7 @@ def add_counts(counts: np.ndarray, texts: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-# --- `fluxentropy count`: how often each token of a model's tokenizer occurs in a corpus. No model is run -------------
+# --- `fluxentropy count` ----------------------------------------------------------------------------------------------
 
 
 @command

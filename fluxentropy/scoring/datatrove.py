@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fsspec.implementations.dirfs import DirFileSystem
 
 
-# --- the scores as a block of a datatrove pipeline --------------------------------------------------------------------
+# --- the block --------------------------------------------------------------------------------------------------------
 
 
 try:
@@ -230,7 +230,14 @@ def file_facts(folder: DataFolder, name: str) -> str:
     return json.dumps(said, sort_keys=True)
 
 
-# --- parquet files in and out of a datatrove pipeline without losing a row --------------------------------------------
+# --- tables in datatrove runs -----------------------------------------------------------------------------------------
+#
+#     web/a.parquet   task 0   TableReader -> … -> TableWriter   scored/00000.parquet
+#     web/b.parquet   task 1                                     scored/00001.parquet
+#     web/c.parquet   task 0
+#
+# datatrove's own reader passes over texts that are empty or null, and its writer leaves a readable file where a task
+# failed. Here each row becomes a document, and each task, also one without rows, one file, whole or none.
 
 
 BATCH_ROWS = 1000

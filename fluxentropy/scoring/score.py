@@ -40,7 +40,7 @@ from fluxentropy.scoring.options import ScoreConfig
 from fluxentropy.scoring.scorer import Scorer, Work, open_scorer
 from fluxentropy.scoring.scores import SCORE_FIELDS, SCORE_NAMES, ExtraScores, score_columns
 
-# --- the job of `score` -----------------------------------------------------------------------------------------------
+# --- what a worker does -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-# --- `fluxentropy score`: a corpus in, a resumable run directory of scores out ----------------------------------------
+# --- `fluxentropy score` ----------------------------------------------------------------------------------------------
 
 
 CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU

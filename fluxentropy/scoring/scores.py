@@ -26,7 +26,10 @@ from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 from fluxentropy.models.tokenizers import Encoded
 
-# --- scores of a text from the statistics of its tokens, its bytes, or how often its tokens occur elsewhe -------------
+# --- scores of a text -------------------------------------------------------------------------------------------------
+#
+# What each stands for, and where it comes from, is in `registry`. Order statistics and slopes need all tokens of a text
+# at once, so these functions take one text each; shapes: T tokens, V the vocabulary.
 
 
 LOWEST_PERCENT = 20  # k of Min-K% and Min-K%++: the default of both papers
@@ -115,7 +118,7 @@ def zlib_ratio(facts: TextFacts) -> float | None:
     return len(zlib.compress(data, ZLIB_LEVEL)) / len(data) if data else None
 
 
-# --- the scores of a text: their names, types and columns -------------------------------------------------------------
+# --- columns of scores ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = N
     return columns
 
 
-# --- every score that texts can be sorted and binned by ---------------------------------------------------------------
+# --- the registry -----------------------------------------------------------------------------------------------------
 
 
 Needs = Literal["every run", "--scores", "--scores, --token-counts", "columns", "two runs", "zoo"]
@@ -348,7 +351,7 @@ def chosen_extra(names: Sequence[str], *, counts: bool) -> tuple[str, ...]:
     return tuple(name for name in EXTRA if name in names or (every and (counts or name not in COUNTS_NEEDED)))
 
 
-# --- the columns that `score --scores` adds to those of every run, made while the texts go through the mo -------------
+# --- scores that are asked for ----------------------------------------------------------------------------------------
 
 
 class ExtraScores:

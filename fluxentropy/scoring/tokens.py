@@ -19,7 +19,7 @@ from fluxentropy.config.results import html_table
 from fluxentropy.entropy import TokenStats
 from fluxentropy.errors import UsageError
 
-# --- A text's tokens as a table, with one alignment wherever a table of tokens stands ---------------------------------
+# --- a text's tokens as a table ---------------------------------------------------------------------------------------
 
 
 ALTERNATIVE = pa.struct([("token", pa.string()), ("probability", pa.float64())])
@@ -128,7 +128,7 @@ def pieces(ids: Sequence[int], decode: Callable[..., object]) -> list[str]:
     return found
 
 
-# --- texts as people hand them over from Python: one, or many; what is no text is named, with its place ---------------
+# --- texts as people hand them over -----------------------------------------------------------------------------------
 
 
 def as_texts(texts: Any, *, nulls: bool = False) -> list[Any]:

@@ -29,7 +29,10 @@ from fluxentropy.runs.tables import reading
 from fluxentropy.scoring.options import ScoreConfig
 from fluxentropy.verification import VerifyConfig
 
-# --- repairs run directories ------------------------------------------------------------------------------------------
+# --- repair -----------------------------------------------------------------------------------------------------------
+#
+# The files taken away come back where the command fails, or where a repair was killed and the next one starts: a repair
+# never leaves less than there was.
 
 
 COMMANDS: dict[str, tuple[str, type, str]] = {  # the function, its configuration, the folder of the run's parts

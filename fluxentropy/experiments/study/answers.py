@@ -30,7 +30,7 @@ from fluxentropy.rl.probe.attribution import QUADRANTS, by_quadrant
 from fluxentropy.rl.probe.estimate import entropy_precision, prompts_needed
 from fluxentropy.runs.tables import Columns
 
-# --- questions about whole steps --------------------------------------------------------------------------------------
+# --- steps ------------------------------------------------------------------------------------------------------------
 
 
 LEVEL = 0.95
@@ -371,7 +371,12 @@ def _indicator(known: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(known), true.astype(float), np.nan)
 
 
-# --- questions about tokens -------------------------------------------------------------------------------------------
+# --- tokens and prompts -----------------------------------------------------------------------------------------------
+#
+# Each attributed step becomes a row of sums, `step_row`; `token_answer` says what the rows say together. A token's
+# part c is nats a sequence, the sum over the tokens is the first-order change by this batch.
+#
+# And about prompts: how many does a reliable entropy need, from the responses of the probed steps?
 
 
 SHARES = (0.5, 0.8, 0.9)

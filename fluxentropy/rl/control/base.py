@@ -27,7 +27,7 @@ from fluxentropy.rl.probe.policy import (
 from fluxentropy.rl.probe.responses import Responses, Sampler
 from fluxentropy.rl.probe.step import difference, entropy_to_go
 
-# --- what a controller may know of an optimizer step after it was taken, computed only where it asks ------------------
+# --- the step, as controllers see it ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +119,11 @@ def token_weights(stats: SequenceStats, batch: Responses) -> Weights:
     return Weights(entropy_to_go(reward) * alive / scale, alive / scale)
 
 
-# --- the tokens of one optimizer step, and what a controller makes of them --------------------------------------------
+# --- tokens of a step -------------------------------------------------------------------------------------------------
+#
+# A controller sees the whole batch of an optimizer step at once, however many micro-batches its gradient is summed
+# over,
+# and answers with a `TokenPlan`: how each token's loss is to be changed. Shape legend: N rows (responses), L positions.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,7 +192,7 @@ class TokenPlan:
     facts: dict[str, float] | None = None
 
 
-# --- what all controllers share ---------------------------------------------------------------------------------------
+# --- controllers ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +270,13 @@ def covariance(batch: TokenBatch) -> Tensor:
     return (A - A.mean()) * (logp - logp.mean())
 
 
-# --- statistics of next-token distributions that controllers of the entropy ask for, from logits, (..., V -------------
+# --- statistics of tokens ---------------------------------------------------------------------------------------------
+#
+#     S*_a = p_a (H + ln p_a) = -∂H/∂z_a          how much the entropy falls if the logit of token a grows
+#     E_{i~p} S*_i = Σ_i p_i² (H + ln p_i)        what it is for a token drawn from p, on average
+#
+# A policy-gradient step on token a, δz = α (e_a - p), changes the entropy by -α (S*_a - E_{i~p} S*_i) to first order.
+# Source: Wang et al. 2026, arXiv:2602.03392. Logits are already divided by the temperature; -inf is probability 0.
 
 
 NUCLEUS = 0.8  # the mass of the nucleus in the code of SIREN

@@ -31,7 +31,10 @@ from fluxentropy.rl.probe.responses import Responses, Sampler
 from fluxentropy.runs.progress import Progress
 from fluxentropy.schedules.orders import keys, permuted
 
-# --- A short supervised warm-up ---------------------------------------------------------------------------------------
+# --- the warm-up ------------------------------------------------------------------------------------------------------
+#
+# The loss is the mean over the tokens of answers, their ends included; the prompts are given. A warm-up follows from
+# the seed alone, and is not resumed within: the first checkpoint is that of after it.
 
 
 IGNORE = -100
@@ -109,7 +112,7 @@ def _numbers(options: WarmUpOptions, seed: int, step: int) -> list[int]:
     return permuted(places % size, np.array([size]), rounds).tolist()
 
 
-# --- what a run of GRPO is made of, and where each step gets its problems and its random numbers ----------------------
+# --- the experiment ---------------------------------------------------------------------------------------------------
 
 
 FAR = 2**31  # where the problems of entropy batches begin

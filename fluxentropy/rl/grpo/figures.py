@@ -28,7 +28,10 @@ from fluxentropy.rl.probe.attribution import FOLDER, QUADRANTS, by_quadrant
 from fluxentropy.rl.probe.estimate import Estimate, Precision, entropy_precision
 from fluxentropy.runs.tables import Columns, read_metrics
 
-# --- pictures of a run's single responses -----------------------------------------------------------------------------
+# --- tails ------------------------------------------------------------------------------------------------------------
+#
+# `responses.parquet` has a row a response with `step`, `prompt`, `length` and `entropy`, the sum of H_k (nats);
+# `attribution/*.parquet` a row a token, as `attribution.write_attribution` writes it.
 
 
 BLUE, RUST, GREEN, VIOLET = "#2f6fa7", "#b4501e", "#2e7d5b", "#7a5195"
@@ -219,7 +222,15 @@ def _scaled(axis: Axis) -> str:
     return f"(10{str(power).translate(RAISED)} nats a sequence)"
 
 
-# --- the reward as a function of the entropy over a training run, R = -a e^H + b, and the ceiling that it -------------
+# --- reward as a function of entropy ----------------------------------------------------------------------------------
+#
+# With x = e^H it is a straight line, fitted by least squares: a = -Cov(x, R)/Var(x), b = R̄ + a x̄. Where the entropy is
+# used up, H = 0, the reward is -a + b: more can only come from elsewhere. Source: Cui et al. 2025, an empirical law; H
+# is per token there (nats).
+#
+# Standard errors: those of least squares with independent residuals of equal variance, or, since the steps of a run are
+# not independent, a moving-block bootstrap. The ceiling usually lies outside the entropies that were seen: its error
+# holds if the law does.
 
 
 LARGEST = 700.0  # nats; e^H is no float64 beyond 709
@@ -329,7 +340,7 @@ def _at(entropy: float, a: float, b: float, covariance: np.ndarray) -> Estimate:
     return Estimate(float(slope @ [a, b]), float(max(slope @ covariance @ slope, 0.0) ** 0.5))
 
 
-# --- the pictures of a finished run of GRPO ---------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 CHANGE = "change of entropy (nats a sequence)"

@@ -31,7 +31,7 @@ from fluxentropy.rl.probe.estimate import leave_one_out
 from fluxentropy.rl.probe.policy import Parameters
 from fluxentropy.rl.probe.responses import Responses
 
-# --- the loss of GRPO -------------------------------------------------------------------------------------------------
+# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 Average = Literal["tokens", "responses", "constant"]
@@ -162,7 +162,13 @@ def adapted_beta(beta: float, kl: float, target: float) -> float:
     return beta * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
-# --- advantages within the group of responses to one prompt: pure functions of rewards, (B, G) -> (B, G) --------------
+# --- advantages -------------------------------------------------------------------------------------------------------
+#
+#     standardised    (r - mean) / (sd + eps), sd over the group       GRPO (Shao et al. 2024, arXiv:2402.03300)
+#     centred         r - mean                                          Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)
+#     leave_one_out   r - mean of the others = G/(G-1) (r - mean)       RLOO (Ahmadian et al. 2024, arXiv:2402.14740)
+#
+# A group whose rewards are all the same has advantages of exactly 0.
 
 
 Advantage = Literal["standardised", "centred", "leave_one_out"]
@@ -192,7 +198,11 @@ def advantages(rewards: Tensor, kind: Advantage, *, eps: float = EPS) -> Tensor:
     return found.masked_fill(same, 0.0)
 
 
-# --- log-probabilities and entropies of chosen tokens, differentiable: the forward pass of training -------------------
+# --- values of tokens -------------------------------------------------------------------------------------------------
+#
+# `rl/probe/policy.py` has them in float64 and for every kind of derivative; here the model runs as it is trained,
+# logits are
+# float32, and rows are cut to their own width. Shape legend: N rows, L positions of the longest response, V vocabulary.
 
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {

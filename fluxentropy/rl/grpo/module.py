@@ -32,7 +32,7 @@ from fluxentropy.runs.files import atomic_path
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import MetricsFile
 
-# --- the reference implementation of GRPO -----------------------------------------------------------------------------
+# --- the module -------------------------------------------------------------------------------------------------------
 
 
 class GRPOModule(lightning.LightningModule):
@@ -172,7 +172,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-# --- what happens at the end of a step of GRPO, in this order: evaluation, metrics, speed, the checkpoint -------------
+# --- callbacks --------------------------------------------------------------------------------------------------------
 
 
 class GRPOCallback(lightning.Callback):

@@ -23,7 +23,7 @@ from fluxentropy.rl.probe.estimate import Estimate, mean_estimate
 from fluxentropy.rl.probe.responses import Responses, Sampler, responses
 from fluxentropy.schedules.orders import keys
 
-# --- responses sampled from a policy with `generate` of transformers --------------------------------------------------
+# --- rollouts ---------------------------------------------------------------------------------------------------------
 
 
 STREAMS = {"weights": 0, "rollout": 1, "entropy": 2, "evaluation": 3, "controller": 4, "warmup": 5}
@@ -201,6 +201,14 @@ def _seeded(seed: int, model: Any) -> Iterator[None]:
 
 
 # --- pass@k -----------------------------------------------------------------------------------------------------------
+#
+#     pass@k = 1 - C(n - c, k) / C(n, k) = 1 - Π_{i=0}^{k-1} (n - c - i) / (n - i)
+#
+# for c right ones of n: the share of the k-subsets of the n that hold a right one. 1 - (1 - c/n)^k is biased downwards.
+# Source: Chen et al. 2021, arXiv:2107.03374.
+#
+# Where a problem has many right answers, pass@k cannot tell a policy that finds them all from one that knows a single
+# one: the number of different right responses among k can.
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -28,7 +28,7 @@ from fluxentropy.errors import FluxentropyError, RunError, SourceError, UsageErr
 from fluxentropy.runs.files import fingerprint_file, fingerprint_json
 from fluxentropy.schedules.orders import keys, permuted
 
-# --- A verifiable task ------------------------------------------------------------------------------------------------
+# --- tasks ------------------------------------------------------------------------------------------------------------
 
 
 GSM8K = "gsm8k"
@@ -131,7 +131,16 @@ def shown(choice: TaskChoice, fields: Mapping[str, Any]) -> str:
         ) from (error)
 
 
-# --- the number that a response gives as its answer, exactly, or that it gives none -----------------------------------
+# --- answers that are numbers -----------------------------------------------------------------------------------------
+#
+# Where the response says what its answer is, in the rest of a line after `####` or in `\boxed{...}` (the last of these
+# counts), that part has to be one number; else the last number of the text is the answer. A number is
+#
+#     18   -18   - 18   1,800   18.50   .5   18e3   3/4   2 1/2   2\frac{1}{2}   2½   18k   18 thousand, million,
+#     billion
+#
+# with a currency before it and a unit after it: 18 $, 18 % and 18 kg are all 18. What stands in an expression (20 - 2),
+# a time (18:30), a date, a range, a version or a name (x18, 18x) is no number; `=` ends what is before it.
 
 
 MARK = "####"
@@ -272,7 +281,10 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return number / over if over else None
 
 
-# --- GSM8K (Cobbe et al. 2021, arXiv:2110.14168) in its own format ----------------------------------------------------
+# --- GSM8K ------------------------------------------------------------------------------------------------------------
+#
+# A response is right where the number that it gives (`numberanswers`) is that of the solution, exactly: in its last
+# `#### ...` or boxed expression, else the last one of the text.
 
 
 FILES = ("train.jsonl", "train.jsonl.gz"), ("test.jsonl", "test.jsonl.gz")
@@ -353,7 +365,10 @@ def _files(path: Path) -> list[Path]:
     return [file for file in found if file is not None]
 
 
-# --- the data sets of reasoning-gym as tasks: `pip install 'fluxentropy[rl]'` -----------------------------------------
+# --- reasoning-gym ----------------------------------------------------------------------------------------------------
+#
+# Item i of a data set follows from its seed and i. The first ones are held out, without repetition; those of training
+# come after, and one whose text is held out is replaced by the next that is not.
 
 
 TRIES = 1000  # items looked at for one problem

@@ -44,7 +44,7 @@ from fluxentropy.rl.probe.responses import Responses
 from fluxentropy.rl.probe.step import AdamWRecorder, can_split, difference, snapshot
 from fluxentropy.runs.files import atomic_path
 
-# --- the gradient of one optimizer step on a rollout, summed over micro-batches of any size ---------------------------
+# --- the gradient of a step -------------------------------------------------------------------------------------------
 
 
 NUCLEUS = "nucleus_entropy"
@@ -184,7 +184,7 @@ class BatchUpdate:
         return f"the response {self.rollout.texts[n][g]!r} to the prompt {self.rollout.problems[n].prompt!r}"
 
 
-# --- `responses.parquet` ----------------------------------------------------------------------------------------------
+# --- the log of responses ---------------------------------------------------------------------------------------------
 
 
 PIECES = ".responses"
@@ -248,7 +248,10 @@ def drop_pieces(out: Path) -> None:
     shutil.rmtree(out / PIECES, ignore_errors=True)
 
 
-# --- what is watched around one optimizer step ------------------------------------------------------------------------
+# --- the probe around a step ------------------------------------------------------------------------------------------
+#
+# The entropy batch has prompts and random numbers of its own, and is sampled before the step: where the step is probed,
+# and before every step where the controller adjusts steps.
 
 
 SKETCH = 32  # directions of the kernel

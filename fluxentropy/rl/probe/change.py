@@ -26,7 +26,7 @@ from fluxentropy.rl.probe.estimate import Estimate, jackknife, mean_estimate, wi
 from fluxentropy.rl.probe.policy import ROWS, Parameters, Policy, SequenceStats, derivatives, logit_range
 from fluxentropy.rl.probe.responses import Responses
 
-# --- the entropy after a step, from responses of before it, by importance weights in float64 --------------------------
+# --- importance weights -----------------------------------------------------------------------------------------------
 
 
 Reweighting = Literal["prefix", "sequence"]
@@ -137,7 +137,16 @@ def linearised_change(
     return jackknife(lambda m: (m[..., 2] - m[..., 0] / m[..., 1] * m[..., 3]) / m[..., 1], columns.sum(2).mean(1))
 
 
-# --- first and second order of the entropy along a step, and how far they can be believed -----------------------------
+# --- second order -----------------------------------------------------------------------------------------------------
+#
+#     φ(η) = E[Σ_k w_<k(η) H_k(θ + ηv)],   C_k = Σ_{j<k} S_j,   b_k a constant,   ' = ∇_v
+#     φ'(0)  = E[Σ_k H'_k + C'_k (H_k - b_k)]
+#     φ''(0) = E[Σ_k H''_k + 2 C'_k (H'_k - b'_k) + (H_k - b_k)(C''_k + C'_k²)]
+#
+# (over all positions up to the limit, H_k = 0 after the end of a response). With whole-sequence weights C is S and the
+# sums of H stand in one bracket: vᵀ∇²𝓗v = E[∇²H + 2 ∇S ∇H + (H - b)(∇²S + (∇S)²)]. The constants b and b' are free, for
+# E[C'_k] = 0 = E[C''_k + C'_k²]; the means of H_k and H'_k over the other prompts cut the variance many times. The
+# remainder of 𝓗(θ+ηv) - 𝓗 - ηφ' - η²φ''/2 is O(η³). Source: RL studies, section on the second order.
 
 
 @dataclass(frozen=True, kw_only=True)

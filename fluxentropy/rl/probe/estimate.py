@@ -20,7 +20,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.rl.probe.policy import SequenceStats
 from fluxentropy.rl.probe.responses import Sampler
 
-# --- A number with its standard error, from independent prompts -------------------------------------------------------
+# --- estimates --------------------------------------------------------------------------------------------------------
 
 
 class Estimate(NamedTuple):
@@ -86,7 +86,20 @@ def leave_one_out(values: Tensor, dim: int = -1) -> Tensor:
     return (values.sum(dim, keepdim=True) - values) / (n - 1)
 
 
-# --- entropy of a policy's responses, per sequence and per token ------------------------------------------------------
+# --- entropy of sequences ---------------------------------------------------------------------------------------------
+#
+#     naive             -(1/BG) Σ S(t_ng),       S = Σ_k log π(t_k | t_<k, p)
+#     Rao-Blackwellised  (1/BG) Σ Σ_k H_k,       H_k the entropy of the distribution that t_k was drawn from
+#
+# Both are unbiased for 𝓗 = -E[S] (nats a sequence). Source: RL studies, section 2.2. Rao-Blackwellising lowers the
+# variance of each position's term, Var(H_k) <= Var(-S_k), but not always that of the sum:
+#
+#     Var(-S) = Var(Σ H_k) + Σ_k E Var(-S_k | t_<k) + 2 Σ_{j<k} Cov(H_k, -S_j - H_j)
+#
+# and the last term may be negative. The ratio of the measured variances is therefore reported, not promised.
+#
+# Per token the entropy is a ratio of sums, E[Σ H_k] / E[T]: the mean of Σ H_k / T has another expectation than that of
+# -S / T, because the length is random.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +141,14 @@ def sequence_entropy(stats: SequenceStats, mask: Tensor) -> SequenceEntropy:
     )
 
 
-# --- the entropy of a distribution split into a support A (top-k or top-p) and its tail -------------------------------
+# --- top-k and top-p supports -----------------------------------------------------------------------------------------
+#
+# With Z = logsumexp(z), Z_A that over the support, s = e^(Z_A - Z) its mass and ε = 1 - s,
+#
+#     H = s H_A + ε H_tail - s ln s - ε ln ε,    0 <= ε H_tail <= ε ln(V - |A|)
+#
+# Source: RL studies, section 2.2.5, with the renormalisation done once: H_A is the entropy of the renormalised
+# distribution on A. The tail is bounded, not assumed small.
 
 
 class SupportEntropy(NamedTuple):
@@ -162,7 +182,11 @@ def support_entropy(logits: Tensor, sampler: Sampler) -> SupportEntropy:
     return SupportEntropy(support, s, tail, lower, lower + tail * size.double().log())
 
 
-# --- how many prompts an entropy needs: its standard error over batches of every size ---------------------------------
+# --- precision --------------------------------------------------------------------------------------------------------
+#
+# Prompts are independent, so the error of a mean falls as 1/√B, the error of one response a prompt included; more
+# responses to the same prompts lower only the part within prompts. Whether 1/√B already holds at a size, and for the
+# ratio of sums too, is measured by drawing batches of that size from a large one.
 
 
 class Spread(NamedTuple):

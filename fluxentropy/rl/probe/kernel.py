@@ -33,7 +33,7 @@ from fluxentropy.rl.probe.policy import (
 from fluxentropy.rl.probe.responses import Responses
 from fluxentropy.rl.probe.step import Form, check_norm, others_to_go, score_weights, to_go_weights, update_weights
 
-# --- the Fisher kernel between responses, and how it carries an update to the entropy ---------------------------------
+# --- the kernel -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,15 @@ def kernel_statistics(kernel: Tensor, prompts: Tensor) -> KernelStatistics:
     )
 
 
-# --- two independent batches: E measures the entropy's gradient, U makes the update -----------------------------------
+# --- two batches ------------------------------------------------------------------------------------------------------
+#
+#     δ𝓗₁ = η X̄_E · Ȳ_U
+#     Var = η² ( μ_X Σ_Y μ_X / B_U + μ_Y Σ_X μ_Y / B_E + tr(Σ_X Σ_Y) / (B_E B_U) )
+#     V_X = 1/(B_E(B_E-1)) Σ_n (Ȳ·(X_n - X̄))²,    V_Y = 1/(B_U(B_U-1)) Σ_m (X̄·(Y_m - Ȳ))²
+#
+# E[V_X + V_Y] exceeds Var/η² by tr/(B_E B_U). For the step that was really taken the update is no random variable: only
+# V_X counts, and the numbers X_n · d come from one forward-mode pass, without a gradient per prompt.
+# Source: RL studies, section on the two-batch estimator, prefactors and η² as corrected there.
 
 
 class TwoBatch(NamedTuple):
@@ -298,7 +306,23 @@ def update_change(
     return two_batch_from_sums(X.apply(slope_x), Y.apply(slope_y), lr=lr)
 
 
-# --- change of the entropy by an average step, from one batch, without the bias of using it twice ---------------------
+# --- U-statistics -----------------------------------------------------------------------------------------------------
+#
+# One prompt, responses alone (leave two out):
+#
+#     Û = 1/(G(G-1)) Σ_{i≠j} (S_i - S̄_{-ij}) K_ij A_j,     δ𝓗₁ = -(η/L) Û
+#
+# Several prompts, X_n of `score_weights` or `to_go_weights` and Y_n of `update_weights`:
+#
+#     U = 1/(B(B-1)) Σ_{n≠m} X_n · Y_m = B/(B-1) X̄·Ȳ - 1/(B(B-1)) Σ_n X_n·Y_n,     δ𝓗₁ = η U
+#
+# U estimates ∇𝓗 · E[Y], the change by the *average* step. For the step that was taken see `twobatch.known_step`.
+# Hoeffding's decomposition over the units w_n = (prompt n, its responses), h(w, w') = (X·Y' + X'·Y)/2, gives
+#
+#     Var(U) = (4/B) ζ₁ + 2/(B(B-1)) ζ₂.
+#
+# Source: RL studies, section 2.3 and its appendix; signs, the factor of Var(Σ φ₂) and the units as corrected there.
+# All functions take any leading dimensions.
 
 
 class UStatistic(NamedTuple):

@@ -17,7 +17,7 @@ from fluxentropy.entropy import check_finite, token_stats
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.rl.probe.responses import Responses, Sampler
 
-# --- A decoder as a pure function of its parameters, in a state that every kind of differentiation can pa -------------
+# --- the policy -------------------------------------------------------------------------------------------------------
 
 
 Parameters = dict[str, Tensor]  # name -> tensor: parameters, a step, a direction or a gradient
@@ -178,7 +178,11 @@ def dot(a: Parameters, b: Parameters) -> float:
     return sum(float((a[name].double() * b[name].double()).sum()) for name in a if name in b)
 
 
-# --- passes of a policy over a batch ----------------------------------------------------------------------------------
+# --- passes over responses --------------------------------------------------------------------------------------------
+#
+# Everything else in this package is arithmetic on what comes from here: `SequenceStats` and its directional derivatives
+# by forward-mode differentiation, and gradients of weighted sums by reverse mode. All of it is linear in memory in the
+# rows of one pass. The model runs in its own precision; log-softmax and every reduction are in float64.
 
 
 ROWS = 32  # responses in one pass

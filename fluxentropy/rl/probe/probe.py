@@ -59,7 +59,7 @@ from fluxentropy.rl.probe.policy import (
 from fluxentropy.rl.probe.responses import Responses
 from fluxentropy.rl.probe.step import AdamWRecorder, can_split, difference, learning_rates, snapshot, update_weights
 
-# --- what a probe found out about one step: typed, with standard errors, and flat for a table -------------------------
+# --- the record -------------------------------------------------------------------------------------------------------
 
 
 COVARIANCE = "A / norm"  # what `covariance_per_lr` is of, with S; it was A alone in versions that did not say
@@ -194,7 +194,7 @@ def _difference(a: Estimate, b: Estimate, without_a: Tensor, without_b: Tensor) 
     return Estimate(a.value - b.value, jackknife_error(without_a - without_b))
 
 
-# --- one object that says how a real optimizer step changed the entropy, and why --------------------------------------
+# --- the probe --------------------------------------------------------------------------------------------------------
 
 
 Part = Literal["measured", "first_order", "split", "range", "second_order", "two_batch", "kernel", "u_statistic"]

@@ -36,7 +36,7 @@ from fluxentropy.rl.probe.policy import (
 )
 from fluxentropy.rl.probe.responses import Responses
 
-# --- what a step did to the parameters, whatever the optimizer: a snapshot before, the difference after ---------------
+# --- the step ---------------------------------------------------------------------------------------------------------
 
 
 def snapshot(module: nn.Module) -> Parameters:
@@ -172,7 +172,14 @@ class AdamWRecorder:
         return [part.to(p.dtype) for part in (*parts, decay, P)]
 
 
-# --- gradient of the entropy: which weights on ∇S_k and ∇H_k give it, and the variance of each choice -----------------
+# --- the gradient of the entropy --------------------------------------------------------------------------------------
+#
+#     score     X_n = -(1/G) Σ_g (S_ng - b) ∇S_ng,  b the mean of the prompt's other responses, or a constant
+#     to-go     X_n = (1/G) Σ_g Σ_k [∇H_k + (G_{k+1} - μ_k) ∇S_k],   G_{k+1} = Σ_{k'>k} H_k'
+#
+# Both have E[X_n] = ∇𝓗. Source: RL studies, section 2.3. In the to-go form the baseline of position k may depend on the
+# prompt and on t_<k only: b_k = H_k + μ_k, of which H_k cancels against the first term of Σ_{k'>=k} H_k'. A baseline
+# that has seen t_k is biased, and so is a running mean μ that contains the current responses: update it after use.
 
 
 Form = Literal["score", "to_go"]
