@@ -124,7 +124,7 @@ def main() -> None:
     for name in [n for n in work if n not in ("step", "sampling", "forward")]:
         base = step if name in ("entropy", "default") else median["entropy"]  # a part without the rest
         cost = median[name] - base
-        stated = rl.COSTS.get(name)  # type: ignore[call-overload]
+        stated = rl.COSTS.get(name)
         table[name] = {"steps": cost / step, "forward_passes": cost / one}
         print(f"{name:14}{cost / step:10.2f}{cost / one:16.1f}{'' if stated is None else f'{stated:8g}'}")
     if args.out is not None:

@@ -33,10 +33,11 @@ def door(
         return value
 
     if call is not None:
+        place = call
 
         class Room(ModuleType):
             def __call__(self, *args: Any, **options: Any) -> Any:
-                return found(call, "")(*args, **options)
+                return found(place, "")(*args, **options)
 
         module.__class__ = Room
     return load, lambda: sorted({*vars(module), *names})

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pyarrow as pa
 from datatrove.executor import LocalPipelineExecutor
-from fluxentropy.config.rest.results import Outcome
-from fluxentropy.scoring.score.datatrove import EntropyScorer, TableReader, TableWriter, compare, run_tasks
-from fluxentropy.scoring.score.scores import SCORE_FIELDS, SCORE_NAMES
 from steps import program, run_steps
 
+from fluxentropy.config.results import Outcome
 from fluxentropy.errors import SourceError
 from fluxentropy.ordering.bin import bin_corpus
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.scoring.datatrove import EntropyScorer, TableReader, TableWriter, compare, run_tasks
+from fluxentropy.scoring.scores import SCORE_FIELDS, SCORE_NAMES
 from fluxentropy.verification import VerifyConfig
 from fluxentropy.verification.verify import verify
 

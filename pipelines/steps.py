@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from fluxentropy.config.rest.results import Outcome
-from fluxentropy.scoring.score.options import ScoreConfig
-from fluxentropy.scoring.score.score import score
-
+from fluxentropy.config.results import Outcome
 from fluxentropy.errors import FluxentropyError
 from fluxentropy.ordering.bin import bin_corpus
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.scoring.options import ScoreConfig
+from fluxentropy.scoring.score import score
 from fluxentropy.verification import VerifyConfig
 from fluxentropy.verification.verify import verify
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fluxentropy.rl.probe.responses import Responses, Sampler, responses
+from fluxentropy.rl.probe.samples import Responses, Sampler, responses
 
 EOS = 0
 Outcomes = list[tuple[int, ...]]

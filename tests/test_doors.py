@@ -36,6 +36,8 @@ def loaded_by(code: str) -> set[str]:
 def test_every_name_of_a_door_is_there(package: str) -> None:
     room = importlib.import_module(package)
     assert room.__doc__
+    files = {path.stem for path in Path(str(room.__file__)).parent.glob("*.py")}
+    assert not files & set(dir(room)) - set(vars(room)), "a file of this name would hide the function"
     for name in dir(room):
         assert getattr(room, name) is not None or name in (
             "__file__",

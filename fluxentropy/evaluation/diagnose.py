@@ -320,7 +320,7 @@ def _quarters(result: Diagnostics, name: str) -> list[str]:
     few = " Some cells are nearly empty, so this test is rough." if found.least_expected < FEW else ""
     return [
         f"Share of true rows in its {bins}, from the lowest: {', '.join(f'{rate:.1%}' for rate in rates)} (chi-square "
-        f"p = {_p(found.p)}, {_p(_holm(result, 'chi2', name))} after correction).{few}"
+        f"p = {_p(found.p)}, {_p(_holm_words(result, 'chi2', name))} after correction).{few}"
     ]
 
 

@@ -179,7 +179,7 @@ def _origin(run: Run) -> dict[str, Any]:
 def command_line(run: Run) -> str:
     """The command line that makes a run again.
 
-    >>> command(Run(kind="score", path=Path("a b"), name="a b"))
+    >>> command_line(Run(kind="score", path=Path("a b"), name="a b"))
     "fluxentropy score --config 'a b/config.resolved.yaml'"
     """
     path = str(run.path / CONFIG)

@@ -37,7 +37,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.rl.probe import attribution
 from fluxentropy.rl.probe.policy import ROWS, Forward, evaluating
 from fluxentropy.rl.probe.probe import OF_THE_UPDATE, EntropyProbe, Part
-from fluxentropy.rl.probe.responses import Responses, Sampler, responses
+from fluxentropy.rl.probe.samples import Responses, Sampler, responses
 from fluxentropy.rl.probe.step import clip_factor
 
 # --- the trainer ------------------------------------------------------------------------------------------------------

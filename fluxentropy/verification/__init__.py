@@ -12,9 +12,7 @@ from fluxentropy.doors import door
 
 __getattr__, __dir__ = door(
     __name__,
-    {
-        "verify": "verify",
-    },
+    {},
 )
 
 

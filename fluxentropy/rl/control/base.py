@@ -24,7 +24,7 @@ from fluxentropy.rl.probe.policy import (
     sequence_stats,
     weighted_gradient,
 )
-from fluxentropy.rl.probe.responses import Responses, Sampler
+from fluxentropy.rl.probe.samples import Responses, Sampler
 from fluxentropy.rl.probe.step import difference, entropy_to_go
 
 # --- the step, as controllers see it ----------------------------------------------------------------------------------

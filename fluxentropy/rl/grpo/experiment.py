@@ -27,7 +27,7 @@ from fluxentropy.rl.grpo.policies import TrainedPolicy
 from fluxentropy.rl.grpo.rollouts import Rollout, greedy, roll_out, sample, stream_seed
 from fluxentropy.rl.grpo.tasks import Problem, Scores, Task, TaskChoice
 from fluxentropy.rl.probe.policy import Parameters
-from fluxentropy.rl.probe.responses import Responses, Sampler
+from fluxentropy.rl.probe.samples import Responses, Sampler
 from fluxentropy.runs.progress import Progress
 from fluxentropy.schedules.orders import keys, permuted
 

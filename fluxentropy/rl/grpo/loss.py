@@ -29,7 +29,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.rl.control.base import TokenPlan, expected_sensitivity, nucleus_entropy
 from fluxentropy.rl.probe.estimate import leave_one_out
 from fluxentropy.rl.probe.policy import Parameters
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.rl.grpo.policies import TrainedPolicy
 from fluxentropy.rl.grpo.tasks import Problem, Scores, Task
 from fluxentropy.rl.probe.estimate import Estimate, mean_estimate
-from fluxentropy.rl.probe.responses import Responses, Sampler, responses
+from fluxentropy.rl.probe.samples import Responses, Sampler, responses
 from fluxentropy.schedules.orders import keys
 
 # --- rollouts ---------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from fluxentropy.rl.grpo.rollouts import Rollout
 from fluxentropy.rl.probe.attribution import Attribution, row
 from fluxentropy.rl.probe.policy import flatten
 from fluxentropy.rl.probe.probe import OF_THE_UPDATE, PARTS, EntropyProbe
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 from fluxentropy.rl.probe.step import AdamWRecorder, can_split, difference, snapshot
 from fluxentropy.runs.files import atomic_path
 

@@ -37,7 +37,7 @@ from fluxentropy.rl.probe.policy import (
     sequence_stats,
     weighted_gradient,
 )
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 from fluxentropy.rl.probe.step import Form, update_weights
 from fluxentropy.runs.files import atomic_path
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fluxentropy.rl.probe.estimate import Estimate, jackknife, mean_estimate, without_each
 from fluxentropy.rl.probe.policy import ROWS, Parameters, Policy, SequenceStats, derivatives, logit_range
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 
 # --- importance weights -----------------------------------------------------------------------------------------------
 

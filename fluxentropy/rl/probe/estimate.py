@@ -18,7 +18,7 @@ from torch import Tensor
 from fluxentropy.entropy import token_stats
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.probe.policy import SequenceStats
-from fluxentropy.rl.probe.responses import Sampler
+from fluxentropy.rl.probe.samples import Sampler
 
 # --- estimates --------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from fluxentropy.rl.probe.policy import (
     row_gradients,
     weighted_gradient,
 )
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 from fluxentropy.rl.probe.step import Form, check_norm, others_to_go, score_weights, to_go_weights, update_weights
 
 # --- the kernel -------------------------------------------------------------------------------------------------------

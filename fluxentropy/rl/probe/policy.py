@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from fluxentropy.entropy import check_finite, token_stats
 from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.rl.probe.responses import Responses, Sampler
+from fluxentropy.rl.probe.samples import Responses, Sampler
 
 # --- the policy -------------------------------------------------------------------------------------------------------
 

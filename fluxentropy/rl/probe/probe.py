@@ -56,7 +56,7 @@ from fluxentropy.rl.probe.policy import (
     prompt_gradients,
     sequence_stats,
 )
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 from fluxentropy.rl.probe.step import AdamWRecorder, can_split, difference, learning_rates, snapshot, update_weights
 
 # --- the record -------------------------------------------------------------------------------------------------------

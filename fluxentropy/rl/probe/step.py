@@ -34,7 +34,7 @@ from fluxentropy.rl.probe.policy import (
     prompt_gradients,
     sequence_stats,
 )
-from fluxentropy.rl.probe.responses import Responses
+from fluxentropy.rl.probe.samples import Responses
 
 # --- the step ---------------------------------------------------------------------------------------------------------
 

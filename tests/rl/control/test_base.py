@@ -12,7 +12,7 @@ from fluxentropy.errors import UsageError
 from fluxentropy.rl.control.base import TokenBatch, expected_sensitivity, nucleus_entropy, view_step
 from fluxentropy.rl.control.control import apply, open_controller
 from fluxentropy.rl.probe.policy import Policy, dot, sequence_stats, weighted_gradient
-from fluxentropy.rl.probe.responses import Sampler
+from fluxentropy.rl.probe.samples import Sampler
 from fluxentropy.rl.probe.step import snapshot, update_weights
 
 

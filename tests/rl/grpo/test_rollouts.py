@@ -25,7 +25,7 @@ from fluxentropy.rl.grpo.rollouts import (
 )
 from fluxentropy.rl.grpo.tasks import Problem
 from fluxentropy.rl.probe.policy import Policy, sequence_stats
-from fluxentropy.rl.probe.responses import Sampler
+from fluxentropy.rl.probe.samples import Sampler
 
 TASK = Digits()
 

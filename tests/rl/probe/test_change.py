@@ -22,7 +22,7 @@ from fluxentropy.rl.probe.change import (
     reweighted,
 )
 from fluxentropy.rl.probe.policy import Policy, SequenceStats, derivatives, sequence_stats
-from fluxentropy.rl.probe.responses import Sampler, responses
+from fluxentropy.rl.probe.samples import Sampler, responses
 
 
 class Shifted:

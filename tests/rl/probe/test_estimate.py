@@ -19,7 +19,7 @@ from fluxentropy.rl.probe.estimate import (
     support_entropy,
 )
 from fluxentropy.rl.probe.policy import Policy, SequenceStats, sequence_stats
-from fluxentropy.rl.probe.responses import Sampler, responses
+from fluxentropy.rl.probe.samples import Sampler, responses
 
 
 def _all(w):

@@ -30,7 +30,7 @@ from fluxentropy.rl.probe.kernel import (
     update_side,
 )
 from fluxentropy.rl.probe.policy import Policy, SequenceStats, Weights, flatten, row_gradients, sequence_stats
-from fluxentropy.rl.probe.responses import Sampler, responses
+from fluxentropy.rl.probe.samples import Sampler, responses
 from fluxentropy.rl.probe.step import score_weights, to_go_weights, update_weights
 
 LR, NORM = 0.07, 5.0

@@ -23,7 +23,7 @@ from fluxentropy.rl.probe.policy import (
     sequence_stats,
     weighted_gradient,
 )
-from fluxentropy.rl.probe.responses import responses
+from fluxentropy.rl.probe.samples import responses
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -8,7 +8,7 @@ from rl_enumeration import TinyPolicy, direction, tuples, world
 
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.probe.policy import Policy, SequenceStats, Weights, dot, flatten, row_gradients, sequence_stats
-from fluxentropy.rl.probe.responses import Sampler, responses
+from fluxentropy.rl.probe.samples import Sampler, responses
 from fluxentropy.rl.probe.step import (
     AdamWRecorder,
     RunningBaseline,

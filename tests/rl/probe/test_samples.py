@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
 )
 
 from fluxentropy.errors import UsageError
-from fluxentropy.rl.probe.responses import Responses, Sampler, response_mask, responses
+from fluxentropy.rl.probe.samples import Responses, Sampler, response_mask, responses
 
 
 def test_the_position_that_chooses_eos_counts_and_none_after():
