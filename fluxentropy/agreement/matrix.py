@@ -6,7 +6,7 @@ import csv
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import RunError, SourceError, UsageError
-from fluxentropy.runs.directory import difference
-from fluxentropy.runs.files import fingerprint_file, read_json
+from fluxentropy.runs.directory import RunRecord, difference
+from fluxentropy.runs.files import fingerprint_file
 from fluxentropy.runs.tables import run_parts
 from fluxentropy.scoring.scores import ALL_NAMES
 
@@ -88,14 +88,14 @@ def read_runs(runs: Sequence[Path], by: str) -> ScoreMatrix:
     )
 
 
-def _manifest(run: Path) -> dict[str, Any]:
-    manifest = read_json(run / "manifest.json") or {}
+def _manifest(run: Path) -> Mapping[str, Any]:
+    manifest = RunRecord.read(run).facts
     if "policies" not in manifest:
         raise RunError(f"{run} is not a run of `fluxentropy score`: its manifest names no policies")
     return manifest
 
 
-def _names(runs: Sequence[Path], manifests: Sequence[dict[str, Any]]) -> list[str]:
+def _names(runs: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each run: its model's, or its folder's where a model has several runs."""
     for names in (
         [manifest["identity"]["model"]["name"] for manifest in manifests],

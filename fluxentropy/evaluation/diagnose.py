@@ -29,8 +29,8 @@ from fluxentropy.evaluation.logistic import Z95, LogitFit
 from fluxentropy.evaluation.options import DiagnoseConfig
 from fluxentropy.evaluation.statistics import FEW, POWER, SIGNIFICANT, Share
 from fluxentropy.evaluation.table import MetricTable, balanced, counted, read_metric_table
-from fluxentropy.runs.directory import RunDirectory
-from fluxentropy.runs.files import plain, read_json, sha256_file, versions, write_json, write_text
+from fluxentropy.runs.directory import RunDirectory, RunRecord
+from fluxentropy.runs.files import plain, sha256_file, versions, write_json, write_text
 from fluxentropy.runs.progress import Progress
 
 # --- the record -------------------------------------------------------------------------------------------------------
@@ -560,6 +560,6 @@ def _identity(config: DiagnoseConfig, table: MetricTable, pairs: list[tuple[str,
 
 def _check_folder(out: Path) -> None:
     """Refuse a run directory of another command, which --overwrite would destroy."""
-    manifest = read_json(out / "manifest.json") if out.is_dir() else None
-    if manifest is not None and (manifest.get("identity") or {}).get("command") != COMMAND:
+    record = RunRecord.read(out)
+    if record.facts and record.identity.get("command") != COMMAND:
         raise RunError(f"{out} holds a run of another command: choose another --out")

@@ -24,7 +24,7 @@ from fluxentropy.errors import FluxentropyError, RunError, UsageError
 from fluxentropy.experiments.arms import STEMS, Record
 from fluxentropy.experiments.options import ComparisonOptions
 from fluxentropy.pretraining.trainer import as_begun
-from fluxentropy.runs.directory import RunDirectory, difference
+from fluxentropy.runs.directory import RunDirectory, RunRecord, difference
 from fluxentropy.runs.engine import WORKER, Engine, make_engine
 from fluxentropy.runs.files import plain, read_json, write_json, write_text
 from fluxentropy.runs.progress import Progress
@@ -54,8 +54,7 @@ class Cell:
 
     def record(self) -> dict[str, Any] | None:
         """What the cell is judged by; None where it is not finished."""
-        run = read_json(self.config.out / "manifest.json") or {}
-        found = read_json(self.path) if run.get("complete") is True else None
+        found = read_json(self.path) if RunRecord.read(self.config.out).complete else None
         return found if found is not None and found.get("fingerprint") == self.fingerprint else None
 
 

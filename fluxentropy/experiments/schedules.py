@@ -32,7 +32,8 @@ from fluxentropy.pretraining.optim import WARMED_UP
 from fluxentropy.pretraining.options import PretrainConfig
 from fluxentropy.pretraining.pretrain import FREE, open_blocks, pretrain, read_tokenizer
 from fluxentropy.pretraining.validation import bpb_by_source, read_sources
-from fluxentropy.runs.files import fingerprint_json, read_json, versions
+from fluxentropy.runs.directory import RunRecord
+from fluxentropy.runs.files import fingerprint_json, versions
 from fluxentropy.runs.tables import read_metrics
 
 OWNED = ("curves.*", "differences.*", "mixture.*", "effects.*")
@@ -106,7 +107,7 @@ def trained(cell: Cell, sources: str | None) -> dict[str, Any]:
         "questions": {
             name: last[name + suffix] for name in (*ACCURACIES, "answer_loglikelihood") if name + suffix in last
         },
-        "parameters": (read_json(config.out / "manifest.json") or {}).get("parameters"),
+        "parameters": RunRecord.read(config.out).facts.get("parameters"),
     }
     if sources is not None:
         found["sources"] = _by_source(config, sources, suffix)

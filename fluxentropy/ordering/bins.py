@@ -19,6 +19,7 @@ import pyarrow as pa
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.ordering.edges import UNSCORED, Binning
 from fluxentropy.ordering.shards import FORMAT, bin_folder, bins_top, read_manifest
+from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.files import read_json
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Bins(Sequence[Bin]):
         Errors: `SourceError` where there are none; `RunError` where they are not finished, or not as they were written.
         """
         folder = Path(path).parent if Path(path).name == INDEX else Path(path)
-        if (read_json(folder / "manifest.json") or {}).get("complete") is False:
+        if RunRecord.read(folder).facts.get("complete") is False:
             raise RunError(f"{folder} is not finished: give the command that writes it once more")
         found = cls.read(folder)
         if found is None:

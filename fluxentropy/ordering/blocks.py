@@ -28,7 +28,7 @@ from fluxentropy.models.tokenizers import FoundTokenizer, encode, fingerprint_fi
 from fluxentropy.ordering.bins import Bins
 from fluxentropy.ordering.shards import DATA, FORMATS, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest
 from fluxentropy.runs.check import damage
-from fluxentropy.runs.directory import difference
+from fluxentropy.runs.directory import RunRecord, difference
 from fluxentropy.runs.files import atomic_folder, fingerprint_json, read_json, write_json
 from fluxentropy.runs.tables import reading, without_dictionary
 
@@ -312,8 +312,8 @@ def text_column(run: str, schema: pa.Schema) -> str:
     Errors: UsageError where there is none.
     """
     places = [place for place in (Path(run), Path(run).parent) if place.is_dir()]  # a run, or its folder of parts
-    manifest: dict[str, Any] = next((one for place in places if (one := read_json(place / "manifest.json"))), {})
-    name: str = (manifest.get("identity") or {}).get("text_field") or "text"
+    record = next((one for place in places if (one := RunRecord.read(place)).facts), None)
+    name: str = (record.identity if record else {}).get("text_field") or "text"
     near = [column for column in schema.names if column.lower() == name.lower()]
     found: str | None = name if name in near else near[0] if len(near) == 1 else None
     if found is None:

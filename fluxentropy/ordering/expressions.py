@@ -35,7 +35,8 @@ from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ordering.quantiles import ExactSums, as_floats
 from fluxentropy.ordering.split import SCAN_ROWS, ScoredFile
-from fluxentropy.runs.files import atomic_path, read_json
+from fluxentropy.runs.directory import RunRecord
+from fluxentropy.runs.files import atomic_path
 from fluxentropy.runs.tables import reading, table_files
 from fluxentropy.scoring.scores import PER_TOKEN, REGISTRY
 
@@ -315,8 +316,8 @@ def _made(run: str) -> dict[str, Any]:
     path = Path(run)
     path = path.parent if path.suffix == ".parquet" and not path.is_dir() else path
     path = path.parent if path.name == "scores" else path
-    manifest = read_json(path / "manifest.json") or {}
-    identity, policies = manifest.get("identity") or {}, manifest.get("policies")
+    record = RunRecord.read(path)
+    identity, policies = record.identity, record.facts.get("policies")
     if not isinstance(policies, dict) or not isinstance(identity, dict):
         return {}
     return policies | {name: identity[name] for name in ("model", "stride", "text_field") if name in identity}

@@ -47,9 +47,9 @@ from fluxentropy.pretraining.trainer import (
 )
 from fluxentropy.pretraining.validation import HeldOut
 from fluxentropy.runs.check import Findings
-from fluxentropy.runs.directory import RunDirectory
+from fluxentropy.runs.directory import RunDirectory, RunRecord
 from fluxentropy.runs.engine import Engine
-from fluxentropy.runs.files import atomic_path, read_json, sha256_file, versions
+from fluxentropy.runs.files import atomic_path, sha256_file, versions
 from fluxentropy.runs.tables import MetricsFile, last_row
 from fluxentropy.schedules.dataset import FOLDER, BlockSet
 from fluxentropy.schedules.sampler import Draws, open_sampler
@@ -79,7 +79,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     with _run_directory(config) as run, as_begun(config.out, config.accelerator) as threads:
         if run is not None:
             run.begin({**_identity(config, training), **threads}, to_yaml(config))
-        if run is None or not (read_json(run.manifest) or {}).get("complete"):
+        if run is None or not run.complete:
             _train(training, gpt, config.out / "checkpoints")
             if run is not None:
                 run.finish({**_facts(training, gpt), "files": _written(config.out)})
@@ -272,7 +272,7 @@ def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
         "schedule": plain["schedule"],
     }
     if config.allow_changed_bins:  # the run stays what it was begun as
-        before = (read_json(config.out / "manifest.json") or {}).get("identity") or {}
+        before = RunRecord.read(config.out).identity
         data |= {name: before[name] for name in data if name in before}
     if config.average.kind == "ema":
         data["ema"] = WARMED_UP  # earlier versions had another average
@@ -373,11 +373,11 @@ def draw_again(run: Path) -> tuple[Training, Iterator[np.ndarray]]:
 
     Errors: UsageError where `run` is no such run; RunError names the step whose hash is another.
     """
-    manifest = read_json(run / "manifest.json") or {}
-    if manifest.get("identity", {}).get("kind") != "pretrain" or not manifest.get("complete"):
+    record = RunRecord.read(run)
+    if record.identity.get("kind") != "pretrain" or not record.complete:
         raise UsageError(f"{run} is no finished run of pretrain")
     training = open_training(read_config(run))
-    return training, _drawn(run, training.sampler, manifest.get("losses") or [])
+    return training, _drawn(run, training.sampler, record.facts.get("losses") or [])
 
 
 def _drawn(run: Path, sampler: Draws, losses: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:

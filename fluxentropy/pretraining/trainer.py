@@ -30,7 +30,7 @@ from fluxentropy.pretraining.loader import BlockBatches, LengthWarmUp, block_loa
 from fluxentropy.pretraining.optim import build_optimizer, scale_learning_rates
 from fluxentropy.pretraining.options import PretrainConfig
 from fluxentropy.pretraining.validation import HeldOut
-from fluxentropy.runs.files import read_json
+from fluxentropy.runs.directory import RunRecord
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.sampler import Sampler
 
@@ -321,7 +321,7 @@ def as_begun(out: Path, accelerator: str, *, new: int | None = None) -> Iterator
     Errors: RunError where this machine has fewer cores, unless OMP_NUM_THREADS asks for that many all the same, or
     the training is on a GPU, where the threads decide nothing.
     """
-    identity = (read_json(out / "manifest.json") or {}).get("identity")
+    identity = RunRecord.read(out).facts.get("identity")
     before = torch.get_num_threads()
     number = asked = before if new is None else new
     if identity is not None and "threads" not in identity:

@@ -17,6 +17,7 @@ __getattr__, __dir__ = door(
     {
         "Run": "find",
         "RunDirectory": "directory",
+        "RunRecord": "directory",
         "atomic_folder": "files",
         "atomic_path": "files",
         "find_runs": "find",

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,31 @@ from fluxentropy.runs.files import (
 )
 
 # --- run directories --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What the `manifest.json` of a folder says; a folder without one has a record that says nothing."""
+
+    path: Path
+    """The folder."""
+    facts: Mapping[str, Any]
+    """All that is in the file."""
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """Errors: RunError where the file is damaged."""
+        return cls(path=folder, facts=read_json(folder / MANIFEST) or {})
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished; one that is being cleared or resumed is not."""
+        return self.facts.get("complete") is True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the result, as nested JSON."""
+        return self.facts.get("identity") or {}
 
 
 class RunDirectory:
@@ -63,7 +89,12 @@ class RunDirectory:
 
     @property
     def manifest(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished."""
+        return RunRecord.read(self.path).complete
 
     def __enter__(self) -> RunDirectory:
         try:
@@ -203,6 +234,7 @@ CONFIG = "config.resolved.yaml"
 RECORDS = ".records.json"  # SHA-256 of the run's identity, of CONFIG and of the manifest: what proves these
 
 
+MANIFEST = "manifest.json"
 RUN_FILES = (CONFIG, RECORDS, "rejected.jsonl", "input")
 
 

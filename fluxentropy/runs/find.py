@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxentropy.errors import RunError, SourceError
+from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.files import read_json
 
 # --- run directories of `score` -> the scores of their models, side by side -------------------------------------------
@@ -27,7 +28,7 @@ def run_folders(path: Path) -> list[Path]:
         raise RunError(
             f"{path} is no run directory and holds none: `fluxentropy score` and `fluxentropy zoo` write them"
         )
-    ordered = (read_json(path / "manifest.json") or {}).get("models", [])
+    ordered = RunRecord.read(path).facts.get("models", [])
     return [inside[name] for name in sorted(inside, key=lambda name: (name not in ordered, _place(name, ordered)))]
 
 

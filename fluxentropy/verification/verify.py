@@ -21,9 +21,8 @@ from fluxentropy.ordering.check import changed_input, check_bins, check_blocks
 from fluxentropy.ordering.options import BinConfig
 from fluxentropy.pretraining.pretrain import check_grpo, check_training
 from fluxentropy.runs.check import Findings, check_parts, check_records, read_record
-from fluxentropy.runs.directory import RECORDS, RunDirectory, part_numbers, part_paths
+from fluxentropy.runs.directory import RECORDS, RunDirectory, RunRecord, part_numbers, part_paths
 from fluxentropy.runs.engine import Engine, make_engine
-from fluxentropy.runs.files import read_json
 from fluxentropy.runs.find import CONSENSUS
 from fluxentropy.runs.tables import reading
 from fluxentropy.scoring.options import ScoreConfig
@@ -80,7 +79,7 @@ def repair(found: Sequence[Findings], *, workers: int = 1) -> list[str]:
 def _repair(run: Findings, damaged: Sequence[Path], again: bool, workers: int) -> None:
     target, cls, folder = COMMANDS[run.kind]
     config = _config(run.run, cls, workers) if again else None
-    if run.kind == "bin" and again and (changed := changed_input(read_json(run.run / "manifest.json") or {})):
+    if run.kind == "bin" and again and (changed := changed_input(RunRecord.read(run.run).facts)):
         raise RunError(f"{run.run} cannot be repaired: {changed}")
     with RunDirectory(run.run, folder=folder):  # nobody else writes it
         for path in run.leftovers:
@@ -198,7 +197,7 @@ def check(path: Path, engine: Engine) -> list[Findings]:
         return _check_comparison(path, kind, manifest, engine)
     if kind in ("compare", "grpo-compare"):
         runs = [found.parent for found in sorted(path.glob("cells/*/seed-*/manifest.json"))]
-        finished = [run for run in runs if (read_json(run / "manifest.json") or {}).get("complete") is True]
+        finished = [run for run in runs if RunRecord.read(run).complete]
         return [found for run in finished for found in check(run, engine)]
     return [_check_run(path, kind, manifest, engine)]
 

@@ -35,7 +35,7 @@ from fluxentropy.rl.grpo.update import PIECES, check_parts, drop_pieces, gather
 from fluxentropy.rl.probe import attribution
 from fluxentropy.rl.probe.probe import COVARIANCE
 from fluxentropy.runs.directory import RunDirectory
-from fluxentropy.runs.files import atomic_path, read_json, sha256_file, versions
+from fluxentropy.runs.files import atomic_path, sha256_file, versions
 from fluxentropy.runs.tables import MetricsFile, last_row
 
 COLUMNS = (  # of metrics.csv; what a probe or a controller finds out gets columns when it first comes
@@ -74,7 +74,7 @@ def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = No
         as_begun(config.out, config.accelerator) as threads,
     ):
         run.begin({**_identity(experiment), **threads}, to_yaml(config))
-        if not (read_json(run.manifest) or {}).get("complete"):
+        if not run.complete:
             facts = _train(experiment, warm)
             run.finish({**facts, "files": _written(experiment)})
             if config.plots:
