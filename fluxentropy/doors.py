@@ -40,4 +40,4 @@ def door(
                 return found(place, "")(*args, **options)
 
         module.__class__ = Room
-    return load, lambda: sorted({*vars(module), *names})
+    return load, lambda: sorted({*names, *(name for name in vars(module) if name.startswith("__"))})

@@ -83,12 +83,15 @@ def token_stats(
     float32 before anything is computed. Differentiable to any order, also by `torch.func`; with `head` and gradients
     the logits of a chunk are recomputed in the backward pass instead of being kept.
 
-    Errors: ValueError for shapes that do not match, a temperature that is not positive, or a `top_k` below 1.
+    Errors: TypeError for what is no tensor; ValueError for shapes that do not match, a temperature that is not
+    positive, or a `top_k` below 1.
 
     >>> stats = token_stats(torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]), torch.tensor(0))
     >>> [round(x.item(), 4) for x in (stats.entropy, stats.varentropy, stats.surprisal, stats.max_prob)]
     [0.6931, 0.0, 0.6931, 0.5]
     """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"logits are a {type(inputs).__name__}: give a torch.Tensor (..., V)")
     if targets is not None and targets.shape != inputs.shape[:-1]:
         raise ValueError(f"targets have shape {tuple(targets.shape)}, expected {tuple(inputs.shape[:-1])}")
     if not temperature > 0:

@@ -50,7 +50,7 @@ class Outcome:
     exit_code: int = 0
 
 
-def command(run: Callable[[Any], R]) -> Callable[..., R]:
+def command(run: Callable[..., R]) -> Callable[..., R]:
     """A command, a function of its options object, that also takes the options themselves.
 
         sort(SortConfig(run="runs/web", out=Path("s.parquet")))
@@ -59,15 +59,17 @@ def command(run: Callable[[Any], R]) -> Callable[..., R]:
     Options have the names of the YAML keys; paths may be texts, sections mappings. One that has `as_options()`, as a
     `Scorer` has, stands for several. Errors: UsageError for unknown names and wrong types, as for YAML.
     """
-    (parameter,) = inspect.signature(run).parameters
-    cls = get_type_hints(run)[parameter]
+    parameter, *others = inspect.signature(run).parameters.values()
+    hints = get_type_hints(run)
+    cls, apart = hints[parameter.name], {other.name for other in others}
     places = [f for f in dataclasses.fields(cls) if not f.kw_only]
     many = bool(places) and str(places[-1].type).startswith(("tuple", "typing.Annotated[tuple", "Annotated[tuple"))
 
     @functools.wraps(run)
     def call(*given: Any, **options: Any) -> R:
+        rest = {name: options.pop(name) for name in apart & set(options)}  # what no file can hold
         if len(given) == 1 and isinstance(given[0], cls) and not options:
-            return run(given[0])
+            return run(given[0], **rest)
         if many and given:
             first = given[0] if len(given) == 1 and not isinstance(given[0], str) else given
             options = {places[-1].name: list(first) if isinstance(first, Sequence) else [first], **options}
@@ -85,19 +87,19 @@ def command(run: Callable[[Any], R]) -> Callable[..., R]:
         missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and f.name not in plain]
         if missing:
             raise UsageError(f"{run.__name__}(): {missing[0]} is missing")
-        return run(from_plain(cls, plain))
+        return run(from_plain(cls, plain), **rest)
 
-    empty = inspect.Parameter.empty
-    kinds = inspect.Parameter
-    shown = [
-        inspect.Parameter(
-            f.name,
-            (kinds.VAR_POSITIONAL if many else kinds.POSITIONAL_OR_KEYWORD) if f in places else kinds.KEYWORD_ONLY,
-            default=empty if _needed(f) or (many and f in places) else f.default,
-        )
-        for f in [*places, *(f for f in dataclasses.fields(cls) if f.kw_only)]
-    ]
-    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    shown, kinds = [], inspect.Parameter
+    types = get_type_hints(cls)
+    for f in [*places, *(f for f in dataclasses.fields(cls) if f.kw_only)]:
+        stands = (kinds.VAR_POSITIONAL if many else kinds.POSITIONAL_OR_KEYWORD) if f in places else kinds.KEYWORD_ONLY
+        default = kinds.empty if _needed(f) or (many and f in places) else f.default
+        if default is dataclasses.MISSING:
+            default = f.default_factory()  # type: ignore[misc]
+        shown.append(kinds(f.name, stands, default=default, annotation=types[f.name]))
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*shown, *others], return_annotation=hints.get("return", kinds.empty)
+    )
     return call
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.entropy import TokenStats, concatenate
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.models.forward import (
@@ -47,6 +48,7 @@ CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and th
 
 
 GPU_BATCH_TOKENS = 65536
+OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens")  # of `open_scorer`
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,8 @@ class Scorer:
         batch_tokens: int | None = None,
         path: ForwardPath | None = None,
     ) -> None:
+        if window not in ("first", "sliding"):
+            raise UsageError(f"window {window!r}: use first or sliding")
         if decoder.window is not None and max_tokens > decoder.window:
             raise UsageError(
                 f"max_tokens {max_tokens} is beyond the window of {decoder.name}, {decoder.window} tokens: "
@@ -125,6 +129,9 @@ class Scorer:
         Errors: UsageError for a name that nothing has, or an option that the model cannot have; ModelError where the
         files of the model are missing, damaged, or of no causal decoder.
         """
+        for name in options:
+            if name not in OPTIONS:
+                raise UsageError(f"Scorer.from_pretrained: unknown option {name}{did_you_mean(name, OPTIONS)}")
         entry = find_model(str(model), zoo=zoo, revision=revision, trust_remote_code=trust_remote_code)
         scorer = open_scorer(entry, **options)[0]
         names = {"zoo": zoo, "revision": revision, "trust_remote_code": trust_remote_code}

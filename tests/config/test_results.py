@@ -41,6 +41,11 @@ def run(config: Options) -> Given:
 
 
 @command
+def train(config: Options, *, task: object = None) -> Given:
+    return Given(config=(config.limit, task))
+
+
+@command
 def sort(config: SortConfig) -> Given:
     return Given(config=config)
 
@@ -62,6 +67,10 @@ def test_options_may_be_given_by_name_as_an_object_or_as_texts_and_mappings() ->
     assert run(Path("a"), out="o").config.sources == ("a",)
     assert run("a", out="o", model=Opened(), max_tokens=4).config == Options(
         ("a",), out=Path("o"), model="m", max_tokens=4
+    )
+    assert (
+        train("a", out="o", limit=2, task=Opened).config
+        == train(Options(("a",), out=Path("o"), limit=2), task=Opened).config
     )
     assert sort("runs/web", out="s.parquet").config == SortConfig("runs/web", out=Path("s.parquet"))
 
@@ -87,8 +96,9 @@ def test_what_is_unknown_missing_or_of_a_wrong_type_is_named(
 
 
 def test_the_signature_shows_the_options() -> None:
-    assert str(inspect.signature(run)).startswith("(*sources, out, optim=")
-    assert str(inspect.signature(sort)).startswith("(run, *, by='entropy_mean'")
+    assert str(inspect.signature(run)).startswith("(*sources: tuple[str, ...], out: pathlib.Path, optim: ")
+    assert str(inspect.signature(sort)).startswith("(run: str, *, by: str = 'entropy_mean'")
+    assert inspect.signature(run).return_annotation is Given
     assert run.__doc__ == "Run."
     assert command(_bin).__name__ == "_bin"
 

@@ -66,6 +66,14 @@ def test_a_scorer_opens_by_name_is_called_on_texts_and_maps_data_sets(tmp_path: 
         pickle.loads(pickle.dumps(Scorer(opened.decoder, max_tokens=64, path=opened.path).columns()))
 
 
+def test_unknown_options_and_windows_are_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    with pytest.raises(UsageError, match=r"unknown option windw: did you mean window\?"):
+        fluxentropy.Scorer.from_pretrained(folder, windw="sliding")
+    with pytest.raises(UsageError, match="window 'firs': use first or sliding"):
+        fluxentropy.Scorer.from_pretrained(folder, window="firs")
+
+
 def test_a_token_table_has_arrays_and_shows_itself(scorer: Scorer) -> None:
     tokens = scorer.tokens(SENTENCES[0])
     assert np.isnan(tokens.surprisal[0])
