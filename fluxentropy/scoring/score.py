@@ -270,7 +270,7 @@ class ScoreRankResult(Result):
     """The share of one of several invocations on the folder `out`."""
 
     out: Path
-    rank: int
+    rank: str  # R/N
     rows: int  # texts scored by it
     scored_tokens: int
 
