@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -66,7 +67,7 @@ def test_ray_score_asks_for_actors_with_a_share_of_a_gpu_and_resumes(
         return Local()
 
     for module in ("scoring.score", "ordering.bin", "verification.verify"):
-        monkeypatch.setattr(f"fluxentropy.{module}.make_engine", make_engine)
+        monkeypatch.setattr(importlib.import_module(f"fluxentropy.{module}"), "make_engine", make_engine)
     write_texts(tmp_path)
     arguments = ("web.jsonl", "--model", "model", "--max-tokens", 64, "--bins", 4, "--workers", 6, "--out", "out")
     for _ in range(2):
