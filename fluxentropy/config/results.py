@@ -8,7 +8,7 @@ import html
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from fluxentropy.config.yaml import check_mapping, from_plain, to_plain
 from fluxentropy.errors import UsageError
@@ -20,10 +20,14 @@ R = TypeVar("R", bound="Result")
 class Result:
     """The result of a command: fields of numbers, names and paths. The library never prints; the command line does.
 
-    `lines()` is what a person reads on stdout, `to_dict()` the one JSON object of `--json`.
+    `lines()` is what a person reads on stdout, `to_dict()` the one JSON object of `--json`. Fields that only the lines
+    need have `repr=False`, and are not in it.
     """
 
-    exit_code: ClassVar[int] = 0
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 1 where something failed."""
+        return 0
 
     def lines(self) -> list[str]:
         """What the command line prints."""
@@ -31,7 +35,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, with paths as text."""
-        return to_plain(self)
+        return {f.name: to_plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.repr}
 
     def _repr_html_(self) -> str:
         rows = [{"": name, type(self).__name__: value} for name, value in self.to_dict().items()]
