@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 from datatrove.executor import LocalPipelineExecutor
-from fluxentropy.config.rest.results import Outcome
-from fluxentropy.scoring.score.datatrove import EntropyScorer, TableReader, TableWriter, compare, run_tasks
-from fluxentropy.scoring.score.scores import SCORE_FIELDS, SCORE_NAMES
 from steps import program, run_steps
 
+from fluxentropy.config.results import Result
 from fluxentropy.errors import SourceError
 from fluxentropy.ordering.bin import bin_corpus
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.scoring.datatrove import EntropyScorer, TableReader, TableWriter, compare, run_tasks
+from fluxentropy.scoring.scores import SCORE_FIELDS, SCORE_NAMES
 from fluxentropy.verification import VerifyConfig
 from fluxentropy.verification.verify import verify
 
@@ -39,17 +40,27 @@ def open_tables(options: argparse.Namespace) -> tuple[TableReader, TableWriter]:
     return reader, TableWriter(options.out / "scores", pa.schema([*schema, *SCORE_FIELDS]))
 
 
-def score(options: argparse.Namespace) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Done(Result):
+    """A step that is done, in words."""
+
+    said: str
+
+    def lines(self) -> list[str]:
+        return [self.said]
+
+
+def score(options: argparse.Namespace) -> Done:
     reader, writer = open_tables(options)
     pipeline = [reader, EntropyScorer(options.model, max_tokens=options.max_tokens), writer]
     logs = str((options.out / "logs").absolute())
     run_tasks(LocalPipelineExecutor(pipeline, tasks=options.tasks, workers=options.workers, logging_dir=logs))
-    return Outcome(lines=[f"scores in {writer.out}, statistics in {logs}"])
+    return Done(said=f"scores in {writer.out}, statistics in {logs}")
 
 
-def check(options: argparse.Namespace) -> Outcome:
+def check(options: argparse.Namespace) -> Done:
     rows = compare(*open_tables(options), options.tasks)
-    return Outcome(lines=[f"{rows:,} rows of {options.source}, each of them once, in {options.out / 'scores'}"])
+    return Done(said=f"{rows:,} rows of {options.source}, each of them once, in {options.out / 'scores'}")
 
 
 def main() -> int:

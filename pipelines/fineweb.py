@@ -15,10 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from fluxentropy.scoring.score.options import ScoreConfig
 from steps import program, score_bin_verify
 
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.scoring.options import ScoreConfig
 
 HUB = "hf://datasets/HuggingFaceFW/fineweb"
 

@@ -14,10 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from fluxentropy.scoring.score.options import ScoreConfig
 from steps import program, score_bin_verify
 
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.scoring.options import ScoreConfig
 
 
 def main() -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from fluxentropy.config.rest.results import Outcome
-from fluxentropy.scoring.score.options import ScoreConfig
-from fluxentropy.scoring.score.score import score
-
+from fluxentropy.config.results import Result
 from fluxentropy.errors import FluxentropyError
 from fluxentropy.ordering.bin import bin_corpus
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.scoring.options import ScoreConfig
+from fluxentropy.scoring.score import score
 from fluxentropy.verification import VerifyConfig
 from fluxentropy.verification.verify import verify
 
@@ -29,13 +28,13 @@ def score_bin_verify(scoring: ScoreConfig, binning: BinConfig) -> int:
     )
 
 
-def run_steps(steps: Sequence[Callable[[], Outcome]]) -> int:
+def run_steps(steps: Sequence[Callable[[], Result]]) -> int:
     """Run the steps in order; print what each says, and return the exit code of the first that fails, or 0."""
     for step in steps:
-        outcome = step()
-        print("\n".join(outcome.lines))
-        if outcome.exit_code:
-            return outcome.exit_code
+        result = step()
+        print("\n".join(result.lines()))
+        if result.exit_code:
+            return result.exit_code
     return 0
 
 

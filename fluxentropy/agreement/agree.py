@@ -383,6 +383,7 @@ def _score(config: ScoreConfig, failed: dict[str, str]) -> ScoreResult | None:
     if result.exit_code:
         failed[config.model] = result.lines()[-1]
         return None
+    assert isinstance(result, ScoreResult)  # neither a rank's share nor a plan
     return result
 
 

@@ -13,11 +13,11 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command, html_table
 from fluxentropy.errors import ModelError
 from fluxentropy.models import ModelsConfig
 from fluxentropy.models.gguffile import split_files
@@ -251,14 +251,45 @@ COLUMNS = ("name", "weights", "kind", "source", "state", "on disk", "licence")
 COMMIT = re.compile("@([0-9a-f]{7})[0-9a-f]{33}$")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelsResult(Result):
+    """The models of one zoo or several, and whether they are on this machine."""
+
+    models: list[dict[str, Any]]  # `name`, `zoo`, `source`, `parameters`, `state`, `missing`, `get`, `size_bytes`, …
+    caches: dict[str, Path]  # `hub` of what is downloaded, `converted` of what was a GGUF file
+    zoos: list[Path] = field(repr=False)
+
+    def lines(self) -> list[str]:
+        """A table with one heading a zoo, what to do for the models that are not here, and the caches."""
+        rows = aligned([COLUMNS, *map(_cells, self.models)])
+        lines = [f"  {rows.pop(0)}"]
+        for path in self.zoos:
+            lines += [f"{path.stem} ({path})"]
+            lines += [f"  {rows.pop(0)}" for facts in self.models if facts["zoo"] == path.stem]
+        absent = {facts["name"]: facts for facts in self.models if facts["state"] != "ready"}
+        lines.append("")
+        lines += [f"{name}: missing {', '.join(facts['missing'])}" for name, facts in absent.items() if _broken(facts)]
+        commands = dict.fromkeys(facts["get"] for facts in absent.values() if facts["state"] == "not installed")
+        lines += [f"not installed: {command}" for command in commands]
+        lacking = (facts for facts in absent.values() if facts["state"] in ("not downloaded", "incomplete"))
+        if hub := next((facts["get"] for facts in lacking if facts["get"]), None):
+            lines.append(f"not downloaded: the first run does it, or for example: {hub}")
+        if any(facts["state"] == "not converted" for facts in absent.values()):
+            lines.append("not converted: the first run does it, once")
+        return [*lines, f"caches: {self.caches['hub']} (downloaded), {self.caches['converted']} (converted)"]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.models)
+
+
 @command
-def models(config: ModelsConfig) -> Outcome:
+def models(config: ModelsConfig) -> ModelsResult:
     """List the models of one zoo, or of all that come with the package. Nothing is downloaded, converted or loaded."""
     paths = [zoo_path(config.zoo)] if config.zoo else shipped_zoos()
-    zoos = {path: [_facts(path, entry) for entry in read_zoo(path).values()] for path in paths}
-    caches = {"hub": str(_hub_cache()), "converted": str(cache_folder() / "models")}
-    listed = [facts for zoo in zoos.values() for facts in zoo]
-    return Outcome(lines=_lines(zoos, caches), data={"models": listed, "caches": caches})
+    listed = [_facts(path, entry) for path in paths for entry in read_zoo(path).values()]
+    return ModelsResult(
+        models=listed, caches={"hub": Path(_hub_cache()), "converted": cache_folder() / "models"}, zoos=paths
+    )
 
 
 def _facts(path: Path, entry: ZooEntry) -> dict[str, Any]:
@@ -284,24 +315,6 @@ def _hub_cache() -> str:
     from huggingface_hub import constants
 
     return constants.HF_HUB_CACHE
-
-
-def _lines(zoos: dict[Path, list[dict[str, Any]]], caches: dict[str, str]) -> list[str]:
-    """A table of all zoos with one heading a zoo, what to do for the models that are not here, and the caches."""
-    rows = aligned([COLUMNS, *(_cells(facts) for zoo in zoos.values() for facts in zoo)])
-    lines = [f"  {rows.pop(0)}"]
-    for path, zoo in zoos.items():
-        lines += [f"{path.stem} ({path})", *(f"  {rows.pop(0)}" for _ in zoo)]
-    absent = {facts["name"]: facts for zoo in zoos.values() for facts in zoo if facts["state"] != "ready"}
-    lines.append("")
-    lines += [f"{name}: missing {', '.join(facts['missing'])}" for name, facts in absent.items() if _broken(facts)]
-    commands = dict.fromkeys(facts["get"] for facts in absent.values() if facts["state"] == "not installed")
-    lines += [f"not installed: {command}" for command in commands]
-    if hub := next((f for f in absent.values() if f["state"] in ("not downloaded", "incomplete") and f["get"]), None):
-        lines.append(f"not downloaded: the first run does it, or for example: {hub['get']}")
-    if any(facts["state"] == "not converted" for facts in absent.values()):
-        lines.append("not converted: the first run does it, once")
-    return [*lines, f"caches: {caches['hub']} (downloaded), {caches['converted']} (converted)"]
 
 
 def _broken(facts: dict[str, Any]) -> bool:

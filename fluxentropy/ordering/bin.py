@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from fluxentropy.config.options import parse_bytes
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean, read_yaml, to_yaml
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.models.tokenizers import find_tokenizer
@@ -59,25 +60,52 @@ def all_there(bins: Bins) -> bool:
     return all(read_manifest(part.folder) is not None for part in bins.parts)
 
 
-def bin_outcome(config: BinConfig, bins: Bins) -> Outcome:
-    """The bins in `config.out` in words, and their blocks where there are any."""
-    found, blocks = bins.facts, read_blocks(config.out)
-    how = found["how"] if bins.grid is None else " x ".join(found["how"])
-    by = ", ".join(bins.binning.columns)
-    lines = [f"{found['rows']:,} rows by {by} in {len(bins)} bins ({how}), {config.order} order, in {config.out}"]
-    for one in bins:
-        packed = f", {blocks['blocks'][one.number]:,} blocks" if blocks else ""
-        span = f"  {one.span}" if one.span and bins.grid is None else ""
-        lines.append(f"  {one.folder.name}  {one.rows:,} rows, {one.tokens:,} tokens{packed}{span}")
-    if bins.unscored:
-        lines.append(f"  unscored  {bins.unscored.rows:,} rows without a score")
-    if blocks:
-        lines.append(
-            f"{sum(blocks['blocks']):,} blocks of {blocks['length']:,} tokens by {blocks['tokenizer']['name']}, "
-            f"{sum(blocks['left_over']):,} tokens left over, in {config.out / FOLDER}"
-        )
-    lines.append(f"edges and counts in {config.out / 'bins.json'}; `fluxentropy verify {config.out}` proves the whole")
-    return Outcome(lines=lines, data={"out": str(config.out), **found, **({"blocks": blocks} if blocks else {})})
+@dataclass(frozen=True, kw_only=True)
+class BinResult(Result):
+    """The bins in the folder `out`, lowest scores first."""
+
+    out: Path
+    rows: int  # of all bins, and those without a score
+    unscored: int  # rows
+    edges: list[Any]  # one less than there are bins; of a grid, those of each score
+    counts: list[int]  # the rows of each bin
+    tokens: list[int]  # the scored tokens of each bin
+    blocks: dict[str, Any] | None  # the record of the blocks of tokens, where there are any
+    bins: Bins = field(repr=False)
+
+    @classmethod
+    def of(cls, bins: Bins) -> BinResult:
+        names = ("rows", "unscored", "edges", "counts", "tokens")
+        facts = {name: bins.facts[name] for name in names}
+        return cls(out=bins.path, blocks=read_blocks(bins.path), bins=bins, **facts)
+
+    def lines(self) -> list[str]:
+        facts, bins, blocks = self.bins.facts, self.bins, self.blocks
+        how = facts["how"] if bins.grid is None else " x ".join(facts["how"])
+        by = ", ".join(bins.binning.columns)
+        lines = [f"{self.rows:,} rows by {by} in {len(bins)} bins ({how}), {facts['order']} order, in {self.out}"]
+        for one in bins:
+            packed = f", {blocks['blocks'][one.number]:,} blocks" if blocks else ""
+            span = f"  {one.span}" if one.span and bins.grid is None else ""
+            lines.append(f"  {one.folder.name}  {one.rows:,} rows, {one.tokens:,} tokens{packed}{span}")
+        if self.unscored:
+            lines.append(f"  unscored  {self.unscored:,} rows without a score")
+        if blocks:
+            lines.append(
+                f"{sum(blocks['blocks']):,} blocks of {blocks['length']:,} tokens by {blocks['tokenizer']['name']}, "
+                f"{sum(blocks['left_over']):,} tokens left over, in {self.out / FOLDER}"
+            )
+        return [
+            *lines,
+            f"edges and counts in {self.out / 'bins.json'}; `fluxentropy verify {self.out}` proves the whole",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`out`, all of bins.json, and the blocks."""
+        return {"out": str(self.out), **self.bins.facts, **({"blocks": self.blocks} if self.blocks else {})}
+
+    def _repr_html_(self) -> str:
+        return self.bins._repr_html_()
 
 
 # --- `fluxentropy bin`: a scored corpus -> `data/bin=NN/` folders of Arrow shards, cut at exact edges -----------------
@@ -90,7 +118,7 @@ log = logging.getLogger(__name__)
 
 
 @command
-def bin_corpus(config: BinConfig) -> Outcome:
+def bin_corpus(config: BinConfig) -> BinResult:
     """Bin the rows of a run by a score, going on where an earlier run of the same command stopped."""
     with RunDirectory(config.out, overwrite=config.overwrite, folder=PIECES, owned=OWNED) as run:
         job = _Job.open(config)
@@ -116,7 +144,7 @@ def bin_corpus(config: BinConfig) -> Outcome:
         if blocks is not None:
             blocks.make(bins, lambda pack, units: job.run(pack, units, "rows packed", lambda facts: facts["documents"]))
         shutil.rmtree(run.parts, ignore_errors=True)  # the pieces have served; a complete run needs none
-    return bin_outcome(config, bins)
+    return BinResult.of(bins)
 
 
 @dataclasses.dataclass(kw_only=True)

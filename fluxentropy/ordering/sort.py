@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 from fluxentropy.ordering.options import SortConfig
@@ -118,27 +118,40 @@ SHOWN_ROWS, SHOWN_LETTERS = 3, 70
 
 
 @dataclass(frozen=True, kw_only=True)
-class SortSummary:
-    """What a sort wrote."""
+class SortResult(Result):
+    """What a sort wrote to `out`, in how many `seconds`."""
 
-    rows: int
+    rows: int  # written
     rows_read: int
     nulls: int  # rows without a value; they are last
     nan: int  # rows whose value is NaN; they come before those without a value
-    lowest: list[tuple[Any, Any]]  # (value, text), the lowest first; NaN and null are left out
-    highest: list[tuple[Any, Any]]  # the highest first
+    by: str
+    descending: bool
+    out: Path
+    seconds: float
+    lowest: list[tuple[Any, Any]] = field(repr=False)  # (value, text), the lowest first; NaN and null are left out
+    highest: list[tuple[Any, Any]] = field(repr=False)  # the highest first
+
+    def lines(self) -> list[str]:
+        direction = "descending" if self.descending else "ascending"
+        of_all = f" of {self.rows_read:,}" if self.rows < self.rows_read else ""
+        lines = [f"{self.rows:,}{of_all} rows by {self.by}, {direction}"]
+        if self.nan or self.nulls:
+            lines.append(f"last: {self.nan:,} with NaN, then {self.nulls:,} without a value")
+        for title, rows in (("lowest", self.lowest), ("highest", self.highest)):
+            lines += [f"{title} {self.by}:", *(f"  {_shown(value)}  {_shown(text)}" for value, text in rows)]
+        return [*lines, str(self.out)]
 
 
 @command
-def sort(config: SortConfig) -> Outcome:
+def sort(config: SortConfig) -> SortResult:
     """Sort the rows of a run, or of Parquet files, into one file; `config` documents the options.
 
     Errors: those of `sort_scores`.
     """
     from fluxentropy.config.options import parse_bytes
 
-    started = time.perf_counter()
-    summary = sort_scores(
+    return sort_scores(
         config.run,
         config.out,
         by=config.by,
@@ -151,28 +164,6 @@ def sort(config: SortConfig) -> Outcome:
         address=config.address,
         progress=True,
     )
-    data = {
-        "rows": summary.rows,
-        "rows_read": summary.rows_read,
-        "nulls": summary.nulls,
-        "nan": summary.nan,
-        "by": config.by,
-        "descending": config.descending,
-        "out": str(config.out),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    return Outcome(lines=_lines(summary, config), data=data)
-
-
-def _lines(summary: SortSummary, config: SortConfig) -> list[str]:
-    direction = "descending" if config.descending else "ascending"
-    of_all = f" of {summary.rows_read:,}" if summary.rows < summary.rows_read else ""
-    lines = [f"{summary.rows:,}{of_all} rows by {config.by}, {direction}"]
-    if summary.nan or summary.nulls:
-        lines.append(f"last: {summary.nan:,} with NaN, then {summary.nulls:,} without a value")
-    for title, rows in (("lowest", summary.lowest), ("highest", summary.highest)):
-        lines += [f"{title} {config.by}:", *(f"  {_shown(value)}  {_shown(text)}" for value, text in rows)]
-    return [*lines, str(config.out)]
 
 
 def _shown(value: Any) -> str:
@@ -201,7 +192,7 @@ def sort_scores(
     engine: str = "local",
     address: str | None = None,
     progress: bool = False,
-) -> SortSummary:
+) -> SortResult:
     """Write the rows of `source` to `out`, in the order of the column `by`.
 
     `by` may also be an expression of columns, or a column of `scores`, another run of the same texts, joined by id;
@@ -224,6 +215,7 @@ def sort_scores(
     `SourceError` and `RunError` for an input that is missing, unfinished or damaged; `RunError` when `out` cannot be
     written, and where a worker is killed, with the name of what it sorted.
     """
+    started = time.perf_counter()
     suffix = output_suffix(out)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: use 1 or more")
@@ -234,13 +226,14 @@ def sort_scores(
     table = TableFiles.open(files)
     derived = _find_derived(by, table.schema.names, source, scores)
     names = table.schema.names
+    column = by
     if derived is not None:
-        by = derived.column
-        table = dataclasses.replace(table, schema=table.schema.append(pa.field(by, pa.float64())))
-    keys = _keys(table.schema, by, descending, source)
-    plain = pa.schema([without_dictionary(column) for column in table.schema], table.schema.metadata)
+        column = derived.column
+        table = dataclasses.replace(table, schema=table.schema.append(pa.field(column, pa.float64())))
+    keys = _keys(table.schema, column, descending, source)
+    plain = pa.schema([without_dictionary(one) for one in table.schema], table.schema.metadata)
     written = min(table.rows, limit or table.rows)
-    tally = _Tally(by=by, text=next((name for name in ("text", "id") if name in plain.names), by))
+    tally = _Tally(by=column, text=next((name for name in ("text", "id") if name in plain.names), column))
     with atomic_path(out) as aside, _spill_folder(out) as spill:
         if derived is not None:
             table = _with_derived(
@@ -259,8 +252,17 @@ def sort_scores(
                 tally.add(block)
                 writer.write(block)
     lowest, highest = (tally.last[::-1], tally.first) if descending else (tally.first, tally.last[::-1])
-    return SortSummary(
-        rows=written, rows_read=table.rows, nulls=tally.nulls, nan=tally.nan, lowest=lowest, highest=highest
+    return SortResult(
+        rows=written,
+        rows_read=table.rows,
+        nulls=tally.nulls,
+        nan=tally.nan,
+        by=by,
+        descending=descending,
+        out=out,
+        seconds=round(time.perf_counter() - started, 3),
+        lowest=lowest,
+        highest=highest,
     )
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fluxentropy.config.results import Outcome, Result, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import from_plain, read_yaml, to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, ModelError, RunError, SourceError, UsageError
 from fluxentropy.evaluation.questions import ACCURACIES, FORMAT
@@ -361,8 +361,28 @@ def _said_of_average(options: AverageOptions, steps: int, row: Mapping[str, floa
 LINEAGE = ("id", "source_file", "source_row")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LedgerResult(Result):
+    """How often the finished training in `run` has seen each document, in the table `out`."""
+
+    run: Path
+    steps: int  # drawn again, and compared
+    documents: int
+    seen: int  # documents of which any block was drawn
+    out: Path
+    most: int = field(repr=False)  # times that a document was seen
+
+    def lines(self) -> list[str]:
+        return [
+            f"{self.steps:,} steps, each with the blocks that its hash says",
+            f"{self.documents:,} documents: {self.seen:,} seen, {self.documents - self.seen:,} not; "
+            f"at most {self.most:,} times",
+            str(self.out),
+        ]
+
+
 @command
-def ledger(config: LedgerConfig) -> Outcome:
+def ledger(config: LedgerConfig) -> LedgerResult:
     """Draw all blocks of a finished run again, compare them with its ledger, and sum up their documents.
 
     Errors: RunError where the run is not complete, its blocks have changed, or a step's hash is not that of its blocks.
@@ -382,20 +402,14 @@ def ledger(config: LedgerConfig) -> Outcome:
     with atomic_path(out) as path:
         pq.write_table(table, path, compression="zstd")
     seen = np.asarray(table["times"])
-    lines = [
-        f"{steps:,} steps, each with the blocks that its hash says",
-        f"{len(table):,} documents: {(seen > 0).sum():,} seen, {(seen == 0).sum():,} not; "
-        f"at most {seen.max(initial=0):,} times",
-        str(out),
-    ]
-    data = {
-        "run": str(config.run),
-        "steps": steps,
-        "documents": len(table),
-        "seen": int((seen > 0).sum()),
-        "out": str(out),
-    }
-    return Outcome(lines=lines, data=data)
+    return LedgerResult(
+        run=config.run,
+        steps=steps,
+        documents=len(table),
+        seen=int((seen > 0).sum()),
+        out=out,
+        most=int(seen.max(initial=0)),
+    )
 
 
 def draw_again(run: Path) -> tuple[Training, Iterator[np.ndarray]]:

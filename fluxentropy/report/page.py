@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
+from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.report import ReportConfig
 from fluxentropy.report.html import page, parts
@@ -219,8 +221,29 @@ def fingerprints(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportResult(Result):
+    """The page `out`, of so many `bytes`: the runs on it, and what is not."""
+
+    out: Path
+    bytes: int
+    runs: list[Run]
+    left_out: list[LeftOut]
+
+    def lines(self) -> list[str]:
+        count, kinds = len(self.runs), Counter(run.kind for run in self.runs)
+        told = ", ".join(f"{n} of {kind}" for kind, n in kinds.items())
+        lines = [f"{count} {'run' if count == 1 else 'runs'} ({told}), {self.bytes / 1e6:.2f} MB: {self.out}"]
+        return lines + [f"left out: {one.name}: {one.why}" for one in self.left_out]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with the kind and the path of each run."""
+        runs = [{"kind": run.kind, "run": str(run.path)} for run in self.runs]
+        return {"out": str(self.out), "bytes": self.bytes, "runs": runs, "left_out": to_plain(self.left_out)}
+
+
 @command
-def report(config: ReportConfig) -> Outcome:
+def report(config: ReportConfig) -> ReportResult:
     """Write the page about `config.runs` to `config.out`. The same runs give the same bytes.
 
     Errors: `SourceError` and `RunError` name a path that is no run, or a damaged or unfinished one.
@@ -236,19 +259,4 @@ def report(config: ReportConfig) -> Outcome:
             progress.update(1, last=f"({run.name})")
     page, missing = render(loaded, left_out, title=config.title)
     write_text(config.out, page)
-    size = len(page.encode())
-    kinds: dict[str, int] = {}
-    for run in runs:
-        kinds[run.kind] = kinds.get(run.kind, 0) + 1
-    told = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
-    lines = [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({told}), {size / 1e6:.2f} MB: {config.out}"]
-    lines += [f"left out: {one.name}: {one.why}" for one in missing]
-    return Outcome(
-        lines=lines,
-        data={
-            "out": str(config.out),
-            "bytes": size,
-            "runs": [{"kind": run.kind, "run": str(run.path)} for run in runs],
-            "left_out": [{"name": one.name, "why": one.why} for one in missing],
-        },
-    )
+    return ReportResult(out=config.out, bytes=len(page.encode()), runs=runs, left_out=missing)

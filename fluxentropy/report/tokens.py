@@ -8,14 +8,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
 from markupsafe import Markup
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.corpus.corpus import open_corpus
 from fluxentropy.errors import RunError, SourceError
 from fluxentropy.figures import scale_css
@@ -326,8 +326,21 @@ def _view(name: str, rows: Sequence[TokenRow]) -> TokenView:
 # --- `fluxentropy tokens`: the statistics of every token of a few texts, as a heat map and a CSV ----------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokensResult(Result):
+    """The heat map of a few texts, and the table of their tokens beside it."""
+
+    texts: int
+    html: Path
+    csv: Path
+    tokens: int = field(repr=False)  # of all texts
+
+    def lines(self) -> list[str]:
+        return [f"{self.texts} texts, {self.tokens:,} tokens", str(self.html), str(self.csv)]
+
+
 @command
-def tokens(config: TokensConfig) -> Outcome:
+def tokens(config: TokensConfig) -> TokensResult:
     """Write the token view of the first `config.limit` texts of the sources to `config.out` and a CSV beside it."""
     entry = find_model(
         config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -350,9 +363,8 @@ def tokens(config: TokensConfig) -> Outcome:
     )
     views = token_views(scorer, texts, top_k=config.top_k)
     write_views(views, config.out)
-    table = config.out.with_suffix(".csv")
-    lines = [f"{len(views)} texts, {sum(len(view.tokens) for view in views):,} tokens", str(config.out), str(table)]
-    return Outcome(lines=lines, data={"texts": len(views), "html": str(config.out), "csv": str(table)})
+    shown = sum(len(view.tokens) for view in views)
+    return TokensResult(texts=len(views), html=config.out, csv=config.out.with_suffix(".csv"), tokens=shown)
 
 
 def write_views(views: list[TokenView], out: Path) -> None:

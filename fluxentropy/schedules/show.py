@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_plain
 from fluxentropy.figures import DOUBLE, GREY, LIGHT_STOPS, new_figure, palette, paper, save
 from fluxentropy.ordering.bins import Bins
 from fluxentropy.runs.files import plain, write_json
 from fluxentropy.schedules.dataset import BlockSet
-from fluxentropy.schedules.options import PlanConfig
+from fluxentropy.schedules.options import PlanConfig, ScheduleConfig
 from fluxentropy.schedules.plan import Plan
 from fluxentropy.schedules.sampler import open_sampler
 from fluxentropy.schedules.schedule import Adaptive
@@ -29,19 +30,59 @@ from fluxentropy.schedules.schedule import Adaptive
 TENTHS = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScheduleResult(Result):
+    """What a training under a schedule will draw from K bins; a picture and these numbers are in the folder `out`."""
+
+    out: Path
+    config: ScheduleConfig
+    kind: str
+    steps: int
+    planned_steps: int  # fewer, where what follows depends on the losses; `drawn` and all that follows are of these
+    tokens: int
+    blocks: list[int]  # (K,) that there are
+    drawn: list[int]  # (K,) blocks, each as often as it is drawn
+    marginal: list[float]  # (K,) shares of what is drawn
+    epochs: list[float]  # (K,)
+    mixture: list[list[float | None]]  # (10, K) shares in each tenth of what is planned; None for one without steps
+    fingerprint: str
+    plan: Plan = field(repr=False)
+    length: int = field(repr=False)  # tokens a block
+    asked: int = field(repr=False)  # blocks to be drawn
+
+    def lines(self) -> list[str]:
+        drawn, config = self.plan.blocks, self.config
+        name = config.name + ", a static mixture like it" * config.static
+        kind = "reweighting" if config.static else self.plan.schedule.kind
+        lines = [
+            f"{name} ({kind}): {self.steps:,} steps of {int(self.plan.batches[0]):,} blocks of {self.length:,} tokens, "
+            f"{self.tokens:,} tokens, {drawn / sum(self.blocks):.3g} epochs"
+        ]
+        if drawn < self.asked:
+            lines.append(
+                f"it stops after {drawn:,} of {self.asked:,} blocks, where a bin is used up (--exhausted stop)"
+            )
+        if self.planned_steps < self.steps:
+            lines.append(
+                f"planned are the first {self.planned_steps:,} steps; then the mixture follows the losses of the bins"
+            )
+        lines += ["", *table(self.plan), "", f"picture    {self.out / 'mixture.png'} (and .svg)"]
+        return [*lines, f"numbers    {self.out / 'mixture.json'}"]
+
+
 @command
-def schedule(config: PlanConfig) -> Outcome:
+def schedule(config: PlanConfig) -> ScheduleResult:
     """Plan a training, draw the plan into `config.out`, and say what it is."""
     blocks = BlockSet.open(config.bins)
     plan = open_sampler(config, blocks).plan
     bins = Bins.read(config.bins)
     by = bins.label if bins else "score"
-    figures = draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by)
-    record = {"config": to_plain(config.schedule), **_record(plan, blocks.length)}
-    write_json(config.out / "mixture.json", record)
-    lines = [*_headline(plan, config, blocks.length), "", *table(plan), ""]
-    lines += [f"picture    {figures[0]} (and .svg)", f"numbers    {config.out / 'mixture.json'}"]
-    return Outcome(lines=lines, data={"out": str(config.out), **record})
+    draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by)
+    record = _record(plan, blocks.length)
+    write_json(config.out / "mixture.json", {"config": to_plain(config.schedule), **record})
+    asked = config.tokens // blocks.length if config.tokens is not None else int(plan.sizes.sum())
+    shown = {"plan": plan, "length": blocks.length, "asked": asked}
+    return ScheduleResult(out=config.out, config=config.schedule, **record, **shown)
 
 
 def _record(plan: Plan, length: int) -> dict[str, Any]:
@@ -60,21 +101,6 @@ def _record(plan: Plan, length: int) -> dict[str, Any]:
             "fingerprint": plan.fingerprint,
         }
     )
-
-
-def _headline(plan: Plan, config: PlanConfig, length: int) -> list[str]:
-    name = config.schedule.name + ", a static mixture like it" * config.schedule.static
-    kind = "reweighting" if config.schedule.static else plan.schedule.kind
-    lines = [
-        f"{name} ({kind}): {plan.steps:,} steps of {int(plan.batches[0]):,} blocks of {length:,} tokens, "
-        f"{plan.blocks * length:,} tokens, {plan.blocks / plan.sizes.sum():.3g} epochs"
-    ]
-    asked = config.tokens // length if config.tokens is not None else int(plan.sizes.sum())
-    if plan.blocks < asked:
-        lines.append(f"it stops after {plan.blocks:,} of {asked:,} blocks, where a bin is used up (--exhausted stop)")
-    if plan.known < plan.steps:
-        lines.append(f"planned are the first {plan.known:,} steps; then the mixture follows the losses of the bins")
-    return lines
 
 
 def table(plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.corpus.corpus import open_corpus
 from fluxentropy.errors import FluxentropyError, ModelError, SourceError, UsageError
 from fluxentropy.models.gguf import first_line, quiet_transformers
@@ -116,8 +116,28 @@ def add_counts(counts: np.ndarray, texts: Sequence[np.ndarray]) -> np.ndarray:
 # --- `fluxentropy count`: how often each token of a model's tokenizer occurs in a corpus. No model is run -------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountResult(Result):
+    """What was counted into the file `out`."""
+
+    out: Path
+    texts: int
+    tokens: int
+    distinct: int  # tokens of the vocabulary that occur
+    vocabulary: int = field(repr=False)  # its size
+    model: str = field(repr=False)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{self.texts:,} texts, {self.tokens:,} tokens, {self.distinct:,} of {self.vocabulary:,} tokens of the "
+            f"vocabulary occur",
+            str(self.out),
+            f"next: fluxentropy score SOURCE --model {self.model} --scores all --token-counts {self.out} --out DIR",
+        ]
+
+
 @command
-def count(config: CountConfig) -> Outcome:
+def count(config: CountConfig) -> CountResult:
     """Count the tokens of all texts of the sources, each in full, into the file `config.out`.
 
     Special tokens that the tokenizer puts around a text are left out. Memory does not grow with the corpus.
@@ -156,10 +176,11 @@ def count(config: CountConfig) -> Outcome:
     facts = {"model": config.model, "sources": {file.name: file.fingerprint for file in corpus.files}, "texts": texts}
     found = TokenCounts(counts=counts, vocabulary=vocabulary_fingerprint(tokenizer), facts=facts)
     found.write(config.out)
-    seen = int((counts > 0).sum())
-    lines = [
-        f"{texts:,} texts, {tokens:,} tokens, {seen:,} of {len(counts):,} tokens of the vocabulary occur",
-        str(config.out),
-        f"next: fluxentropy score SOURCE --model {config.model} --scores all --token-counts {config.out} --out DIR",
-    ]
-    return Outcome(lines=lines, data={"out": str(config.out), "texts": texts, "tokens": tokens, "distinct": seen})
+    return CountResult(
+        out=config.out,
+        texts=texts,
+        tokens=tokens,
+        distinct=int((counts > 0).sum()),
+        vocabulary=len(counts),
+        model=config.model,
+    )

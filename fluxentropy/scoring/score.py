@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.corpus.corpus import Corpus, SourceFile, open_corpus
 from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded
@@ -213,8 +213,100 @@ CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its numb
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult(Result):
+    """A finished run in the folder `out`; some of its rows may be of an earlier, stopped invocation."""
+
+    out: Path
+    model: str
+    rows: int  # texts
+    resumed_rows: int  # of them, of earlier invocations
+    counts: dict[str, int]  # `rows`, `tokens`, `bytes`, `truncated`, and rows with each status, as `status_ok`
+    rejected: int  # lines of the sources that are no rows
+    duplicate_ids: int  # rows with the id of an earlier one
+    parts: int
+    tokens: int
+    scored_tokens: int  # by this invocation, as all that follows
+    padded_tokens: int
+    seconds: float
+    forward_seconds: float  # in the model
+    tokens_per_second: float
+    peak_memory_bytes: int  # of the largest worker
+    device: str
+    dtype: str
+    path: str  # how the logits are reduced to statistics
+
+    @property
+    def all_nan(self) -> bool:
+        """Whether the model gave NaN for every text that has a token."""
+        nan = self.counts.get("status_nan", 0)
+        return nan > 0 and nan + self.counts.get("status_empty", 0) == self.rows
+
+    @property
+    def exit_code(self) -> int:
+        return int(self.all_nan)
+
+    def lines(self) -> list[str]:
+        lines = [f"{self.rows:,} texts, {self.tokens:,} tokens scored in {self.out / 'scores'}, {self.parts} parts"]
+        if self.scored_tokens:
+            lines.append(
+                f"{self.tokens_per_second:,.0f} tok/s, {self.forward_seconds:.1f} s in the forward pass, "
+                f"peak memory {self.peak_memory_bytes / 2**30:.2f} GiB"
+            )
+        odd = {name: n for name, n in self.counts.items() if name.startswith("status_") and name != "status_ok"}
+        if odd:
+            lines.append("not ok: " + ", ".join(f"{n} {name.removeprefix('status_')}" for name, n in odd.items()))
+        if self.rejected:
+            lines.append(f"{self.rejected} rows rejected, see {self.out / 'rejected.jsonl'}")
+        if self.duplicate_ids:
+            lines.append(f"{self.duplicate_ids} texts share an id with an earlier one, see source_file and source_row")
+        if self.all_nan:
+            lines.append(f"the model {self.model} gave NaN for every text: try --dtype fp32, or another model")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRankResult(Result):
+    """The share of one of several invocations on the folder `out`."""
+
+    out: Path
+    rank: str  # R/N
+    rows: int  # texts scored by it
+    scored_tokens: int
+
+    def lines(self) -> list[str]:
+        return [
+            f"rank {self.rank}: {self.rows:,} texts, {self.scored_tokens:,} tokens scored in {self.out / 'scores'}",
+            "when all ranks are done, the same command without --rank fills gaps and completes the run",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlanResult(Result):
+    """What a dry run found, before anything is written: the inputs, the choices, and a forecast."""
+
+    sources: list[dict[str, Any]]  # `name`, `rows`, `fingerprint` of each file
+    rows: int | None  # None for a stream
+    estimated_tokens: int | None  # from the first 200 texts
+    rejected: int
+    part_tokens: int
+    batch_tokens: int
+    out: Path
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        size = "a stream of unknown length"
+        if self.rows is not None:
+            size = f"{self.rows:,} texts, about {self.estimated_tokens:,} tokens"
+        return [
+            f"would score {size} from {len(self.sources)} files into {self.out / 'scores'}",
+            *self.notes,
+            "nothing was written",
+        ]
+
+
 @command
-def score(config: ScoreConfig) -> Outcome:
+def score(config: ScoreConfig) -> ScoreResult | ScoreRankResult | ScorePlanResult:
     """Score every text of the sources into `config.out`, going on where an earlier run of the same command stopped.
 
     With `config.rank`, one of several invocations on the same directory: it makes its share of the parts.
@@ -264,7 +356,7 @@ class _ScoreRun:
         self.work = Work()
         self.peak = 0  # bytes, of any worker
 
-    def run_all(self, engine: Engine, job: ScoreParts) -> Outcome:
+    def run_all(self, engine: Engine, job: ScoreParts) -> ScoreResult | ScoreRankResult:
         done = self.run.done()
         rows = {number: part["rows"] for number, part in done.items()}
         resumed = sum(rows.values())
@@ -285,7 +377,9 @@ class _ScoreRun:
                 self._forecast(progress, part.number, resumed)
         seconds = time.perf_counter() - started
         if self.config.rank is not None:
-            return self._share()
+            return ScoreRankResult(
+                out=self.config.out, rank=self.config.rank, rows=self.texts, scored_tokens=self.work.tokens
+            )
         self._write_rejected()
         done = self.run.done()
         counts: Counter[str] = Counter()
@@ -298,7 +392,7 @@ class _ScoreRun:
             "duplicate_ids": count_duplicate_ids(self.run.parts),
         }
         self.run.finish({**facts, "inputs": self._inputs(), "versions": versions(), "policies": self._policies()})
-        return self._outcome(facts, resumed, seconds)
+        return self._result(facts, resumed, seconds)
 
     def _count(self, part: ScoredPart) -> None:
         self.texts += part.rows
@@ -306,23 +400,6 @@ class _ScoreRun:
         self.work.padded += part.work.padded
         self.work.seconds += part.work.seconds
         self.peak = max(self.peak, part.peak_memory)
-
-    def _share(self) -> Outcome:
-        """What one rank says at its end."""
-        data = {
-            "out": str(self.config.out),
-            "rank": self.config.rank,
-            "rows": self.texts,
-            "scored_tokens": self.work.tokens,
-        }
-        return Outcome(
-            lines=[
-                f"rank {self.config.rank}: {self.texts:,} texts, {self.work.tokens:,} tokens scored in "
-                f"{self.config.out / 'scores'}",
-                "when all ranks are done, the same command without --rank fills gaps and completes the run",
-            ],
-            data=data,
-        )
 
     def _write_rejected(self) -> None:
         if not self.corpus.rejected:
@@ -369,58 +446,25 @@ class _ScoreRun:
     def _inputs(self) -> list[dict[str, Any]]:
         return [_source_facts(file) for file in self.corpus.files]
 
-    def _outcome(self, facts: dict[str, Any], resumed: int, seconds: float) -> Outcome:
+    def _result(self, facts: dict[str, Any], resumed: int, seconds: float) -> ScoreResult:
         counts, work, model = facts["counts"], self.work, self.model
-        rate = work.tokens / seconds if work.tokens else 0.0
-        peak = max(self.peak, peak_memory())
-        data = {
-            "out": str(self.config.out),
-            "model": model.name,
-            "rows": counts.get("rows", 0),
-            "resumed_rows": resumed,
-            "counts": counts,
-            "rejected": facts["rejected"],
-            "duplicate_ids": facts["duplicate_ids"],
-            "parts": facts["parts"],
-            "tokens": counts.get("tokens", 0),
-            "scored_tokens": work.tokens,
-            "padded_tokens": work.padded,
-            "seconds": round(seconds, 3),
-            "forward_seconds": round(work.seconds, 3),
-            "tokens_per_second": round(rate, 1),
-            "peak_memory_bytes": peak,
-            "device": model.device,
-            "dtype": model.dtype,
-            "path": model.path,
-        }
-        odd = {
-            name.removeprefix("status_"): n
-            for name, n in counts.items()
-            if name.startswith("status_") and name != "status_ok"
-        }
-        lines = [
-            f"{data['rows']:,} texts, {data['tokens']:,} tokens scored in {self.config.out / 'scores'}, "
-            f"{facts['parts']} parts"
-        ]
-        if work.tokens:
-            lines.append(
-                f"{rate:,.0f} tok/s, {work.seconds:.1f} s in the forward pass, peak memory {peak / 2**30:.2f} GiB"
-            )
-        if odd:
-            lines.append("not ok: " + ", ".join(f"{n} {name}" for name, n in odd.items()))
-        if facts["rejected"]:
-            lines.append(f"{facts['rejected']} rows rejected, see {self.config.out / 'rejected.jsonl'}")
-        if facts["duplicate_ids"]:
-            lines.append(
-                f"{facts['duplicate_ids']} texts share an id with an earlier one, see source_file and source_row"
-            )
-        all_nan = (
-            counts.get("status_nan", 0) > 0
-            and counts.get("status_nan", 0) + counts.get("status_empty", 0) == counts["rows"]
+        return ScoreResult(
+            **facts,
+            out=self.config.out,
+            model=model.name,
+            rows=counts.get("rows", 0),
+            resumed_rows=resumed,
+            tokens=counts.get("tokens", 0),
+            scored_tokens=work.tokens,
+            padded_tokens=work.padded,
+            seconds=round(seconds, 3),
+            forward_seconds=round(work.seconds, 3),
+            tokens_per_second=round(work.tokens / seconds, 1) if work.tokens else 0.0,
+            peak_memory_bytes=max(self.peak, peak_memory()),
+            device=model.device,
+            dtype=model.dtype,
+            path=model.path,
         )
-        if all_nan:
-            lines.append(f"the model {model.name} gave NaN for every text: try --dtype fp32, or another model")
-        return Outcome(lines=lines, data=data, exit_code=1 if all_nan else 0)
 
 
 def count_duplicate_ids(folder: Path) -> int:
@@ -482,27 +526,19 @@ def _source_facts(file: SourceFile) -> dict[str, Any]:
     return {"name": file.name, "rows": file.n_rows, "fingerprint": file.fingerprint}
 
 
-def _plan(config: ScoreConfig, corpus: Corpus, job: ScoreParts) -> Outcome:
+def _plan(config: ScoreConfig, corpus: Corpus, job: ScoreParts) -> ScorePlanResult:
     """What `--dry-run` says: the inputs, the choices, and a forecast from the first texts."""
     model = job.describe()
     sample = next(iter(corpus.batches()), None)
     texts = sample.column(corpus.text_field).to_pylist()[:200] if sample is not None else []
     per_text = sum(len(item.ids) for item in job.scorer.encode(texts)) / max(len(texts), 1)
-    tokens = None if corpus.n_rows is None else round(per_text * corpus.n_rows)
-    data = {
-        "sources": [_source_facts(file) for file in corpus.files],
-        "rows": corpus.n_rows,
-        "estimated_tokens": tokens,
-        "rejected": len(corpus.rejected),
-        "part_tokens": _part_tokens(config, model),
-        "batch_tokens": model.batch_tokens,
-        "out": str(config.out),
-        "notes": list(model.notes),
-    }
-    size = f"{corpus.n_rows:,} texts, about {tokens:,} tokens" if tokens is not None else "a stream of unknown length"
-    lines = [
-        f"would score {size} from {len(corpus.files)} files into {config.out / 'scores'}",
-        *model.notes,
-        "nothing was written",
-    ]
-    return Outcome(lines=lines, data=data)
+    return ScorePlanResult(
+        sources=[_source_facts(file) for file in corpus.files],
+        rows=corpus.n_rows,
+        estimated_tokens=None if corpus.n_rows is None else round(per_text * corpus.n_rows),
+        rejected=len(corpus.rejected),
+        part_tokens=_part_tokens(config, model),
+        batch_tokens=model.batch_tokens,
+        out=config.out,
+        notes=list(model.notes),
+    )

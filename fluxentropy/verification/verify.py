@@ -7,20 +7,21 @@ import importlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pyarrow.parquet as pq
 
 from fluxentropy.agreement.options import AgreeConfig, ZooConfig
-from fluxentropy.config.results import Outcome, command
-from fluxentropy.config.yaml import read_yaml
+from fluxentropy.config.results import Result, command
+from fluxentropy.config.yaml import read_yaml, to_plain
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.evaluation.options import HellaswagConfig
 from fluxentropy.ordering.check import changed_input, check_bins, check_blocks
 from fluxentropy.ordering.options import BinConfig
 from fluxentropy.pretraining.pretrain import check_grpo, check_training
-from fluxentropy.runs.check import Findings, check_parts, check_records, read_record
+from fluxentropy.runs.check import Findings, Problem, check_parts, check_records, read_record
 from fluxentropy.runs.directory import RECORDS, RunDirectory, part_numbers, part_paths
 from fluxentropy.runs.engine import Engine, make_engine
 from fluxentropy.runs.files import read_json
@@ -147,25 +148,84 @@ def _config(run: Path, cls: type, workers: int) -> Any:
 ROUNDS = 3  # of repairs: what is wrong with the whole shows once its parts are whole
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult(Result):
+    """What was found in the run directory `dir`: of itself and of the runs in it, after all repairs."""
+
+    dir: Path
+    runs: list[Findings]
+    repaired: list[Path]  # made again
+    not_repaired: list[str]  # why
+    repair: bool = field(repr=False)  # whether it was asked for
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All that is wrong, by path."""
+        return [problem for run in self.runs for problem in run.problems]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing and nothing is damaged."""
+        return not self.problems
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.problems or self.not_repaired else 0
+
+    def lines(self) -> list[str]:
+        lines = [f"{run.run}: {run.kind}" + (f", {run.summary}" if run.summary else "") for run in self.runs]
+        lines += [f"  {note}" for run in self.runs for note in run.notes]
+        lines += [f"made again: {path}" for path in self.repaired]
+        left = [path for run in self.runs for path in run.leftovers]
+        lines += [f"left by a command that was stopped, harmless: {path}" for path in left]
+        if problems := self.problems:
+            lines += [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *(f"  {one}" for one in problems)]
+        else:
+            lines.append("nothing is missing, nothing is damaged")
+        lines += [f"not repaired: {failure}" for failure in self.not_repaired]
+        if not self.repair and any(run.repairable for run in self.runs):
+            lines.append(f"`fluxentropy verify {self.dir} --repair` makes again what is damaged, and nothing else")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """With all `problems`, `leftovers` and `notes` of the runs beside them."""
+        return {
+            "dir": str(self.dir),
+            "ok": self.ok,
+            "runs": [
+                {"run": str(run.run), "kind": run.kind, "rows": run.rows, "files": run.files} for run in self.runs
+            ],
+            "problems": [
+                {"path": str(one.path), "problem": one.problem, "repairable": one.redo is not None}
+                for one in self.problems
+            ],
+            "leftovers": [str(path) for run in self.runs for path in run.leftovers],
+            "notes": [f"{run.run}: {note}" for run in self.runs for note in run.notes],
+            "repaired": to_plain(self.repaired),
+            "not_repaired": self.not_repaired,
+        }
+
+
 @command
-def verify(config: VerifyConfig) -> Outcome:
+def verify(config: VerifyConfig) -> VerifyResult:
     """Check the run directory `config.dir`, and with `repair` make again what is damaged, then check once more."""
     engine = make_engine(config.engine, config.workers, config.address)
     if config.repair:
         undo_killed(config.dir)
     found = check(config.dir, engine)
-    damaged: dict[str, None] = {}
+    damaged: dict[Path, None] = {}
     failures: list[str] = []
     for _ in range(ROUNDS if config.repair else 0):
         if failures or not any(run.repairable or run.leftovers for run in found):
             break
         for problem in (problem for run in found for problem in run.problems):
             log.warning(str(problem))
-            damaged[str(problem.path)] = None
+            damaged[problem.path] = None
         failures = repair(found, workers=config.workers)
         found = check(config.dir, engine)
-    left = {str(problem.path) for run in found for problem in run.problems}
-    return _outcome(config, found, [path for path in damaged if path not in left], failures)
+    left = {problem.path for run in found for problem in run.problems}
+    made = [path for path in damaged if path not in left]
+    return VerifyResult(dir=config.dir, runs=found, repaired=made, not_repaired=failures, repair=config.repair)
 
 
 # --- what there is to check -------------------------------------------------------------------------------------------
@@ -318,36 +378,3 @@ def _inner(path: Path, whole: Findings, engine: Engine) -> list[Findings]:
     except FluxentropyError as error:
         whole.add(path, str(error).removeprefix(f"{path} "))
         return []
-
-
-# --- what is said of it -----------------------------------------------------------------------------------------------
-
-
-def _outcome(config: VerifyConfig, found: list[Findings], repaired: list[str], failures: list[str]) -> Outcome:
-    problems = [problem for run in found for problem in run.problems]
-    notes = [f"{run.run}: {note}" for run in found for note in run.notes]
-    leftovers = [str(path) for run in found for path in run.leftovers]
-    lines = [f"{run.run}: {run.kind}" + (f", {run.summary}" if run.summary else "") for run in found]
-    lines += [f"  {note}" for run in found for note in run.notes]
-    lines += [f"made again: {path}" for path in repaired]
-    lines += [f"left by a command that was stopped, harmless: {path}" for path in leftovers]
-    if problems:
-        lines += [f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", *(f"  {one}" for one in problems)]
-    else:
-        lines.append("nothing is missing, nothing is damaged")
-    lines += [f"not repaired: {failure}" for failure in failures]
-    if not config.repair and any(run.repairable for run in found):
-        lines.append(f"`fluxentropy verify {config.dir} --repair` makes again what is damaged, and nothing else")
-    data = {
-        "dir": str(config.dir),
-        "ok": not problems,
-        "runs": [{"run": str(run.run), "kind": run.kind, "rows": run.rows, "files": run.files} for run in found],
-        "problems": [
-            {"path": str(one.path), "problem": one.problem, "repairable": one.redo is not None} for one in problems
-        ],
-        "leftovers": leftovers,
-        "notes": notes,
-        "repaired": repaired,
-        "not_repaired": failures,
-    }
-    return Outcome(lines=lines, data=data, exit_code=1 if problems or failures else 0)

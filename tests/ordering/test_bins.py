@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.errors import FluxentropyError, RunError, SourceError
+from fluxentropy.ordering.bin import BinResult
 from fluxentropy.ordering.bins import Bins
 from tests.ordering.test_bin import corpus
 
@@ -43,6 +45,10 @@ def binned(tmp_path_factory: pytest.TempPathFactory) -> Binned:
 def test_scores_counts_and_tokens_are_those_of_the_input(binned: Binned) -> None:
     folder, rows = binned
     bins = Bins.load(str(folder / "bins"))
+    result = fluxentropy.bin(folder / "in", edges="1,2,3,1000", shard_size="30KB", out=folder / "bins")
+    assert isinstance(result, BinResult) and result.bins == bins and result.blocks is None
+    assert (result.out, result.rows, result.edges, result.counts) == (folder / "bins", 3000, bins.edges, bins.counts)
+    assert result.to_dict() == {"out": str(folder / "bins"), **bins.facts}
     assert (bins.by, bins.edges, bins.grid, len(bins)) == ("entropy_mean", [1, 2, 3, 1000], None, 5)
     places = [polars.col("entropy_mean").is_between(*span, closed="right") for span in ((-1e9, 1), (1, 2), (2, 3))]
     expected = [rows.filter(place) for place in (*places, polars.col("entropy_mean") > 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -20,7 +21,7 @@ import pytest
 
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ordering.options import SortConfig
-from fluxentropy.ordering.sort import cut_units, sort, sort_scores
+from fluxentropy.ordering.sort import SortResult, cut_units, sort, sort_scores
 from tests.runs.test_mergesort import IDS, VALUES, as_written, oracle
 from tests.runs.test_tables import rich_table, write_run
 
@@ -184,10 +185,10 @@ def small_run(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("descending", [False, True])
-def test_outcome(descending: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_result(descending: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = small_run(tmp_path / "run"), tmp_path / "out.jsonl"
-    outcome = sort(SortConfig(run=str(run), out=out, descending=descending))
-    assert outcome.lines == [
+    result = sort(SortConfig(run=str(run), out=out, descending=descending))
+    assert result.lines() == [
         f"7 rows by entropy_mean, {'descending' if descending else 'ascending'}",
         "last: 1 with NaN, then 1 without a value",
         "lowest entropy_mean:",
@@ -200,8 +201,8 @@ def test_outcome(descending: bool, tmp_path: Path, capsys: pytest.CaptureFixture
         "  3  \\x1b[31mred\\u202e",
         str(out),
     ]
-    assert outcome.data["seconds"] >= 0
-    assert {name: value for name, value in outcome.data.items() if name != "seconds"} == {
+    assert result.seconds >= 0
+    assert {name: value for name, value in result.to_dict().items() if name != "seconds"} == {
         "rows": 7,
         "rows_read": 7,
         "nulls": 1,
@@ -210,17 +211,19 @@ def test_outcome(descending: bool, tmp_path: Path, capsys: pytest.CaptureFixture
         "descending": descending,
         "out": str(out),
     }
+    assert isinstance(result, SortResult)
+    assert (result.rows, result.out, result.highest[0]) == (7, out, (5.123456789, "e"))
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "7 rows read" in printed.err
     assert "7 rows written" in printed.err
 
 
-def test_outcome_of_a_limit(tmp_path: Path) -> None:
+def test_the_result_of_a_limit(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
-    outcome = sort(SortConfig(run=str(run), out=tmp_path / "out.jsonl", limit=1))
-    assert outcome.lines[0] == "1 of 7 rows by entropy_mean, ascending"
-    assert [line for line in outcome.lines if line.startswith("  ")] == ["  1  plain", "  1  plain"]
+    result = sort(SortConfig(run=str(run), out=tmp_path / "out.jsonl", limit=1))
+    assert result.lines()[0] == "1 of 7 rows by entropy_mean, ascending"
+    assert [line for line in result.lines() if line.startswith("  ")] == ["  1  plain", "  1  plain"]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,7 @@ def test_workers_write_the_bytes_of_one_process(limit: int | None, suffix: str, 
         for out, workers in zip(outs, (1, 2), strict=True)
     ]
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    assert found[0] == found[1]
+    assert dataclasses.replace(found[0], out=outs[1], seconds=found[1].seconds) == found[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a{suffix}", f"b{suffix}", "in"]
 
 

@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file
 from tokenruns import LENGTH, write_bins
 
+import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.pretraining.callbacks import Bookkeeping, Checkpoints
-from fluxentropy.pretraining.pretrain import pretrain, read_config
+from fluxentropy.pretraining.pretrain import LedgerResult, pretrain, read_config
 from fluxentropy.pretraining.trainer import GPTModule
 from fluxentropy.schedules.dataset import BlockSet
 
@@ -303,7 +304,10 @@ def test_questions_are_answered_on_the_way(bins: Path, tmp_path: Path) -> None:
 def test_ledger_of_documents(bins: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["ledger", str(whole), "--out", str(tmp_path / "documents.parquet"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == STEPS
+    data = json.loads(capsys.readouterr().out)
+    result = fluxentropy.ledger(whole, out=tmp_path / "documents.parquet")
+    assert isinstance(result, LedgerResult) and result.to_dict() == data
+    assert (result.run, result.steps, result.documents) == (whole, STEPS, 60)
     table = pq.read_table(tmp_path / "documents.parquet").to_pydict()
     assert sorted(table["id"]) == sorted(f"id-{row}" for row in range(60))
     # by brute force, from the drawn blocks

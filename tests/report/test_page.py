@@ -16,15 +16,14 @@ from reportedruns import EVIL, KINDS, finished, write_all, write_picture, write_
 from scoredruns import write_run
 
 from fluxentropy.cli.app import main
-from fluxentropy.config.results import Outcome
 from fluxentropy.config.yaml import from_plain, to_yaml
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ordering.options import BinConfig
 from fluxentropy.pretraining.options import PretrainConfig
 from fluxentropy.report import ReportConfig
 from fluxentropy.report import page as reportpage
+from fluxentropy.report.page import ReportResult, fingerprints, report
 from fluxentropy.report.page import command_line as command
-from fluxentropy.report.page import fingerprints, report
 from fluxentropy.report.sections import Given, Pictures, bin_section
 from fluxentropy.runs.find import Run
 from fluxentropy.scoring.options import ScoreConfig
@@ -39,9 +38,9 @@ svg g rect line text path polyline circle
 """  # all that the program writes
 
 
-def make(out: Path, *runs: Path, title: str = "Report") -> tuple[Outcome, Page]:
-    outcome = report(ReportConfig(runs=tuple(map(str, runs)), out=out, title=title))
-    return outcome, Page(out.read_text(encoding="utf-8"))
+def make(out: Path, *runs: Path, title: str = "Report") -> tuple[ReportResult, Page]:
+    result = report(ReportConfig(runs=tuple(map(str, runs)), out=out, title=title))
+    return result, Page(out.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +51,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> tuple[Outcome, Page]:
+def made(folder: Path) -> tuple[ReportResult, Page]:
     return make(folder / "page.html", folder / "runs", title=EVIL[1])
 
 
 # --- what is on the page ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_searched_and_each_run_has_a_section(made: tuple[Outcome, Page]) -> None:
-    outcome, page = made
-    assert sorted(run["kind"] for run in outcome.data["runs"]) == sorted(KINDS)
+def test_a_folder_is_searched_and_each_run_has_a_section(made: tuple[ReportResult, Page]) -> None:
+    result, page = made
+    assert sorted(run.kind for run in result.runs) == sorted(KINDS)
     assert len(page.all("section")) == len(KINDS)
-    assert outcome.data["left_out"] == []
+    assert result.left_out == []
+    paths = [{"kind": run.kind, "run": str(run.path)} for run in result.runs]
+    assert result.to_dict() == {"out": str(result.out), "bytes": result.bytes, "runs": paths, "left_out": []}
 
 
-def test_hostile_text_stays_text(made: tuple[Outcome, Page]) -> None:
+def test_hostile_text_stays_text(made: tuple[ReportResult, Page]) -> None:
     _, page = made
     assert {tag for tag, _, _ in page.elements} <= set(ELEMENTS.split())
     assert page.texts("title")[0] == EVIL[1]
@@ -74,11 +75,11 @@ def test_hostile_text_stays_text(made: tuple[Outcome, Page]) -> None:
         assert evil in page.text
 
 
-def test_nothing_refers_to_the_outside(made: tuple[Outcome, Page]) -> None:
+def test_nothing_refers_to_the_outside(made: tuple[ReportResult, Page]) -> None:
     made[1].check_self_contained()
 
 
-def test_the_page_can_be_read_by_all(made: tuple[Outcome, Page]) -> None:
+def test_the_page_can_be_read_by_all(made: tuple[ReportResult, Page]) -> None:
     _, page = made
     assert page.all("html")[0]["lang"] == "en"
     assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
@@ -90,7 +91,7 @@ def test_the_page_can_be_read_by_all(made: tuple[Outcome, Page]) -> None:
     assert "nan" not in " ".join(str(v) for tag, a, _ in page.elements if tag in ("rect", "path") for v in a.values())
 
 
-def test_token_views_stand_beside_the_scores_of_their_texts(made: tuple[Outcome, Page]) -> None:
+def test_token_views_stand_beside_the_scores_of_their_texts(made: tuple[ReportResult, Page]) -> None:
     _, page = made
     tips = [attributes["data-tip"] for attributes in page.all("label") if "data-tip" in attributes]
     assert len(tips) == 4  # two tokens beside the scores, two of the other text in its own section
@@ -108,15 +109,15 @@ def test_the_ends_are_those_of_the_scores(tmp_path: Path) -> None:
     assert shown == [f"id-{row}" for row in [*ranked[:-6:-1], *ranked[:5]]]
 
 
-def test_the_same_runs_give_the_same_bytes(folder: Path, made: tuple[Outcome, Page]) -> None:
+def test_the_same_runs_give_the_same_bytes(folder: Path, made: tuple[ReportResult, Page]) -> None:
     make(folder / "again.html", folder / "runs", title=EVIL[1])
     assert (folder / "again.html").read_bytes() == (folder / "page.html").read_bytes()
 
 
 def test_a_run_given_twice_is_there_once_and_trainings_are_compared(tmp_path: Path) -> None:
     runs = [write_training(tmp_path / name, name) for name in ("up", "down")]
-    outcome, page = make(tmp_path / "r.html", *runs, runs[0], tmp_path)
-    assert [run["run"] for run in outcome.data["runs"]] == list(map(str, runs))
+    result, page = make(tmp_path / "r.html", *runs, runs[0], tmp_path)
+    assert [run.path for run in result.runs] == runs
     assert "Trainings side by side" in page.text
 
 
@@ -124,8 +125,8 @@ def test_a_zoo_shows_the_comparison_and_each_model(tmp_path: Path) -> None:
     finished(tmp_path / "zoo", {"kind": "zoo"}, models=["small", "large"], failed={"broken": EVIL[0]})
     for model in ("small", "large", "consensus"):
         write_run(tmp_path / "zoo" / model, [1.0, 3.0, 2.0])
-    outcome, page = make(tmp_path / "r.html", tmp_path / "zoo")
-    found = [Path(run["run"]).name for run in outcome.data["runs"]]
+    result, page = make(tmp_path / "r.html", tmp_path / "zoo")
+    found = [run.path.name for run in result.runs]
     assert found == ["zoo", "small", "large"]  # in the order of the zoo
     assert "The models were not compared." in page.text and f"broken: {EVIL[0]}" in page.text
     assert len(page.all("section")) == 3
@@ -137,14 +138,14 @@ def test_a_full_page_leaves_out_pictures_and_then_runs(tmp_path: Path, monkeypat
         (tmp_path / f"g{number}" / "metrics.csv").write_text("step,reward\n1,1\n2,2\n")
     monkeypatch.setattr(reportpage, "LARGEST", 220_000)
     monkeypatch.setattr(reportpage, "SPARE", 100_000)
-    outcome, page = make(tmp_path / "r.html", tmp_path)
-    left_out = [one["name"] for one in outcome.data["left_out"]]
+    result, page = make(tmp_path / "r.html", tmp_path)
+    left_out = [one.name for one in result.left_out]
     assert left_out == [f"g{number}/noise.png" for number in (2, 3)]
     assert len(page.all("img")) == 2 and "The picture noise.png is left out" in page.text
-    assert outcome.data["bytes"] == (tmp_path / "r.html").stat().st_size < 220_000
+    assert result.bytes == (tmp_path / "r.html").stat().st_size < 220_000
     monkeypatch.setattr(reportpage, "SHARE_OF_TEXT", 0.015)
-    outcome, page = make(tmp_path / "r.html", tmp_path)
-    assert [one["name"][-2:] for one in outcome.data["left_out"]] == ["g1", "g2", "g3"]
+    result, page = make(tmp_path / "r.html", tmp_path)
+    assert [one.name[-2:] for one in result.left_out] == ["g1", "g2", "g3"]
     assert len(page.all("section")) == 1
 
 
@@ -221,8 +222,8 @@ def test_unfinished_runs_are_refused_by_name_and_left_out_of_folders(tmp_path: P
     write_run(tmp_path / "half", [1.0, 2.0], finish=False)
     with pytest.raises(RunError, match="half is not finished"):
         make(tmp_path / "r.html", tmp_path / "half")
-    outcome, page = make(tmp_path / "r.html", tmp_path)
-    assert [one["why"] for one in outcome.data["left_out"]] == ["not finished"]
+    result, page = make(tmp_path / "r.html", tmp_path)
+    assert [one.why for one in result.left_out] == ["not finished"]
     assert "not finished" in page.text and "/half" in page.text
 
 
@@ -271,7 +272,7 @@ def test_a_page_of_tokens_is_not_overwritten(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_browser_runs_nothing_of_it(folder: Path, made: tuple[Outcome, Page], tmp_path: Path) -> None:
+def test_a_browser_runs_nothing_of_it(folder: Path, made: tuple[ReportResult, Page], tmp_path: Path) -> None:
     control = tmp_path / "control.html"
     control.write_text(f"<!DOCTYPE html><title>was</title><p>{EVIL[0]}</p>")
     titles = [re.search("<title>(.*?)</title>", _dom(page), re.DOTALL) for page in (control, folder / "page.html")]

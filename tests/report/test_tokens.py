@@ -17,12 +17,22 @@ import torch
 from fakes import SENTENCES, save_model
 from pages import Page
 
+import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.models.loading import load_decoder
 from fluxentropy.models.zoo import find_model
 from fluxentropy.report.html import BIDI_CONTROLS
-from fluxentropy.report.tokens import LEVELS, TokenRow, TokenView, read_views, render_html, token_views, write_csv
+from fluxentropy.report.tokens import (
+    LEVELS,
+    TokenRow,
+    TokensResult,
+    TokenView,
+    read_views,
+    render_html,
+    token_views,
+    write_csv,
+)
 from fluxentropy.runs.find import COLUMNS
 from fluxentropy.scoring.scorer import Scorer, open_scorer
 
@@ -128,6 +138,9 @@ def test_the_command_writes_a_page_and_a_table(
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"texts": 2, "html": str(out), "csv": str(out.with_suffix(".csv"))}
     assert "<script>alert" not in out.read_text()
+    result = fluxentropy.tokens(source, model=folder, out=out, max_tokens=100, limit=2)
+    assert isinstance(result, TokensResult)
+    assert (result.texts, result.html, result.csv) == (2, out, out.with_suffix(".csv"))
     with open(out.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["text_id"] for row in rows} == {"texts.jsonl:0", "texts.jsonl:1"}

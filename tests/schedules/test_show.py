@@ -10,6 +10,7 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection, QuadMesh
 from tokenblocks import write_blocks
 
+import fluxentropy
 from fluxentropy.cli import app as cli
 from fluxentropy.config.yaml import read_yaml, to_yaml
 from fluxentropy.figures import paper
@@ -19,7 +20,7 @@ from fluxentropy.schedules.options import PlanConfig, ScheduleConfig
 from fluxentropy.schedules.plan import make_plan
 from fluxentropy.schedules.sampler import open_sampler
 from fluxentropy.schedules.schedule import Adaptive
-from fluxentropy.schedules.show import plan_figure, table
+from fluxentropy.schedules.show import ScheduleResult, plan_figure, table
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,10 @@ def test_flags_groups_and_policies(
     assert "planned are the first 7 steps" in capsys.readouterr().out
     assert cli.main([*command, "--schedule.name", "increasing", "--schedule.static"]) == 0
     assert capsys.readouterr().out.startswith("increasing, a static mixture like it (reweighting)")
+    result = fluxentropy.schedule(bins=bins, out=tmp_path, schedule={"name": "window"}, exhausted="stop", tokens=64000)
+    assert isinstance(result, ScheduleResult) and result.config == ScheduleConfig(name="window")
+    assert (result.out, result.blocks, result.asked) == (tmp_path, [400, 300, 500, 800], 4000)
+    assert result.tokens == 16 * sum(result.drawn) < 64000
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import SENTENCES, save_model
 
+import fluxentropy
 from fluxentropy.cli.app import main
+from fluxentropy.scoring.score import ScorePlanResult, ScoreResult
 
 N_TEXTS = 120
 
@@ -164,6 +166,13 @@ def test_a_finished_run_is_not_done_again(
     before = snapshot(copied)
     code, data, _ = run(capsys, *command(source, model, copied))
     assert (code, data["resumed_rows"], data["scored_tokens"]) == (0, N_TEXTS, 0)
+    result = fluxentropy.score(source, model=model, out=copied, max_tokens=100, part_tokens=300)
+    assert isinstance(result, ScoreResult) and not result.exit_code
+    assert (result.out, result.rows, result.tokens, result.path) == (copied, N_TEXTS, data["tokens"], data["path"])
+    assert list(result.to_dict()) == list(data)
+    assert result.lines() == [
+        f"{N_TEXTS} texts, {data['tokens']:,} tokens scored in {copied}/scores, {data['parts']} parts"
+    ]
     assert snapshot(copied) == before
 
 
@@ -270,6 +279,8 @@ def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], source: str,
     code, data, _ = run(capsys, *command(source, model, tmp_path / "run", "--dry-run"))
     assert (code, data["rows"]) == (0, N_TEXTS)
     assert data["estimated_tokens"] > N_TEXTS
+    plan = fluxentropy.score(source, model=model, out=tmp_path / "run", max_tokens=100, part_tokens=300, dry_run=True)
+    assert isinstance(plan, ScorePlanResult) and plan.to_dict() == data
     assert not (tmp_path / "run").exists()
 
 

@@ -216,12 +216,13 @@ def test_a_run_with_more_scores(source: str, model: str, tmp_path: Path, capsys:
 
 def test_token_counts_are_those_of_the_tokenizer(source: str, model: str, tmp_path: Path) -> None:
     out = tmp_path / "counts.parquet"
-    outcome = count(CountConfig(sources=(source,), model=model, out=out))
+    result = count(CountConfig(sources=(source,), model=model, out=out))
     tokenizer = make_tokenizer()
     expected = Counter(token for text in TEXTS for token in tokenizer(text).input_ids)  # no BOS
     table = pq.read_table(out)
     assert {token: n for token, n in zip(*table.to_pydict().values(), strict=True) if n} == expected
-    assert outcome.data["tokens"] == expected.total()
+    found = {"texts": len(TEXTS), "tokens": expected.total(), "distinct": len(expected)}
+    assert result.to_dict() == {"out": str(out), **found} and result.out == out
     frequency = np.exp(TokenCounts.read(out).log_frequency(len(table) + 5))
     assert frequency.sum() == pytest.approx(1)
     token, n = expected.most_common(1)[0]

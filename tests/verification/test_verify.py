@@ -17,9 +17,11 @@ import pytest
 from fakes import SENTENCES, save_model
 from scoredruns import write_run
 
+import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.files import sha256_file
+from fluxentropy.verification.verify import VerifyResult
 
 N_TEXTS = 60
 
@@ -107,8 +109,15 @@ def test_a_whole_run_is_proved(capsys: Capture, scored: Path) -> None:
     assert parts > 4
     assert (code, data["ok"], data["problems"], data["leftovers"]) == (0, True, [], [])
     assert data["runs"] == [{"run": str(scored), "kind": "score", "rows": N_TEXTS, "files": parts}]
-    assert main(["verify", str(scored)]) == 0
-    assert "nothing is missing, nothing is damaged" in capsys.readouterr().out
+    result = fluxentropy.verify(scored)
+    assert isinstance(result, VerifyResult) and result.ok and not result.exit_code and result.to_dict() == data
+    assert (result.dir, result.runs[0].rows) == (scored, N_TEXTS)
+    assert result.lines()[-1] == "nothing is missing, nothing is damaged"
+    (scored / "scores" / "part-00001.parquet").unlink()
+    damaged = fluxentropy.verify(scored)
+    assert not damaged.ok and damaged.exit_code == 1
+    assert [one.path for one in damaged.problems] == [scored / "scores" / "part-00001.parquet"]
+    assert fluxentropy.verify(scored, repair=True).repaired == [scored / "scores" / "part-00001.parquet"]
 
 
 SCORE_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
