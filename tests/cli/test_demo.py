@@ -46,7 +46,7 @@ def small(module_sketches: None) -> Iterator[None]:
         patch.setattr(demo_training, "SEEDS", 1)
         patch.setattr(demo_training, "WORKERS", 1)
         patch.setattr(demo_training, "other_passages", lambda: text)
-        for figures in ("agreement_figures.draw_agreement", "comparison_figures.draw_comparison"):
+        for figures in ("agreement.figures.draw_agreement", "experiments.figures.draw_comparison"):
             patch.setattr(f"fluxentropy.{figures}", lambda *_, **__: [])  # slow, and have tests of their own
         yield
     torch.set_num_threads(before)
