@@ -47,14 +47,14 @@ def main() -> int:
     try:
         run = options.out / "answers"
         answered = hellaswag(HellaswagConfig(model=options.model, data=options.data, limit=options.limit, out=run))
-        print("\n".join(answered.lines[:-1]))
+        print("\n".join(answered.lines()[:-1]))
         for target in TARGETS:
             for name, (metrics, pairs) in GROUPS.items():
                 out = options.out / f"{target}-{name}"
                 found = diagnose(
                     DiagnoseConfig(table=str(run), target=target, metrics=metrics, pairs=pairs, out=out, overwrite=True)
                 )
-                print(f"\n{target}, {name}: {found.lines[0]}\n  {out / 'summary.md'}")
+                print(f"\n{target}, {name}: {found.lines()[0]}\n  {out / 'summary.md'}")
     except FluxentropyError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -63,17 +63,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("eval_entropy/results/published"), help="folder to write")
     options = parser.parse_args()
     try:
-        outcome = diagnose(DiagnoseConfig(table=options.table, target=TARGET, metrics=("entropy",), out=options.out))
+        result = diagnose(DiagnoseConfig(table=options.table, target=TARGET, metrics=("entropy",), out=options.out))
     except FluxentropyError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     wrong = 0
     print(f"{'figure':28} {'published':>12} {'here':>12}")
-    for name, published, found in compare(outcome.data):
+    for name, published, found in compare(result.to_dict()):
         wrong += published != found
         print(f"{name:28} {published:>12} {found:>12}{'' if published == found else '  WRONG'}")
     print(f"{wrong} wrong" if wrong else "all figures reproduced", end="\n\n")
-    print("\n".join(outcome.lines))
+    print("\n".join(result.lines()))
     return 1 if wrong else 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import scipy.stats
@@ -19,6 +18,7 @@ from _report import Report, published_table
 
 from fluxentropy.agreement.agree import agree, zoo
 from fluxentropy.agreement.options import AgreeConfig, ZooConfig
+from fluxentropy.agreement.statistics import Agreement
 from fluxentropy.runs.files import write_text
 
 OUT = Path("runs/sanity")
@@ -30,10 +30,10 @@ def main() -> int:
     """Score, compare, print and return the exit code."""
     table = published_table()
     config = ZooConfig(sources=(str(table),), zoo=Path("offline"), text_field="Text", out=OUT / "offline", offline=True)
-    outcome = zoo(config)
-    print("\n".join(outcome.lines))
-    if outcome.exit_code:
-        return outcome.exit_code
+    scored = zoo(config)
+    print("\n".join(scored.lines()))
+    if scored.exit_code:
+        return scored.exit_code
     own = {name: pq.read_table(OUT / "offline" / name / "scores")["entropy_mean"].to_pylist() for name in (OURS, GEMMA)}
     published = _published(table)
     report = Report()
@@ -45,7 +45,7 @@ def main() -> int:
         report.below(f"  with {name.split('_awesome')[0]}", value, own_column)
     report.equal(f"Spearman of {OURS} and {GEMMA}", scipy.stats.spearmanr(own[OURS], own[GEMMA]).statistic, 0.81, 0.02)
     everyone = _all_models(table, published | own)
-    place = everyone["pca"]["coordinates"].get(GEMMA)
+    place = everyone.pca["coordinates"].get(GEMMA)
     report.holds(f"{GEMMA} takes part in the PCA of all ten models", place and f"PC1 {place[0]:.2f}", bool(place))
     print(f"plots in {OUT / 'offline'} and {OUT / 'all_models'}")
     return report.exit_code()
@@ -57,14 +57,13 @@ def _published(table: Path) -> dict[str, list[float]]:
     return {name.removesuffix(ENDING): [float(row[name]) for row in rows] for name in rows[0] if name.endswith(ENDING)}
 
 
-def _all_models(table: Path, columns: dict[str, list[float]]) -> dict[str, Any]:
+def _all_models(table: Path, columns: dict[str, list[float]]) -> Agreement:
     """Compare the published models and ours, in one table."""
     wide = OUT / f"{table.stem}_and_own.csv"
     header = ",".join(f"{name}{ENDING}" for name in columns)
     lines = [",".join(map(repr, row)) for row in zip(*columns.values(), strict=True)]
     write_text(wide, "\n".join([header, *lines]) + "\n")
-    outcome = agree(AgreeConfig(inputs=(str(wide),), out=OUT / "all_models", overwrite=True))
-    return dict(outcome.data)
+    return agree(AgreeConfig(inputs=(str(wide),), out=OUT / "all_models", overwrite=True)).agreement
 
 
 if __name__ == "__main__":

@@ -59,8 +59,10 @@ def test_the_wheel_carries_the_package_the_configurations_and_the_command(wheel:
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fluxentropy").rglob("*.py")}
     expected |= {f"fluxentropy/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     expected |= {"fluxentropy/py.typed", f"{info}/licenses/LICENSE"}
-    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "fluxentropy" / "templates").iterdir()}
-    assert {"fluxentropy/configs/zoo/offline.yaml", "fluxentropy/templates/parts.html"} <= expected
+    expected |= {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "fluxentropy" / "report" / "templates").iterdir()
+    }
+    assert {"fluxentropy/configs/zoo/offline.yaml", "fluxentropy/report/templates/parts.html"} <= expected
     assert expected <= names
     assert {name.split("/")[0] for name in names} == {"fluxentropy", info}  # no tests, no benchmarks
     assert dict(entry_points["console_scripts"]) == {"fluxentropy": "fluxentropy.cli.app:main"}

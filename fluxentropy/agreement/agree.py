@@ -7,7 +7,8 @@ import dataclasses
 import gc
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from fluxentropy.agreement.statistics import (
     write_consensus,
 )
 from fluxentropy.config.options import SourceOptions
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean, to_plain, to_yaml
 from fluxentropy.corpus.corpus import open_corpus
 from fluxentropy.errors import SourceError, UsageError
@@ -34,7 +35,7 @@ from fluxentropy.runs.files import plain, versions, write_json
 from fluxentropy.runs.find import CONSENSUS, run_folders
 from fluxentropy.runs.progress import Progress, debugging
 from fluxentropy.scoring.options import ScoreConfig, ScoringOptions
-from fluxentropy.scoring.score import score
+from fluxentropy.scoring.score import ScoreResult, score
 from fluxentropy.scoring.scores import SCORE_NAMES
 
 if TYPE_CHECKING:
@@ -63,8 +64,39 @@ SLOW = 20_000_000  # scores times replicates: above it the bootstrap takes secon
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AgreeResult(Result):
+    """How far models agree. `agreement` has all numbers as arrays, and is what a notebook shows."""
+
+    out: Path
+    consensus: Path  # a run of the common order, to sort by mean_rank
+    figures: tuple[str, ...]  # names of files in `out`
+    agreement: Agreement = field(repr=False)
+    mean_spearman: float  # over all pairs of models
+    kendall_w: float
+    record: Mapping[str, Any] = field(repr=False)  # what agreement.json has
+
+    def lines(self) -> list[str]:
+        plots = ", ".join(name for name in self.figures if name.endswith(".png"))
+        told = ", ".join(f"{name!r} ({why})" for name, why in self.record["left_out"].items())
+        return [
+            *summary(self.agreement, list(self.record["labels"].values()), self.record["measure"]),
+            *([f"no models, left out: {told}"] if told else []),  # columns of numbers
+            "",
+            f"numbers    {self.out / 'agreement.json'}",
+            f"plots      {self.out}/: {plots} (and .svg)",
+            f"consensus  {self.consensus}, for `fluxentropy sort {self.consensus} --by mean_rank`",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"out": str(self.out), "figures": list(self.figures), **self.record}
+
+    def _repr_html_(self) -> str:
+        return self.agreement._repr_html_()
+
+
 @command
-def agree(config: AgreeConfig) -> Outcome:
+def agree(config: AgreeConfig) -> AgreeResult:
     """Compare models from runs or from a table, and write the result into `config.out`."""
     matrix = read_scores(config.inputs, config.by)
     if config.models:
@@ -74,9 +106,9 @@ def agree(config: AgreeConfig) -> Outcome:
     check_scores(matrix.scores, matrix.models)
     with RunDirectory(config.out, overwrite=config.overwrite, folder=CONSENSUS) as run:
         run.begin(_identity(matrix, config), to_yaml(config))
-        outcome = write_agreement(matrix, config.out, config)
+        result = write_agreement(matrix, config.out, config)
         run.finish({"models": list(matrix.models), "inputs": matrix.inputs, "versions": versions()})
-    return outcome
+    return result
 
 
 def read_scores(inputs: Sequence[str], by: str = BY) -> ScoreMatrix:
@@ -99,7 +131,7 @@ def read_scores(inputs: Sequence[str], by: str = BY) -> ScoreMatrix:
     return read_runs([run for path in paths for run in run_folders(path)], by)
 
 
-def write_agreement(matrix: ScoreMatrix, out: Path, options: AgreementOptions) -> Outcome:
+def write_agreement(matrix: ScoreMatrix, out: Path, options: AgreementOptions) -> AgreeResult:
     """Measure how far the models agree; write `agreement.json`, the plots and the consensus order into `out`."""
     from fluxentropy.agreement.figures import draw_agreement
     from fluxentropy.figures import short_labels
@@ -114,7 +146,7 @@ def write_agreement(matrix: ScoreMatrix, out: Path, options: AgreementOptions) -
         )
     labels = short_labels(matrix.models)
     share = write_consensus(matrix, out / CONSENSUS, _identity(matrix, options))
-    data = to_record(result) | {
+    record = to_record(result) | {
         "labels": dict(zip(matrix.models, labels, strict=True)),
         "measure": matrix.measure,
         "baseline": matrix.models[baseline],
@@ -122,21 +154,19 @@ def write_agreement(matrix: ScoreMatrix, out: Path, options: AgreementOptions) -
         "left_out": matrix.left_out,
         "consensus": {"scores": f"{CONSENSUS}/scores", "pc1_share": share},
     }
-    write_json(out / "agreement.json", data)
+    write_json(out / "agreement.json", record)
     figures = draw_agreement(
         matrix.scores, labels, result, baseline=baseline, unit=_measure_in_words(matrix.measure), out=out
     )
-    names = [path.name for path in figures]
-    lines = [*summary(result, labels, matrix.measure), *_left_out(matrix), "", f"numbers    {out / 'agreement.json'}"]
-    lines += [f"plots      {out}/: {', '.join(name for name in names if name.endswith('.png'))} (and .svg)"]
-    lines += [f"consensus  {out / CONSENSUS}, for `fluxentropy sort {out / CONSENSUS} --by mean_rank`"]
-    return Outcome(lines=lines, data={"out": str(out), "figures": names, **data})
-
-
-def _left_out(matrix: ScoreMatrix) -> list[str]:
-    """One line about the columns of numbers that were not taken for models."""
-    told = ", ".join(f"{name!r} ({why})" for name, why in matrix.left_out.items())
-    return [f"no models, left out: {told}"] if told else []
+    return AgreeResult(
+        out=out,
+        consensus=out / CONSENSUS,
+        figures=tuple(path.name for path in figures),
+        agreement=result,
+        mean_spearman=float(result.mean_spearman),
+        kendall_w=float(result.kendall_w),
+        record=record,
+    )
 
 
 def _identity(matrix: ScoreMatrix, options: AgreementOptions) -> dict[str, Any]:
@@ -246,8 +276,36 @@ def _p(log10_p: float) -> str:
 LATER = {"scores": (), "columns": None, "drop": ()}  # options of which folders from before them say nothing
 
 
+@dataclass(frozen=True, kw_only=True)
+class ZooResult(Result):
+    """The runs of the models that have scored the texts, and how far they agree."""
+
+    out: Path
+    runs: Mapping[str, ScoreResult]  # by model
+    failed: Mapping[str, str]  # models, and what went wrong
+    agreement: AgreeResult | None  # None: see `why`
+    why: str = field(default="", repr=False)  # there is no comparison
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        lines = [f"{name}: {run.lines()[0]}" for name, run in self.runs.items()]
+        lines += ["", *self.agreement.lines()] if self.agreement else [self.why]
+        if self.failed:
+            lines += ["", f"{len(self.failed)} of {len({**self.runs, **self.failed})} models failed:"]
+            lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        runs = {name: run.to_dict() for name, run in self.runs.items()}
+        compared = {"agreement": self.agreement.to_dict()} if self.agreement else {}
+        return {"out": str(self.out), "runs": runs, "failed": dict(self.failed), **compared}
+
+
 @command
-def zoo(config: ZooConfig) -> Outcome:
+def zoo(config: ZooConfig) -> ZooResult:
     """Score the sources with one model after the other, each an ordinary run of `score`, then compare the runs.
 
     A model that cannot be had, does not fit or fails is reported at the end, with exit code 1; the others count.
@@ -257,17 +315,18 @@ def zoo(config: ZooConfig) -> Outcome:
     with RunDirectory(config.out, overwrite=config.overwrite, folder=CONSENSUS) as run:
         sources = _check_sources(config, spool)
         run.begin(_zoo_identity(config), to_yaml(config), last=True)
-        scored: dict[str, Outcome] = {}
+        scored: dict[str, ScoreResult] = {}
         failed: dict[str, str] = {}
         for place, name in enumerate(entries, 1):
             log.info(f"model {place} of {len(entries)}: {name}")
-            outcome = _score(_score_config(config, name, sources), failed)
-            if outcome is not None:
-                scored[name] = outcome
+            result = _score(_score_config(config, name, sources), failed)
+            if result is not None:
+                scored[name] = result
         compared = _compare(config, scored, failed)
-        done = isinstance(compared, Outcome)
+        agreed, why = (None, compared) if isinstance(compared, str) else (compared, "")
+        done = agreed is not None
         run.finish({"models": list(scored), "failed": failed, "compared": done, "versions": versions()})
-    return _outcome(config, scored, failed, compared)
+    return ZooResult(out=config.out, runs=scored, failed=failed, agreement=agreed, why=why)
 
 
 def _entries(config: ZooConfig) -> dict[str, ZooEntry]:
@@ -309,10 +368,10 @@ def _score_config(config: ZooConfig, name: str, sources: tuple[str, ...]) -> Sco
     return ScoreConfig(**{**shared, "sources": sources, "model": name, "zoo": config.zoo, "out": config.out / name})
 
 
-def _score(config: ScoreConfig, failed: dict[str, str]) -> Outcome | None:
+def _score(config: ScoreConfig, failed: dict[str, str]) -> ScoreResult | None:
     """Score with one model. Whatever goes wrong with it is this model's failure, by name, and not the zoo's."""
     try:
-        outcome = score(config)
+        result = score(config)
     except Exception as error:  # models may run any code, and run out of any memory
         if debugging():
             traceback.print_exc()
@@ -321,10 +380,11 @@ def _score(config: ScoreConfig, failed: dict[str, str]) -> Outcome | None:
         return None
     finally:
         _free_memory()
-    if outcome.exit_code:
-        failed[config.model] = outcome.lines[-1]
+    if result.exit_code:
+        failed[config.model] = result.lines()[-1]
         return None
-    return outcome
+    assert isinstance(result, ScoreResult)  # neither a rank's share nor a plan
+    return result
 
 
 def _free_memory() -> None:
@@ -348,7 +408,7 @@ def _zoo_identity(config: ZooConfig) -> dict[str, Any]:
     return {"kind": "zoo", **{name: to_plain(getattr(config, name)) for name in options}}
 
 
-def _compare(config: ZooConfig, scored: dict[str, Outcome], failed: dict[str, str]) -> Outcome | str:
+def _compare(config: ZooConfig, scored: Mapping[str, Any], failed: dict[str, str]) -> AgreeResult | str:
     """The comparison of the models that have scored the texts, or why there is none."""
     names = list(scored)
     if names:
@@ -366,21 +426,3 @@ def _compare(config: ZooConfig, scored: dict[str, Outcome], failed: dict[str, st
     except UsageError as error:  # such as too few texts: the scores are what there is
         return f"no comparison: {error}"
     return write_agreement(chosen, config.out, config)
-
-
-def _outcome(config: ZooConfig, scored: dict[str, Outcome], failed: dict[str, str], compared: Outcome | str) -> Outcome:
-    lines = [f"{name}: {outcome.lines[0]}" for name, outcome in scored.items()]
-    data: dict[str, Any] = {
-        "out": str(config.out),
-        "runs": {name: dict(outcome.data) for name, outcome in scored.items()},
-        "failed": failed,
-    }
-    if isinstance(compared, Outcome):
-        lines += ["", *compared.lines]
-        data["agreement"] = dict(compared.data)
-    else:
-        lines += [compared]
-    if failed:
-        lines += ["", f"{len(failed)} of {len(scored | failed)} models failed:"]
-        lines += [f"  {name}: {reason}" for name, reason in failed.items()]
-    return Outcome(lines=lines, data=data, exit_code=1 if failed else 0)

@@ -20,41 +20,42 @@ import statistics
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fluxentropy.agreement.agree import agree
+from fluxentropy.agreement.agree import AgreeResult, agree
 from fluxentropy.agreement.options import AgreeConfig
 from fluxentropy.cli.commands import DemoConfig
-from fluxentropy.config.results import Outcome, command
-from fluxentropy.config.yaml import to_yaml
+from fluxentropy.config.results import Result, command
+from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.experiments.options import CompareConfig
-from fluxentropy.experiments.schedules import compare
+from fluxentropy.experiments.schedules import CompareResult, compare
 from fluxentropy.experiments.text import interval
 from fluxentropy.models.zoo import find_model
-from fluxentropy.ordering.bin import bin_corpus
+from fluxentropy.ordering.bin import BinResult, bin_corpus
 from fluxentropy.ordering.options import BinConfig, SortConfig
 from fluxentropy.ordering.sort import sort
 from fluxentropy.pretraining.options import ArchitectureOptions, LRConfig, OptimConfig, PretrainConfig, TrainingOptions
-from fluxentropy.pretraining.pretrain import pretrain
+from fluxentropy.pretraining.pretrain import PretrainResult, pretrain
 from fluxentropy.report import ReportConfig
-from fluxentropy.report.page import report
+from fluxentropy.report.page import ReportResult, report
 from fluxentropy.report.tokens import token_views, write_views
 from fluxentropy.runs.files import atomic_path, write_text
 from fluxentropy.runs.tables import run_parts
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.scoring.options import ScoreConfig
-from fluxentropy.scoring.score import score
+from fluxentropy.scoring.score import ScoreResult, score
 from fluxentropy.scoring.scorer import open_scorer
 from fluxentropy.verification import VerifyConfig
-from fluxentropy.verification.verify import verify
+from fluxentropy.verification.verify import VerifyResult, verify
 
 # --- its text ---------------------------------------------------------------------------------------------------------
 #
@@ -255,10 +256,18 @@ WORKERS = 4  # at most: each has libraries of half a gigabyte to load
 LEVELS = {0.9: "almost entirely", 0.7: "largely", 0.3: "in part"}  # rank correlation, at least -> how far models agree
 
 
+class Step(NamedTuple):
+    """What a step has to say, fields of `DemoResult`, and what to look at."""
+
+    lines: list[str]
+    results: dict[str, Result | None]
+    files: dict[str, Path]
+
+
 # --- the small GPT ----------------------------------------------------------------------------------------------------
 
 
-def small_gpt(config: DemoConfig) -> Outcome:
+def small_gpt(config: DemoConfig) -> Step:
     """Train it on passages of other documents than those that are scored, whatever their number."""
     table, blocks, out = (config.out / name for name in ("other_passages.parquet", "other_blocks", "small_gpt"))
     if config.overwrite or not table.exists():
@@ -291,10 +300,10 @@ def small_gpt(config: DemoConfig) -> Outcome:
     which = "other passages" if config.passages <= APART else "passages, a part of those scored among them"
     lines = [
         "",
-        f"A second model, trained here: a GPT of {trained.data['parameters']:,} parameters, on {TOKENS:,} bytes of "
+        f"A second model, trained here: a GPT of {trained.parameters:,} parameters, on {TOKENS:,} bytes of "
         f"{pq.read_metadata(table).num_rows:,} {which}",
     ]
-    return Outcome(lines=lines, data={"small_gpt": trained.data, "files": {"small_gpt": str(out / "export")}})
+    return Step(lines, {"small_gpt": trained}, {"small_gpt": trained.export})
 
 
 def _write_table(passages: list[Passage], path: Path) -> None:
@@ -318,7 +327,7 @@ def _one_thread() -> Iterator[None]:
 # --- two models -------------------------------------------------------------------------------------------------------
 
 
-def second_scores(config: DemoConfig, texts: Path) -> Outcome:
+def second_scores(config: DemoConfig, texts: Path) -> Step:
     """The same passages scored with the small GPT: all of each, in windows as long as its blocks."""
     zoo = config.out / "zoo.yaml"
     write_text(zoo, to_yaml({"models": {NAME: {"folder": str(config.out.resolve() / "small_gpt" / "export")}}}))
@@ -334,11 +343,10 @@ def second_scores(config: DemoConfig, texts: Path) -> Outcome:
         overwrite=config.overwrite,
     )
     with _one_thread():
-        scored = score(scoring)
-    return Outcome(lines=[], data={"second_scores": scored.data}, exit_code=scored.exit_code)
+        return Step([], {"second_scores": score(scoring)}, {})
 
 
-def agreement(config: DemoConfig) -> Outcome:
+def agreement(config: DemoConfig) -> Step:
     """How far the models agree on which passages are hard to predict: in bits per byte, as their tokens differ."""
     table, out = config.out / "bits_per_byte.parquet", config.out / "agreement"
     ours, theirs = (_bits_per_byte(config.out / run) for run in ("run", "run_small_gpt"))
@@ -348,9 +356,9 @@ def agreement(config: DemoConfig) -> Outcome:
     try:
         agreed = agree(AgreeConfig(inputs=(str(table),), by="bits_per_byte", out=out, overwrite=config.overwrite))
     except UsageError as error:  # such as too few passages
-        return Outcome(lines=[f"  not compared with {config.model}: {error}"], data={"agreement": None})
-    rho = float(agreed.data["spearman"][0][1])
-    limits = agreed.data["bootstrap"]["intervals"].get("mean_spearman")  # of a few passages there are none
+        return Step([f"  not compared with {config.model}: {error}"], {"agreement": None}, {})
+    rho = agreed.mean_spearman
+    limits = agreed.record["bootstrap"]["intervals"].get("mean_spearman")  # of a few passages there are none
     how = next((words for least, words in LEVELS.items() if rho >= least), "hardly")
     means = " and ".join(f"{_mean(bits):.2f} to {name}" for name, bits in ((config.model, ours), (NAME, theirs)))
     lines = [
@@ -358,7 +366,7 @@ def agreement(config: DemoConfig) -> Outcome:
         f"  which passages are hard to predict? The two agree {how}: rank correlation {rho:.2f}"
         f"{' ' * bool(limits)}{interval(limits[0], limits[1], '.2f') if limits else ''}, see {out}",
     ]
-    return Outcome(lines=lines, data={"agreement": agreed.data, "files": {"agreement": str(out)}})
+    return Step(lines, {"agreement": agreed}, {"agreement": out})
 
 
 def _bits_per_byte(run: Path) -> dict[str, float | None]:
@@ -374,14 +382,14 @@ def _mean(bits: dict[str, float | None]) -> float:
 # --- two schedules ----------------------------------------------------------------------------------------------------
 
 
-def comparison(config: DemoConfig) -> Outcome:
+def comparison(config: DemoConfig) -> Step:
     """Bins of rising entropy, and of falling, against a random order: a smaller GPT, and as many seeds as are quick."""
     bins, out = config.out / "bins", config.out / "comparison"
     blocks = BlockSet.open(bins).counts
     title = ["", "Does the order of the bins matter for training?"]
     if blocks.min() < 2 * HELD:
         why = f"not compared: {config.passages} passages are too few, use 40 or more"
-        return Outcome(lines=[*title, f"  {why}"], data={"comparison": None})
+        return Step([*title, f"  {why}"], {"comparison": None}, {})
     comparing = CompareConfig(
         bins=bins,
         base=TrainingOptions(
@@ -399,16 +407,15 @@ def comparison(config: DemoConfig) -> Outcome:
         overwrite=config.overwrite,
     )
     compared = compare(comparing)
-    arm = compared.data["arms"]["increasing"]
+    arm = compared.arms["increasing"]
     seeds = f"{SEEDS} seed{'s' * (SEEDS > 1)}"
     lines = [
         *title,
-        f"  from low to high entropy: {compared.data['comparisons'][0]['words']}",
+        f"  from low to high entropy: {compared.comparisons[0]['words']}",
         f"  {seeds} of a GPT of {arm['parameters']:,} parameters on {arm['tokens']:,} bytes: a demonstration, "
         f"no evidence; see {out / 'comparison.md'}",
     ]
-    data = {"comparison": compared.data, "files": {"comparison": str(out)}}
-    return Outcome(lines=lines, data=data, exit_code=compared.exit_code)
+    return Step(lines, {"comparison": compared}, {"comparison": out})
 
 
 # --- `fluxentropy demo` -----------------------------------------------------------------------------------------------
@@ -423,8 +430,37 @@ SHOWN = 3  # passages from either end that are printed and drawn
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoResult(Result):
+    """The results of the commands that the demo is made of."""
+
+    scores: ScoreResult
+    bins: BinResult
+    verify: VerifyResult
+    small_gpt: PretrainResult
+    second_scores: ScoreResult  # of the small GPT
+    agreement: AgreeResult | None  # None, as the next: of too few passages
+    comparison: CompareResult | None
+    report: ReportResult
+    files: dict[str, Path]  # what to look at
+    said: list[str] = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        return max(one.exit_code for one in vars(self).values() if isinstance(one, Result))
+
+    def lines(self) -> list[str]:
+        return self.said
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores, with all other results under their names."""
+        results = {k: v.to_dict() if isinstance(v, Result) else to_plain(v) for k, v in vars(self).items()}
+        del results["said"]
+        return {**results.pop("scores"), **results}
+
+
 @command
-def demo(config: DemoConfig) -> Outcome:
+def demo(config: DemoConfig) -> DemoResult:
     """Score, sort, draw and bin passages; train a small GPT and compare the two models; compare two orders of bins."""
     texts = _write_passages(config)
     steps = {
@@ -436,19 +472,16 @@ def demo(config: DemoConfig) -> Outcome:
         "comparing two orders of the bins": lambda: comparison(config),
         "writing the report": lambda: _report(config),
     }
-    done = []
+    said: list[str] = []
+    results: dict[str, Any] = {}
+    files: dict[str, Path] = {}
     for number, (name, step) in enumerate(steps.items(), 1):
         log.info(f"step {number} of {len(steps)}: {name}")
-        done.append(step())
-    data: dict[str, Any] = {}
-    for outcome in done:
-        files = {**data.get("files", {}), **outcome.data.get("files", {})}
-        data |= {**outcome.data, "files": files}
-    return Outcome(
-        lines=[line for outcome in done for line in outcome.lines],
-        data=data,
-        exit_code=max(outcome.exit_code for outcome in done),
-    )
+        done = step()
+        said += done.lines
+        results |= done.results
+        files |= done.files
+    return DemoResult(**results, files=files, said=said)
 
 
 def _write_passages(config: DemoConfig) -> Path:
@@ -459,7 +492,7 @@ def _write_passages(config: DemoConfig) -> Path:
     return path
 
 
-def _scores(config: DemoConfig, texts: Path) -> Outcome:
+def _scores(config: DemoConfig, texts: Path) -> Step:
     """Scores, the sorted corpus, and the most and the least uncertain passages, printed and drawn."""
     run = config.out / "run"
     scored = score(
@@ -474,10 +507,9 @@ def _scores(config: DemoConfig, texts: Path) -> Outcome:
         f"How uncertain is {config.model} about {len(rows):,} passages of documentation and code?",
         *_extremes("most uncertain, by mean entropy per token in nats", rows[:SHOWN]),
         *_extremes("least uncertain", rows[::-1][:SHOWN]),
-        *(f"  {line}" for line in scored.lines),
+        *(f"  {line}" for line in scored.lines()),
     ]
-    files = {"scores": str(run / "scores"), "sorted": str(by_entropy), "heatmap": str(heatmap)}
-    return Outcome(lines=lines, data={**scored.data, "files": files}, exit_code=scored.exit_code)
+    return Step(lines, {"scores": scored}, {"scores": run / "scores", "sorted": by_entropy, "heatmap": heatmap})
 
 
 def _draw(rows: list[dict[str, Any]], model: str, out: Path) -> None:
@@ -495,7 +527,7 @@ def _extremes(title: str, rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _bins(config: DemoConfig) -> Outcome:
+def _bins(config: DemoConfig) -> Step:
     """Bins of equal counts, as shards and as blocks of bytes, and the proof that nothing is lost."""
     out = config.out / "bins"
     binned = bin_corpus(
@@ -509,23 +541,22 @@ def _bins(config: DemoConfig) -> Outcome:
         )
     )
     verified = verify(VerifyConfig(dir=out))
-    counts = ", ".join(f"{count:,}" for count in binned.data["counts"])
+    counts = ", ".join(f"{count:,}" for count in binned.counts)
     lines = [
         "",
         f"Bins of rising entropy: {counts} passages, as Arrow shards in {out}",
         f"  {_proof(verified)}",
     ]
-    data = {"bins": binned.data, "verify": verified.data, "files": {"bins": str(out)}}
-    return Outcome(lines=lines, data=data, exit_code=verified.exit_code)
+    return Step(lines, {"bins": binned, "verify": verified}, {"bins": out})
 
 
-def _proof(verified: Outcome) -> str:
+def _proof(verified: VerifyResult) -> str:
     if verified.exit_code:
-        return "not whole: " + "; ".join(str(one["problem"]) for one in verified.data["problems"])
+        return "not whole: " + "; ".join(one.problem for one in verified.problems)
     return "verified: each passage is in exactly one of them, and no file is damaged"
 
 
-def _report(config: DemoConfig) -> Outcome:
+def _report(config: DemoConfig) -> Step:
     """One page about all of it, and where to look first."""
     out = config.out.resolve()
     page = out / "report.html"
@@ -539,5 +570,4 @@ def _report(config: DemoConfig) -> Outcome:
     }
     width = max(len(str(path)) for path in places)
     lines = ["", "Where to look", *(f"  {path!s:{width}}  {what}" for path, what in places.items())]
-    files = {"report": str(config.out / "report.html")}
-    return Outcome(lines=lines, data={"report": reported.data, "files": files}, exit_code=reported.exit_code)
+    return Step(lines, {"report": reported}, {"report": config.out / "report.html"})

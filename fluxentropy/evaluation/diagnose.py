@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command, html_table
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.errors import RunError
 from fluxentropy.evaluation.diagnostics import (
@@ -473,8 +474,35 @@ SLOW = 3e8  # rows times models times replicates, of some seconds
 LIBRARIES = ("numpy", "scipy", "statsmodels", "scikit-learn", "matplotlib", "pyarrow")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseResult(Result):
+    """What the metrics say of the target. In a notebook: all tests."""
+
+    out: Path
+    files: tuple[str, ...]  # names of files in `out`
+    diagnostics: Diagnostics = field(repr=False)
+
+    def lines(self) -> list[str]:
+        texts, plots = ([n for n in self.files if n.endswith(suffix)] for suffix in (".txt", ".png"))
+        return [
+            headline(self.diagnostics).replace("**", "").replace("`", ""),
+            *_left_out(self.diagnostics.table),
+            "",
+            f"summary    {self.out / 'summary.md'}",
+            f"numbers    {self.out / 'diagnostics.json'}",
+            f"models     {self.out}/: {', '.join(texts)}",
+            f"plots      {self.out}/: {', '.join(plots)} (and .svg)",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"out": str(self.out), "files": list(self.files), **to_record(self.diagnostics)}
+
+    def _repr_html_(self) -> str:
+        return html_table([vars(test) for test in self.diagnostics.tests])
+
+
 @command
-def diagnose(config: DiagnoseConfig) -> Outcome:
+def diagnose(config: DiagnoseConfig) -> DiagnoseResult:
     """Fit and test every metric of the table, and write what was found into `config.out`.
 
     Errors: those of `read_metric_table` and `choose_pairs`; `RunError` where `config.out` holds something else.
@@ -494,18 +522,7 @@ def diagnose(config: DiagnoseConfig) -> Outcome:
         hashes = {file.name: sha256_file(file) for file in files}
         counts = {"rows": table.n_rows, "used": table.n, "excluded": table.excluded}
         run.finish({"files": hashes, "counts": counts, "versions": versions(LIBRARIES)})
-    record = to_record(result)
-    names = [file.name for file in files]
-    lines = [
-        headline(result).replace("**", "").replace("`", ""),
-        *_left_out(table),
-        "",
-        f"summary    {config.out / 'summary.md'}",
-        f"numbers    {config.out / 'diagnostics.json'}",
-        f"models     {config.out}/: {', '.join(name for name in names if name.endswith('.txt'))}",
-        f"plots      {config.out}/: {', '.join(name for name in names if name.endswith('.png'))} (and .svg)",
-    ]
-    return Outcome(lines=lines, data={"out": str(config.out), "files": names, **record})
+    return DiagnoseResult(out=config.out, files=tuple(file.name for file in files), diagnostics=result)
 
 
 def _left_out(table: MetricTable) -> list[str]:

@@ -9,7 +9,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.entropy import truncated_entropy
 from fluxentropy.evaluation.answering import Prompt, Reader, Reading
@@ -179,8 +180,45 @@ PART_ITEMS = 256  # what a killed run loses at most
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """The share of questions answered right, its standard error, and of how many; None where there are too few."""
+
+    value: float | None
+    se: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HellaswagResult(Result):
+    """Questions answered, one row each in `items.parquet` of `out`."""
+
+    out: Path
+    model: str
+    resumed_items: int  # that an earlier run of the same command answered
+    items: int
+    status: dict[str, int]  # "ok", or what is wrong, and of how many questions
+    acc: Accuracy  # by log-likelihood
+    acc_norm: Accuracy  # by log-likelihood per character
+    acc_bytes: Accuracy  # by log-likelihood per byte
+    speed: float = field(repr=False)  # questions a second; 0 where none was answered now
+
+    def lines(self) -> list[str]:
+        items = self.out / "items.parquet"
+        lines = [f"{self.items:,} questions answered in {items}"]
+        for name, (_, words) in ACCURACIES.items():
+            one: Accuracy = getattr(self, name)
+            if one.n:
+                se = f" ± {one.se:.4f}" if one.se is not None else ""
+                lines.append(f"{name:9} {one.value:.4f}{se}  {words}, n = {one.n:,}")
+        odd = [f"{count} {name}" for name, count in self.status.items() if name != "ok"]
+        lines += [f"not ok: {', '.join(odd)}"] * bool(odd)
+        lines += [f"{self.speed:.1f} questions/s"] * bool(self.speed)
+        return [*lines, f"next: fluxentropy diagnose {items} --target correct_norm --out DIR"]
+
+
 @command
-def hellaswag(config: HellaswagConfig) -> Outcome:
+def hellaswag(config: HellaswagConfig) -> HellaswagResult:
     """Answer every question of `config.data`, going on where an earlier run of the same command stopped."""
     entry = find_model(
         config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -201,7 +239,7 @@ def hellaswag(config: HellaswagConfig) -> Outcome:
         return _answer_all(config, questions, reader, run)
 
 
-def _answer_all(config: HellaswagConfig, questions: Questions, reader: Reader, run: RunDirectory) -> Outcome:
+def _answer_all(config: HellaswagConfig, questions: Questions, reader: Reader, run: RunDirectory) -> HellaswagResult:
     done = run.done()
     rows_done = {number: part["rows"] for number, part in done.items()}
     resumed = sum(rows_done.values())
@@ -228,7 +266,15 @@ def _answer_all(config: HellaswagConfig, questions: Questions, reader: Reader, r
     table = _join(run, config)
     facts = summarise(table)
     run.finish({**facts, "parts": len(run.done()), "task": questions.task.name, "versions": versions()})
-    return _outcome(config, facts, resumed, answered, seconds)
+    return HellaswagResult(
+        out=config.out,
+        model=config.model,
+        resumed_items=resumed,
+        items=facts["items"],
+        status=facts["status"],
+        **{name: Accuracy(**facts[name]) for name in ACCURACIES},
+        speed=answered / seconds,
+    )
 
 
 def _groups(batches: Iterator[list[Question]], size: int) -> Iterator[list[Question]]:
@@ -277,19 +323,3 @@ def summarise(items: pa.Table) -> dict[str, Any]:
         se = math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else None
         found[name] = {"value": mean, "se": se, "n": n}
     return found
-
-
-def _outcome(config: HellaswagConfig, facts: dict[str, Any], resumed: int, answered: int, seconds: float) -> Outcome:
-    lines = [f"{facts['items']:,} questions answered in {config.out / 'items.parquet'}"]
-    for name, (_, words) in ACCURACIES.items():
-        value, se, n = facts[name].values()
-        if n:
-            lines.append(f"{name:9} {value:.4f}" + (f" ± {se:.4f}" if se is not None else "") + f"  {words}, n = {n:,}")
-    odd = {name: count for name, count in facts["status"].items() if name != "ok"}
-    if odd:
-        lines.append("not ok: " + ", ".join(f"{count} {name}" for name, count in odd.items()))
-    if answered:
-        lines.append(f"{answered / seconds:.1f} questions/s")
-    lines.append(f"next: fluxentropy diagnose {config.out / 'items.parquet'} --target correct_norm --out DIR")
-    data = {"out": str(config.out), "model": config.model, "resumed_items": resumed, **facts}
-    return Outcome(lines=lines, data=data)

@@ -11,14 +11,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from fluxentropy.config.options import EngineOptions
-from fluxentropy.config.results import Outcome
+from fluxentropy.config.results import Result, html_table
 from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, RunError, UsageError
 from fluxentropy.experiments.arms import STEMS, Record
@@ -30,6 +30,9 @@ from fluxentropy.runs.files import plain, read_json, write_json, write_text
 from fluxentropy.runs.progress import Progress
 
 ARMS = "arms.json"
+
+
+R = TypeVar("R", bound="ComparisonResult")
 
 
 log = logging.getLogger(__name__)
@@ -97,7 +100,6 @@ class RunCell:
 class Comparison:
     """What a comparison says of itself to `run_comparison`."""
 
-    command: str
     owned: tuple[str, ...]  # what it writes into --out, beside what all comparisons do
     arms: Mapping[str, Any]  # what each has of its own, as plain JSON
     cells: Sequence[Cell]
@@ -108,17 +110,58 @@ class Comparison:
     judge: Callable[[Sequence[Record]], dict[str, Any]]  # records of finished cells -> what they say, as plain JSON
 
 
-def run_comparison(config: ComparisonOptions, this: Comparison) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult(Result):
+    """A judgement of arms: parts of its JSON file, which `record` is all of."""
+
+    command: ClassVar[str]
+    measure: ClassVar[str]  # the key of a comparison's difference
+
+    out: Path
+    seeds: int
+    arms: Mapping[str, Mapping[str, Any]] = field(repr=False)  # what each is, and its numbers over its seeds
+    comparisons: Sequence[Mapping[str, Any]] = field(repr=False)  # two arms, their difference and the verdict
+    runs: int  # that were asked for: arms times seeds
+    failed: Mapping[str, str]  # runs, and what went wrong
+    pictures: tuple[str, ...]  # names of files in `out`
+    record: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        from fluxentropy.experiments.text import summary
+
+        stem, drawn = self.out / STEMS[self.command], [name for name in self.pictures if name.endswith(".png")]
+        lines = [*summary(self.command, self.record), "", f"numbers    {stem}.json", f"words      {stem}.md"]
+        lines += [f"pictures   {self.out}/: {', '.join(drawn)} (and .svg)"]
+        if self.failed:
+            lines += ["", f"{len(self.failed)} of {self.runs} runs failed:"]
+            lines += [f"  {name}: {why}" for name, why in self.failed.items()]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.record}
+
+    def _repr_html_(self) -> str:
+        kept = ("family", "arm", "against", "verdict", "p_holm")
+        return html_table(
+            [{name: one[name] for name in kept} | {self.measure: one[self.measure]["mean"]} for one in self.comparisons]
+        )
+
+
+def run_comparison(config: ComparisonOptions, this: Comparison, kind: type[R]) -> R:
     """Train what is not finished, then judge all arms; arms and seeds may be added later."""
     from fluxentropy.experiments.figures import draw_comparison
-    from fluxentropy.experiments.text import markdown, summary
+    from fluxentropy.experiments.text import markdown
 
-    out, stem = config.out, STEMS[this.command]
+    out, stem = config.out, STEMS[kind.command]
     with (
         RunDirectory(out, overwrite=config.overwrite, folder="cells", owned=(f"{stem}.*", ARMS, *this.owned)) as run,
         as_begun(out, config.base.accelerator, new=threads_each(config)) as threads,
     ):
-        identity = {"kind": this.command, "base": this.base, **this.data, **threads}
+        identity = {"kind": kind.command, "base": this.base, **this.data, **threads}
         run.begin(identity, to_yaml(config), last=True)
         remember_arms(out, dict(this.arms))
         failed: dict[str, str] = {}
@@ -129,22 +172,24 @@ def run_comparison(config: ComparisonOptions, this: Comparison) -> Outcome:
         records = _finished_records(this.cells, failed, out)
         prints = {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}
         record = this.judge(records) | {
-            "command": f"fluxentropy {this.command} --config {out / 'config.resolved.yaml'}",
+            "command": f"fluxentropy {kind.command} --config {out / 'config.resolved.yaml'}",
             "base": to_plain(config.base),
             "fingerprints": {**this.data, "cells": prints},
             "failed": failed,
             "versions": dict(this.versions),
         }
         write_json(out / f"{stem}.json", record)
-        figures = draw_comparison(this.command, record, records, out)
-        write_text(out / f"{stem}.md", markdown(this.command, record))
+        figures = draw_comparison(kind.command, record, records, out)
+        write_text(out / f"{stem}.md", markdown(kind.command, record))
         run.finish({"arms": list(this.arms), "failed": failed, "versions": dict(this.versions)})
-    lines = [*summary(this.command, record), "", f"numbers    {out / stem}.json", f"words      {out / stem}.md"]
-    pictures = ", ".join(path.name for path in figures if path.suffix == ".png")
-    lines += [f"pictures   {out}/: {pictures} (and .svg)"]
-    if failed:
-        lines += ["", f"{len(failed)} of {len(this.cells)} runs failed:", *(f"  {k}: {v}" for k, v in failed.items())]
-    return Outcome(lines=lines, data={"out": str(out), **record}, exit_code=1 if failed else 0)
+    return kind(
+        out=out,
+        **{name: record[name] for name in ("seeds", "arms", "comparisons")},
+        runs=len(this.cells),
+        failed=failed,
+        pictures=tuple(path.name for path in figures),
+        record=record,
+    )
 
 
 def _finish(engine: Engine, job: RunCell, cells: Sequence[Cell]) -> dict[str, str]:

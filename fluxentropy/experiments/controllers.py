@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import command
 from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import UsageError
 from fluxentropy.experiments.arms import Record
-from fluxentropy.experiments.cells import Cell, Comparison, run_comparison
+from fluxentropy.experiments.cells import Cell, Comparison, ComparisonResult, run_comparison
 from fluxentropy.experiments.judging import judge_controllers
 from fluxentropy.experiments.options import NONE, GRPOCompareConfig
 from fluxentropy.rl.control.control import open_controller
@@ -38,8 +38,15 @@ from fluxentropy.runs.tables import read_metrics
 OWNED = ("trajectories.*", "pass_at_k.*", "effects.*", "warmups")
 
 
+class GRPOCompareResult(ComparisonResult):
+    """Controllers compared with `none`; a difference is in its family's unit: a share, nats, or a number."""
+
+    command = "grpo-compare"
+    measure = "difference"
+
+
 @command
-def grpo_compare(config: GRPOCompareConfig) -> Outcome:
+def grpo_compare(config: GRPOCompareConfig) -> GRPOCompareResult:
     """Train what is not finished, then judge all arms of `config`; arms and seeds may be added later.
 
     Errors: UsageError names the arm whose controller is none.
@@ -62,7 +69,6 @@ def grpo_compare(config: GRPOCompareConfig) -> Outcome:
         return found | {"task": config.base.task.name}
 
     this = Comparison(
-        command="grpo-compare",
         owned=OWNED,
         arms=arms,
         cells=cells,
@@ -72,7 +78,7 @@ def grpo_compare(config: GRPOCompareConfig) -> Outcome:
         work=functools.partial(trained, samples=config.samples, warmups=config.out / "warmups"),
         judge=judged,
     )
-    return run_comparison(config, this)
+    return run_comparison(config, this, GRPOCompareResult)
 
 
 def make_cell(arm: str, config: GRPOConfig, samples: int) -> Cell:

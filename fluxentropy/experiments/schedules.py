@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import command
 from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import RunError
 from fluxentropy.evaluation.questions import ACCURACIES
 from fluxentropy.experiments.arms import RANDOM, Arm, Record, all_arms
-from fluxentropy.experiments.cells import Cell, Comparison, run_comparison
+from fluxentropy.experiments.cells import Cell, Comparison, ComparisonResult, run_comparison
 from fluxentropy.experiments.judging import judge
 from fluxentropy.experiments.options import CompareConfig
 from fluxentropy.models.tokenizers import token_bytes
@@ -42,8 +42,15 @@ OWNED = ("curves.*", "differences.*", "mixture.*", "effects.*")
 PIECES = 60  # of the budget, at most, in which the realised mixture is kept
 
 
+class CompareResult(ComparisonResult):
+    """Schedules compared; differences are in per cent of the other arm's final bits per byte: below 0 is better."""
+
+    command = "compare"
+    measure = "percent"
+
+
 @command
-def compare(config: CompareConfig) -> Outcome:
+def compare(config: CompareConfig) -> CompareResult:
     """Train what is not finished, then judge all arms of `config`; arms and seeds may be added later."""
     arms = all_arms(config)
     cells = [
@@ -61,7 +68,6 @@ def compare(config: CompareConfig) -> Outcome:
 
     base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
     this = Comparison(
-        command="compare",
         owned=OWNED,
         arms={arm.name: to_plain(dict(arm.own)) for arm in arms},
         cells=cells,
@@ -71,7 +77,7 @@ def compare(config: CompareConfig) -> Outcome:
         work=functools.partial(trained, sources=config.sources),
         judge=judged,
     )
-    return run_comparison(config, this)
+    return run_comparison(config, this, CompareResult)
 
 
 def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:

@@ -2,7 +2,7 @@
 
 A field `max_tokens` is the flag `--max-tokens` and the YAML key `max_tokens`.
 
-    >>> from fluxentropy.config.rest.yaml import to_yaml
+    >>> from fluxentropy.config.yaml import to_yaml
     >>> config = SortConfig(run="runs/web", out=Path("sorted.parquet"), limit=3)
     >>> print(to_yaml(config), end="")
     run: runs/web

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fluxentropy.config.results import Outcome, Result, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import from_plain, read_yaml, to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, ModelError, RunError, SourceError, UsageError
 from fluxentropy.evaluation.questions import ACCURACIES, FORMAT
@@ -72,8 +72,40 @@ FREE = (
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult(Result):
+    """A trained GPT."""
+
+    out: Path
+    parameters: int
+    steps: int
+    tokens: int  # trained on
+    val_loss: float  # nats per token, after the last step
+    val_bpb: float  # the same in bits per byte
+    metrics: Mapping[str, float]  # the last row of metrics.csv
+    facts: Mapping[str, Any] = field(repr=False)  # what the manifest says of the training
+    average: AverageOptions = field(repr=False)
+
+    @property
+    def export(self) -> Path:
+        """The model, a folder of `transformers`."""
+        return self.out / "export"
+
+    def lines(self) -> list[str]:
+        return [
+            f"{self.parameters:,} parameters trained on {self.tokens:,} tokens in {self.steps:,} steps",
+            f"validation loss {self.val_loss:.4f} nats per token, {self.val_bpb:.4f} bits per byte",
+            *_said_of_average(self.average, self.steps, self.metrics),
+            f"metrics in {self.out / 'metrics.csv'}, what was seen in {self.out / 'ledger.parquet'}",
+            f"score with it: fluxentropy score SOURCE --model {self.export} --out DIR",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.metrics, **self.facts}
+
+
 @command
-def pretrain(config: PretrainConfig) -> Outcome:
+def pretrain(config: PretrainConfig) -> PretrainResult:
     """Train a GPT on the blocks of `config.bins`, going on from the last checkpoint of the same command."""
     training = open_training(config)
     gpt = make_model(config, training.blocks)
@@ -86,7 +118,16 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 run.finish({**_facts(training, gpt), "files": _written(config.out)})
         if run is not None:
             shutil.rmtree(config.out / PIECES, ignore_errors=True)  # ledger.parquet has all of it
-    return _outcome(config, training, gpt)
+    facts, last = _facts(training, gpt), last_row(config.out / "metrics.csv")
+    return PretrainResult(
+        out=config.out,
+        **{name: facts[name] for name in ("parameters", "steps", "tokens")},
+        val_loss=last["val_loss"],
+        val_bpb=last["val_bpb"],
+        metrics=last,
+        facts=facts,
+        average=config.average,
+    )
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -303,19 +344,7 @@ def _written(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): sha256_file(path) for path in files}
 
 
-def _outcome(config: PretrainConfig, training: Training, gpt: GPT) -> Outcome:
-    row = last_row(config.out / "metrics.csv")
-    lines = [
-        f"{gpt.num_parameters():,} parameters trained on {training.budget:,} tokens in {training.steps:,} steps",
-        f"validation loss {row['val_loss']:.4f} nats per token, {row['val_bpb']:.4f} bits per byte",
-        *_said_of_average(config.average, training.steps, row),
-        f"metrics in {config.out / 'metrics.csv'}, what was seen in {config.out / 'ledger.parquet'}",
-        f"score with it: fluxentropy score SOURCE --model {config.out / 'export'} --out DIR",
-    ]
-    return Outcome(lines=lines, data={"out": str(config.out), **row, **_facts(training, gpt)})
-
-
-def _said_of_average(options: AverageOptions, steps: int, row: dict[str, float]) -> list[str]:
+def _said_of_average(options: AverageOptions, steps: int, row: Mapping[str, float]) -> list[str]:
     """What averaged weights are worth, and over how many steps they are averaged."""
     if options.kind == "none":
         return []

@@ -27,9 +27,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datatrove.data import Document
-from datatrove.io import get_datafolder
-from datatrove.pipeline.base import PipelineStep
 
 from fluxentropy.corpus.readers import is_text
 from fluxentropy.errors import RunError, SourceError, UsageError
@@ -40,6 +37,13 @@ from fluxentropy.scoring.dataset import WINDOW, make_scorer
 from fluxentropy.scoring.options import ScoringOptions
 from fluxentropy.scoring.scores import SCORE_NAMES
 
+try:
+    from datatrove.data import Document
+    from datatrove.io import get_datafolder
+    from datatrove.pipeline.base import PipelineStep
+except ImportError as error:
+    raise ImportError("fluxentropy.scoring.datatrove needs datatrove: pip install 'fluxentropy[datatrove]'") from error
+
 if TYPE_CHECKING:
     from datatrove.executor.base import PipelineExecutor
     from datatrove.io import DataFolder
@@ -47,12 +51,6 @@ if TYPE_CHECKING:
 
 
 # --- the block --------------------------------------------------------------------------------------------------------
-
-
-try:
-    from datatrove.pipeline.base import PipelineStep
-except ImportError as error:
-    raise ImportError("fluxentropy.scoring.datatrove needs datatrove: pip install 'fluxentropy[datatrove]'") from error
 
 
 INPUT_STATUS, NULL_TEXT = "fluxentropy_input_status", "null_text"  # in a document's metadata: what its text was

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scoredruns import write_run
 
+from fluxentropy.agreement.agree import agree
 from fluxentropy.cli.app import main
 
 PLOTS = ("entropies", "ranks", "distance_matrix", "pca_models", "explained_variance", "rank_spread")
@@ -66,7 +67,11 @@ def test_again_gives_the_same_bytes_and_another_comparison_is_refused(
     command = ("agree", table, "--out", out, "--bootstrap", 20)
     run(capsys, *command)
     first = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert run(capsys, *command)[0] == 0
+    printed = run(capsys, *command)[1]
+    found = agree(table, out=out, bootstrap=20)
+    assert (found.out, found.consensus, found.agreement.n_texts) == (out, out / "consensus", 40)
+    assert found.mean_spearman == printed["mean_spearman"] == found.agreement.mean_spearman
+    assert found.to_dict() == printed and "Kendall" in found._repr_html_()
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == first
     code, data, _ = run(capsys, *command, "--seed", 1)
     assert code == 1

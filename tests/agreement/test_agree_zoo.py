@@ -11,6 +11,7 @@ import pytest
 import yaml
 from fakes import SENTENCES, save_model
 
+from fluxentropy.agreement import agree
 from fluxentropy.cli.app import main
 from fluxentropy.runs.tables import run_parts
 
@@ -138,6 +139,9 @@ def test_a_zoo_resumes_and_takes_more_models(
     code, data, _ = run(capsys, *command(texts, zoo, out))
     assert code == 0
     assert {name: data["runs"][name]["resumed_rows"] for name in data["runs"]} == {"small": 15, "large": 0, "other": 15}
+    found = agree.zoo(str(texts), zoo=zoo, out=out, max_tokens=64, bootstrap=20)
+    assert (found.out, found.failed, found.exit_code, found.runs["large"].out) == (out, {}, 0, out / "large")
+    assert found.agreement and found.agreement.to_dict() == data["agreement"]
     files = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     run(capsys, *command(texts, zoo, tmp_path / "fresh"))
     fresh = {path.relative_to(tmp_path / "fresh"): path for path in (tmp_path / "fresh").rglob("*") if path.is_file()}

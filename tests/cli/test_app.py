@@ -343,9 +343,7 @@ def test_help_and_mistakes_load_nothing_heavy(argv: Sequence[str]) -> None:
     assert done.returncode == 0
     loaded = set(done.stdout.split())
     assert not HEAVY & loaded
-    assert ("fluxentropy.config.rest" in loaded) == (
-        argv[:1] == ["score"]
-    )  # the options of a command: when it is called
+    assert ("fluxentropy.scoring.options" in loaded) == (argv[:1] == ["score"])  # when the command is called
 
 
 def test_the_package_alone_loads_next_to_nothing() -> None:

@@ -46,7 +46,7 @@ def small(module_sketches: None) -> Iterator[None]:
         patch.setattr(demo_training, "SEEDS", 1)
         patch.setattr(demo_training, "WORKERS", 1)
         patch.setattr(demo_training, "other_passages", lambda: text)
-        for figures in ("agreement_figures.draw_agreement", "comparison_figures.draw_comparison"):
+        for figures in ("agreement.figures.draw_agreement", "experiments.figures.draw_comparison"):
             patch.setattr(f"fluxentropy.{figures}", lambda *_, **__: [])  # slow, and have tests of their own
         yield
     torch.set_num_threads(before)
@@ -133,11 +133,12 @@ def test_a_demo_that_was_stopped_goes_on_to_the_same_bytes(
     assert "1 seed of a GPT" in printed
 
 
-def test_few_passages_leave_out_what_needs_more(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command(tmp_path / "out", model, passages=4)) == 0
-    printed = capsys.readouterr().out
+def test_few_passages_leave_out_what_needs_more(model: Path, tmp_path: Path) -> None:
+    found = demo_module.demo(out=tmp_path / "out", model=str(model), passages=4)
+    assert (found.exit_code, found.agreement, found.comparison) == (0, None, None)
+    assert (found.scores.rows, found.verify.ok, found.small_gpt.steps) == (4, True, 6)
+    assert found.files["report"] == tmp_path / "out" / "report.html"
+    printed = "\n".join(found.lines())
     assert "agreement needs 5 or more" in printed
     assert "4 passages are too few" in printed
     assert (tmp_path / "out" / "report.html").is_file()

@@ -13,6 +13,7 @@ import pytest
 from scipy.special import expit
 
 from fluxentropy.cli import app as cli
+from fluxentropy.evaluation.diagnose import diagnose
 
 
 @pytest.fixture
@@ -79,8 +80,10 @@ def test_the_same_command_again_and_another_one(
     first = contents(out)
     (out / "logit_entropy.txt").unlink()
     (out / "effects.png").write_bytes(b"damaged")
-    assert cli.main([*command, "--pairs", "entropy+varentropy"]) == 0
-    assert contents(out) == first
+    found = diagnose(items(60), target="correct", out=out, bootstrap=20, pairs=("entropy+varentropy",))
+    assert (found.out, found.diagnostics.n, "effects.png" in found.files) == (out, 60, True)
+    assert found.to_dict()["models"] == json.loads((out / "diagnostics.json").read_text())["models"]
+    assert contents(out) == first and "anova" in found._repr_html_()
     assert cli.main([*command, "--pairs", "none"]) == 1
     assert "holds another run: pairs is ['entropy+varentropy'] there and [] here" in capsys.readouterr().err
     (out / "notes.txt").write_text("mine")

@@ -67,6 +67,9 @@ def test_every_question_has_a_row_with_every_column(
     assert all(row["entropy_mean"] <= row["entropy_upper_mean"] + 1e-5 for row in rows)
     main([str(word) for word in command(data, model, tmp_path / "run")])
     out, err = capsys.readouterr()
+    found = hellaswag.hellaswag(data=str(data), model=str(model), out=tmp_path / "run")
+    assert (found.out, found.items, found.resumed_items, found.acc.n) == (tmp_path / "run", 11, 11, 11)
+    assert found.to_dict() == result | {"resumed_items": 11} and found.lines() == out.splitlines()
     assert "resuming: 1 parts, 11 questions are done" in err
     assert out.startswith(f"11 questions answered in {tmp_path / 'run' / 'items.parquet'}\nacc       ")
 

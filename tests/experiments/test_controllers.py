@@ -20,7 +20,7 @@ from fluxentropy.cli.app import main
 from fluxentropy.config.yaml import config_path, from_plain, read_yaml
 from fluxentropy.evaluation.statistics import holm
 from fluxentropy.experiments.cells import RunCell
-from fluxentropy.experiments.controllers import held_out, trained
+from fluxentropy.experiments.controllers import grpo_compare, held_out, trained
 from fluxentropy.experiments.judging import final, judge_controllers
 from fluxentropy.experiments.options import NONE, GRPOCompareConfig
 from fluxentropy.rl.grpo.grpo import grpo
@@ -173,6 +173,9 @@ def test_a_run_that_fails_is_named_and_the_others_are_judged(
     arms = {"bonus": ARMS["bonus"], "wild": {"optim": {"lr": 1e30}}}
     assert main(command(tmp_path, arms=arms, seeds=1)) == 1
     said = capsys.readouterr().out
+    result = grpo_compare(**read_yaml(tmp_path / "out" / "config.resolved.yaml", GRPOCompareConfig) | {"train": False})
+    assert (result.out, result.runs, list(result.arms)) == (tmp_path / "out", 3, [NONE, *arms])
+    assert "final reward" in result._repr_html_()
     assert "1 of 3 runs failed" in said and "wild, seed 0: the policy's logits are not numbers" in said
     record = read_json(tmp_path / "out" / "grpo_comparison.json") or {}
     assert record["arms"]["wild"]["seeds"] == [] and record["arms"]["bonus"]["seeds"] == [0]

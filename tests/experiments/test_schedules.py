@@ -17,11 +17,11 @@ from scipy import stats
 from tokenruns import LENGTH, write_bins
 
 from fluxentropy.cli.app import main
-from fluxentropy.config.yaml import from_plain
+from fluxentropy.config.yaml import from_plain, read_yaml
 from fluxentropy.experiments.arms import all_arms
 from fluxentropy.experiments.cells import RunCell
 from fluxentropy.experiments.options import CompareConfig
-from fluxentropy.experiments.schedules import make_cell, read_curve, realised, trained
+from fluxentropy.experiments.schedules import compare, make_cell, read_curve, realised, trained
 from fluxentropy.pretraining.callbacks import Checkpoints
 from fluxentropy.pretraining.options import TrainingOptions
 from fluxentropy.runs.engine import WORKER
@@ -132,7 +132,11 @@ def test_the_command_in_the_words_changes_nothing(whole: Path, capsys: pytest.Ca
     before, numbers = times(whole), (whole / "comparison.json").read_bytes()
     capsys.readouterr()
     assert main(["compare", "--config", str(whole / "config.resolved.yaml"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["failed"] == {}
+    printed = json.loads(capsys.readouterr().out)
+    found = compare(**read_yaml(whole / "config.resolved.yaml", CompareConfig))
+    assert (found.out, found.failed, found.runs, found.exit_code) == (whole, {}, 6, 0)
+    assert (found.arms, found.comparisons) == (printed["arms"], printed["comparisons"])
+    assert found.to_dict() == printed and "up-shuffled" in found._repr_html_()
     assert times(whole) == before and (whole / "comparison.json").read_bytes() == numbers
 
 

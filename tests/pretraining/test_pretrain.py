@@ -23,7 +23,7 @@ from tokenruns import LENGTH, write_bins
 import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.pretraining.callbacks import Bookkeeping, Checkpoints
-from fluxentropy.pretraining.pretrain import LedgerResult
+from fluxentropy.pretraining.pretrain import LedgerResult, pretrain, read_config
 from fluxentropy.pretraining.trainer import GPTModule
 from fluxentropy.schedules.dataset import BlockSet
 
@@ -106,8 +106,12 @@ def test_a_finished_run_is_left_alone(bins: Path, whole: Path, capsys: pytest.Ca
     before = {path: path.stat().st_mtime_ns for path in whole.glob("export/*")}
     capsys.readouterr()
     assert main([*command(bins, whole, "--micro-batch", BATCH // 2), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == STEPS
+    printed, row = json.loads(capsys.readouterr().out), rows(whole)[-1]
     assert {path: path.stat().st_mtime_ns for path in whole.glob("export/*")} == before
+    found = pretrain(read_config(whole))
+    assert (found.out, found.export.is_dir(), found.steps, found.tokens) == (whole, True, STEPS, row["tokens"])
+    assert (found.val_loss, found.val_bpb) == (row["val_loss"], row["val_bpb"]) and found.parameters > 0
+    assert found.to_dict() == printed and printed["steps"] == STEPS
 
 
 class StoppedError(Exception):

@@ -12,7 +12,7 @@ from tokenruns import LENGTH, write_bins
 
 from fluxentropy.errors import UsageError
 from fluxentropy.models.tokenizers import token_bytes
-from fluxentropy.ordering.shards import bin_folder
+from fluxentropy.ordering.bins import Bins
 from fluxentropy.pretraining import validation as sourceloss
 from fluxentropy.pretraining.gpt import GPT, GPTConfig
 from fluxentropy.pretraining.pretrain import _lineage
@@ -95,9 +95,7 @@ def test_sources_are_those_of_the_rows(blocks_sourceloss: BlockSet) -> None:
     found = read_sources(blocks_sourceloss, "source")
     assert found.names == ("a", "b", "c")
     for number in range(blocks_sourceloss.bins):
-        rows = _lineage(blocks_sourceloss.path / bin_folder(number, blocks_sourceloss.bins, "data"))[
-            "source_row"
-        ].to_pylist()
+        rows = _lineage(Bins.load(blocks_sourceloss.path)[number])["source_row"].to_pylist()
         assert [found.names[place] for place in found.rows[number]] == ["abc"[row % 3] for row in rows]
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from fluxentropy.errors import RunError
 from fluxentropy.runs import directory as store
+from fluxentropy.runs import files
 from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.files import atomic_folder, atomic_path, fingerprint_file, read_json, write_json
 
@@ -85,8 +86,8 @@ def test_fingerprints_depend_on_content_alone(tmp_path: Path, monkeypatch: pytes
     b.write_bytes(b"content")
     os.utime(b, (0, 0))
     assert fingerprint_file(a) == fingerprint_file(b) == "sha256:" + hashlib.sha256(b"content").hexdigest()
-    monkeypatch.setattr(store, "FULL_HASH_LIMIT", 1000)
-    monkeypatch.setattr(store, "SAMPLE_BYTES", 100)
+    monkeypatch.setattr(files, "FULL_HASH_LIMIT", 1000)
+    monkeypatch.setattr(files, "SAMPLE_BYTES", 100)
     large = bytearray(os.urandom(200_000))
     a.write_bytes(large)
     before = fingerprint_file(a)

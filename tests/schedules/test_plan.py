@@ -77,7 +77,7 @@ def test_pieces_are_what_was_drawn() -> None:
 
 # --- policies ---------------------------------------------------------------------------------------------------------
 
-FEW = {"weights": "test_plan:only_first"}
+FEW = {"weights": "tests.schedules.test_plan:only_first"}
 
 
 def only_first(u: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -249,7 +249,8 @@ def test_a_sampler_learns_on_the_way(blocks: BlockSet) -> None:
 
 
 def test_controls_and_grids(tmp_path: Path) -> None:
-    blocks = BlockSet.open(write_blocks(tmp_path, (8, 8, 8, 8), bins_json={"grid": [2, 2]}))
+    record = {"by": ["entropy_mean", "varentropy_mean"], "edges": [[1], [2]], "counts": [8] * 4, "tokens": [8] * 4}
+    blocks = BlockSet.open(write_blocks(tmp_path, (8, 8, 8, 8), bins_json=record))
 
     def order(schedule: Any, **options: Any) -> list[int]:
         ids = np.array(list(Sampler(blocks, schedule, batch_size=8, **options)))

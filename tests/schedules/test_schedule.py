@@ -274,12 +274,14 @@ def test_adaptive_refuses_bad_losses(losses: list[float]) -> None:
 
 
 def ramps(u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """A schedule of the user's own, as `test_schedule:ramps`."""
+    """A schedule of the user's own, as `tests.schedules.test_schedule:ramps`."""
     return np.stack([1 - u, *([u] * (len(sizes) - 1))], axis=1)
 
 
 def test_a_function() -> None:
-    found = made("custom", np.ones(3), weights="test_schedule:ramps").mixture(np.array([0.0, 0.5, 1.0]), np.ones(3))
+    found = made("custom", np.ones(3), weights="tests.schedules.test_schedule:ramps").mixture(
+        np.array([0.0, 0.5, 1.0]), np.ones(3)
+    )
     np.testing.assert_allclose(found, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5]])
 
 
@@ -326,7 +328,7 @@ def test_a_missing_table_and_bad_functions(tmp_path: Path) -> None:
         made("custom", weights=str(tmp_path / "none.csv")).mixture(u, sizes)
     for name, message in [
         ("no_such_module:f", "no .csv file, and no module:function"),
-        ("test_schedule:no_such", "no .csv file, and no module:function"),
+        ("tests.schedules.test_schedule:no_such", "no .csv file, and no module:function"),
         ("weights", "no .csv file, and no module:function"),
         ("math:exp", "TypeError"),
         ("numpy:add", r"shape \(2,\), expected \(1, 2\)"),

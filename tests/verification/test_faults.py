@@ -389,7 +389,7 @@ def test_a_full_disk(workers: int, tmp_path: Path) -> None:
 
 DEADLY = """
 import os, signal, sys
-from fluxentropy import sortunits
+from fluxentropy.ordering import sort as sortunits
 
 def deadly(*arguments, spill, **options):
     if spill.name == "unit-00001":

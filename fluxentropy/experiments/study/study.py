@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from fluxentropy.config.results import Outcome, command
+from fluxentropy.config.results import Result, command
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.experiments.options import NONE, GRPOStudyConfig
 from fluxentropy.experiments.study import answers as stepanswers
@@ -46,14 +46,37 @@ WRITTEN_BY = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class GRPOStudyResult(Result):
+    """The answers, as in `study.json`."""
+
+    out: Path
+    figures: tuple[str, ...]  # names of files in `out`
+    unit: str  # "token" or "sequence": what entropies are per, in nats
+    tolerance: float  # of the relative error of a prediction
+    rare: str  # which tokens are: "entropy" or "median"
+    bootstrap: int
+    seed: int
+    groups: Mapping[str, Any]  # the answers, by learning rate and controller
+    differences: str  # the first option, but for these two and the seed, in which the runs differ; or ""
+    left_out: Sequence[str]  # runs, and why
+    points: Mapping[str, Any]  # what is drawn
+
+    def lines(self) -> list[str]:
+        from fluxentropy.experiments.study.text import summary
+
+        said = f"answers in {self.out / 'study.md'}, numbers in {self.out / 'study.json'}"
+        return [*summary(vars(self)), said]
+
+
 @command
-def grpo_study(config: GRPOStudyConfig) -> Outcome:
+def grpo_study(config: GRPOStudyConfig) -> GRPOStudyResult:
     """Answer the questions from `config.runs`, into `config.out`. The same runs give the same bytes.
 
     Errors: those of `find_probed`; `UsageError` where --out is a run; `RunError` where nothing can be written.
     """
     from fluxentropy.experiments.study.figures import FIGURES, draw_study
-    from fluxentropy.experiments.study.text import markdown, summary
+    from fluxentropy.experiments.study.text import markdown
 
     runs, left_out = find_probed(config.runs)
     if (config.out / "manifest.json").exists():
@@ -80,8 +103,7 @@ def grpo_study(config: GRPOStudyConfig) -> Outcome:
             if file not in figures:
                 file.unlink(missing_ok=True)
     write_text(config.out / "study.md", markdown(record))
-    lines = [*summary(record), f"answers in {config.out / 'study.md'}, numbers in {config.out / 'study.json'}"]
-    return Outcome(lines=lines, data={"out": str(config.out), "figures": [file.name for file in figures], **record})
+    return GRPOStudyResult(out=config.out, figures=tuple(file.name for file in figures), **record)
 
 
 def _answered(groups: Sequence[Group], config: GRPOStudyConfig) -> dict[str, Any]:

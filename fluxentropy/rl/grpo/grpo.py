@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from fluxentropy.config.results import Outcome
+from fluxentropy.config.results import Result
 from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.pretraining.trainer import as_begun, quiet_lightning
@@ -62,7 +64,38 @@ RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "
 log = logging.getLogger(__name__)
 
 
-def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = None) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class GRPOResult(Result):
+    """A policy trained on a task."""
+
+    out: Path
+    task: str
+    steps: int
+    reward: float  # mean of the last rollout
+    eval_reward: float  # mean of the held-out problems, after the last step
+    eval_solved: float  # the share of them that is solved
+    eval_problems: int
+    entropy_per_token: float  # nats
+    metrics: Mapping[str, float]  # the last row of metrics.csv
+
+    @property
+    def export(self) -> Path:
+        """The policy, a folder of `transformers`."""
+        return self.out / "export"
+
+    def lines(self) -> list[str]:
+        return [
+            f"{self.steps:,} steps on {self.task}: reward {self.reward:.3f}; on "
+            f"{self.eval_problems:,} held-out problems {self.eval_reward:.3f}, {self.eval_solved:.1%} solved",
+            f"entropy {self.entropy_per_token:.4f} nats per token",
+            f"metrics in {self.out / 'metrics.csv'}, the policy in {self.export}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.metrics}
+
+
+def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = None) -> GRPOResult:
     """Train a policy on a task, going on from the last checkpoint of the same command.
 
     `task`: one of your own in place of the configuration's. `warm`: a file for the policy after the warm-up, which runs
@@ -80,7 +113,15 @@ def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = No
             if config.plots:
                 figures(config.out)
         drop_pieces(config.out)  # responses.parquet has all of it
-    return _outcome(experiment)
+    last = last_row(config.out / "metrics.csv")
+    return GRPOResult(
+        out=config.out,
+        task=experiment.task.name,
+        steps=config.steps,
+        eval_problems=config.eval_problems,
+        **{name: last[name] for name in ("reward", "eval_reward", "eval_solved", "entropy_per_token")},
+        metrics=last,
+    )
 
 
 def open_experiment(config: GRPOConfig, task: Task | None = None) -> Experiment:
@@ -206,15 +247,3 @@ def _written(experiment: Experiment) -> dict[str, str]:
     files = [out / "metrics.csv", out / "responses.parquet"]
     files += [path for folder in (attribution.FOLDER, "export*") for path in sorted(out.glob(f"{folder}/*"))]
     return {str(path.relative_to(out)): sha256_file(path) for path in files}
-
-
-def _outcome(experiment: Experiment) -> Outcome:
-    config = experiment.config
-    row = last_row(config.out / "metrics.csv")
-    lines = [
-        f"{config.steps:,} steps on {experiment.task.name}: reward {row['reward']:.3f}; on "
-        f"{config.eval_problems:,} held-out problems {row['eval_reward']:.3f}, {row['eval_solved']:.1%} solved",
-        f"entropy {row['entropy_per_token']:.4f} nats per token",
-        f"metrics in {config.out / 'metrics.csv'}, the policy in {config.out / 'export'}",
-    ]
-    return Outcome(lines=lines, data={"out": str(config.out), **row})

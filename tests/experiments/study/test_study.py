@@ -14,7 +14,7 @@ from digits import SUMS
 
 from fluxentropy.cli.app import main
 from fluxentropy.experiments.options import GRPOStudyConfig
-from fluxentropy.experiments.study.study import answers, find_probed, grouped, other_options, read_run
+from fluxentropy.experiments.study.study import answers, find_probed, grouped, grpo_study, other_options, read_run
 from fluxentropy.runs.files import read_json, write_json
 from fluxentropy.runs.tables import read_metrics
 
@@ -89,7 +89,10 @@ def test_the_answers_are_written_and_drawn_and_the_same_again(runs: Path, studie
     assert all(f"({name}.png)" in text for name in names) and "could not be answered" not in text
     assert all(f"## {number}. " in text for number in range(1, 5)) and "nan" not in text and "None" not in text
     again = tmp_path / "again"
-    assert main(["grpo-study", str(runs), "--bootstrap", "100", "--out", str(again)]) == 0
+    found = grpo_study(str(runs), bootstrap=100, out=again)
+    assert (found.out, set(found.groups), found.unit, found.tolerance) == (again, {"0.01", "0.02"}, "sequence", 0.1)
+    assert found.lines()[0].startswith("learning rate 0.01: ") and "errors.png" in found.figures
+    assert found.to_dict() == {"out": str(again), "figures": list(found.figures), **read_json(again / "study.json")}
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in studied.iterdir()}
 
 

@@ -130,7 +130,10 @@ def test_the_export_is_a_model_of_transformers(whole: Path) -> None:
 
 def test_a_finished_run_is_left_alone_and_another_refused(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.glob("export/*")}
-    assert grpo(config(whole, probe=PROBE), task=Digits()).data["step"] == 4
+    found, last = grpo(config(whole, probe=PROBE), task=Digits()), metrics(whole)[-1]
+    assert (found.out, found.export.is_dir(), found.steps, found.reward) == (whole, True, 4, last["reward"])
+    assert (found.eval_solved, found.entropy_per_token) == (last["eval_solved"], last["entropy_per_token"])
+    assert found.to_dict() == {"out": str(whole), **last}
     assert {path: path.stat().st_mtime_ns for path in whole.glob("export/*")} == before
     with pytest.raises(RunError, match=r"holds another run: loss.clip_low is 0.2 there and 0.1 here"):
         grpo(config(whole, probe=PROBE, loss=LossOptions(clip_low=0.1)), task=Digits())
