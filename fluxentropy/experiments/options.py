@@ -79,7 +79,7 @@ class ComparisonOptions(EngineOptions, digits="g"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(ComparisonOptions, digits="g"):
+class CompareConfig(ComparisonOptions):
     """Options of `fluxentropy compare`."""
 
     bins: Annotated[Path, INPUT]
@@ -160,7 +160,7 @@ PROBED = Some("name runs of grpo with probes, or a folder that holds some", open
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOStudyConfig(Options):
+class GRPOStudyConfig(Options, digits="g"):
     """Options of `fluxentropy grpo-study`."""
 
     runs: Annotated[tuple[str, ...], INPUT, PROBED] = field(kw_only=False)
