@@ -70,8 +70,9 @@ class Options:
 
     def __init_subclass__(cls, prefix: str | None = None, digits: str | None = None) -> None:
         """`prefix`: what messages put before a name, --policy. in that section; `digits`: how they write floats."""
-        cls.prefix = cls.prefix if prefix is None else prefix
-        cls.digits = cls.digits if digits is None else digits
+        for name, value in {"prefix": prefix, "digits": digits}.items():
+            if value is not None:
+                setattr(cls, name, value)
 
     def __post_init__(self) -> None:
         for name, check in _checks(type(self)):

@@ -133,8 +133,12 @@ class EngineOptions(Options):
     """Where the work is done: on this machine, or on a Ray cluster."""
     address: Annotated[str | None, WORK] = None
     """Address of the Ray cluster. Default: this machine."""
+    gpus_per_worker: Annotated[float | None, WORK] = None
+    """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.address is not None and self.engine != "ray":
             raise UsageError(f"--address {self.address} is that of a Ray cluster: add --engine ray, or drop it")
+        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
+            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")

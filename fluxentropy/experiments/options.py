@@ -45,8 +45,6 @@ class ComparisonOptions(EngineOptions, digits="g"):
     arms: Annotated[dict[str, Any], JSON, ARMS] = field(default_factory=dict)
     seeds: Annotated[int, ARMS, Min(1)]
     margin: Annotated[float, ARMS]
-    gpus_per_worker: Annotated[float | None, WORK] = None
-    """GPUs of each Ray actor, or a share of one."""
     train: Annotated[bool, WORK] = True
     """Train what is not finished; with --no-train only the finished runs are judged."""
     keep_checkpoints: Annotated[bool, SWITCH, OUTPUT] = False
@@ -55,11 +53,6 @@ class ComparisonOptions(EngineOptions, digits="g"):
     """Folder to write: a run for each arm and seed, and the judgement. The same command again goes on."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds a comparison."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
-            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
 
     def check_arms(self, run: type, keys: Sequence[str], example: str) -> None:
         """UsageError where an arm has a name that makes no folder, or options of `run` it cannot have of its own."""

@@ -70,8 +70,6 @@ class ScoreConfig(EngineOptions, ScoringOptions, ModelOptions, SourceOptions):
 
     token_counts: Annotated[Path | None, INPUT] = None
     """File of `fluxentropy count`: how often each token occurs, for the scores that ask for it."""
-    gpus_per_worker: Annotated[float | None, WORK] = None
-    """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
     rank: Annotated[str | None, WORK] = None
     """R/N, with R from 0 to N - 1: score every N-th part, one of N processes with the same --out on any machines. The \
 same command without --rank then completes the run."""
@@ -84,8 +82,6 @@ same command without --rank then completes the run."""
         super().__post_init__()
         if self.token_counts is not None and not self.scores:
             raise UsageError(f"--token-counts {self.token_counts} without --scores: name the scores to make of them")
-        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
-            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
         if self.rank is not None:
             rank, ranks = self.share
             if not rank < ranks:
