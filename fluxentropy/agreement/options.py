@@ -4,44 +4,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fluxentropy.config.options import INPUT, MODEL, OUTPUT, SWITCH, WORK, SourceOptions, at_least, separated
-from fluxentropy.errors import UsageError
+from fluxentropy.config.checks import Min, Options, Separated, Some
+from fluxentropy.config.options import INPUT, MODEL, OUTPUT, SWITCH, WORK, SourceOptions
 from fluxentropy.scoring.options import ScoringOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgreementOptions:
+class AgreementOptions(Options):
     """How models are compared: what `zoo` and `agree` share."""
 
     by: Annotated[str, WORK] = "entropy_mean"
     """Score to compare, of runs; what the numbers of a table are, for its plots."""
-    models: Annotated[tuple[str, ...] | None, MODEL] = None
+    models: Annotated[tuple[str, ...] | None, MODEL, Separated()] = None
     """Only these models, separated by commas."""
     baseline: Annotated[str | None, MODEL] = None
     """Model whose order the plots follow. Default: the first."""
-    bootstrap: Annotated[int, WORK] = 1000
+    bootstrap: Annotated[int, WORK, Min(0)] = 1000
     """Samples of the texts that the confidence intervals rest on; 0 for none."""
-    seed: Annotated[int, WORK] = 0
+    seed: Annotated[int, WORK, Min(0)] = 0
     """Seed of the bootstrap."""
 
-    def __post_init__(self) -> None:
-        at_least(0, self, "bootstrap")
-        at_least(0, self, "seed")
-        if self.models is not None:
-            object.__setattr__(self, "models", separated(self.models))
+
+SCORED = Some("name run directories, a folder that zoo wrote, or a table", opening="no input: ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredOptions:
+class ScoredOptions(Options):
     """Which scores."""
 
-    inputs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
+    inputs: Annotated[tuple[str, ...], INPUT, SCORED] = field(kw_only=False)
     """Run directories of score, a folder that zoo wrote, or one wide table (.csv, .parquet) with a column for each \
 model, or with columns NAME_Characteristic_Value."""
-
-    def __post_init__(self) -> None:
-        if not self.inputs:
-            raise UsageError("no input: name run directories, a folder that zoo wrote, or a table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +46,6 @@ class ZooConfig(AgreementOptions, ScoringOptions, SourceOptions):
     out: Annotated[Path, OUTPUT]
     """Folder to write: a run directory for each model, and the comparison. The same command again resumes it."""
 
-    def __post_init__(self) -> None:
-        SourceOptions.__post_init__(self)
-        ScoringOptions.__post_init__(self)
-        AgreementOptions.__post_init__(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class AgreeConfig(AgreementOptions, ScoredOptions):
@@ -67,7 +55,3 @@ class AgreeConfig(AgreementOptions, ScoredOptions):
     """Folder to write."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds another comparison."""
-
-    def __post_init__(self) -> None:
-        ScoredOptions.__post_init__(self)
-        AgreementOptions.__post_init__(self)

@@ -7,30 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fluxentropy.config.options import (
-    INPUT,
-    MODEL,
-    OUTPUT,
-    SWITCH,
-    at_least,
-)
+from fluxentropy.config.checks import Min, Options
+from fluxentropy.config.options import INPUT, MODEL, OUTPUT, SWITCH
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Options):
     """Options of `fluxentropy demo`."""
 
     out: Annotated[Path, OUTPUT] = Path("demo")
     """Folder to write."""
     model: Annotated[str, MODEL] = "smollm2-135m-instruct"
     """Name from the zoo, Hub id, local folder, or .gguf file."""
-    passages: Annotated[int, INPUT] = 200
+    passages: Annotated[int, INPUT, Min(1)] = 200
     """Number of passages to score."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds a demo."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "passages")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Options: dataclasses <-> YAML and flags, and what a command hands back.
 
-options.py   options that several commands share, and the checks of their values
+checks.py    what an option accepts, as its annotation says
+options.py   options that several commands share
 results.py   what a command hands back, and how it is called from Python
 yaml.py      dataclasses <-> YAML, with errors that name the file and the nearest key; where `configs/` lies
 """

@@ -1,4 +1,4 @@
-"""Options that several commands share, the panels of `--help` that they stand in, and checks of their values.
+"""Options that several commands share, and the panels of `--help` that they stand in.
 
 Annotations are evaluated here, not kept as text: a class that inherits them elsewhere could not resolve the names.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
 
+from fluxentropy.config.checks import Check, Min, Options, Separated, Some
 from fluxentropy.errors import UsageError
 
 # The panels of `--help`, in this order.
@@ -50,54 +51,69 @@ BYTE_UNITS = {
 }
 
 
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
+    return int(float(match[1]) * BYTE_UNITS.get(match[2].upper(), 0)) if match else 0
+
+
+def parse_bytes(size: str) -> int:
+    """Bytes in a size with a unit; `UsageError` says how to write one.
+
+    >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
+    (1500000000, 2097152)
+    """
+    if not (found := _bytes(size)):
+        raise UsageError(f"--memory {size}: {SIZE.fix}")
+    return found
+
+
+SIZE = Check(lambda size: _bytes(size) > 0, "write a number with a unit, such as 500MB, 1GB or 2GiB")
+
+
+SOURCE = Some("name a file, a folder, a glob, a data set, or - for JSONL on stdin", opening="no source: ")
+
+
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
+class SourceOptions(Options):
     """Which texts."""
 
-    sources: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True), INPUT] = field(kw_only=False)
+    sources: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True), INPUT, SOURCE] = field(kw_only=False)
     """Files (.parquet, .arrow, .jsonl[.gz|.zst], .csv, .txt), folders or globs of them, - for JSONL on stdin, \
 hf://datasets/OWNER/NAME[:SPLIT], or the name of a data set."""
     text_field: Annotated[str, INPUT] = "text"
     """Column that holds the text."""
     id_field: Annotated[str | None, INPUT] = None
     """Column that identifies a text. Default: id where it exists, else file name and row number."""
-    columns: Annotated[tuple[str, ...] | None, INPUT] = None
+    columns: Annotated[tuple[str, ...] | None, INPUT, Separated()] = None
     """Other columns to keep, separated by commas. Default: all."""
-    drop: Annotated[tuple[str, ...], INPUT] = ()
+    drop: Annotated[tuple[str, ...], INPUT, Separated()] = ()
     """Columns to leave out, separated by commas."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UsageError("no source: name a file, a folder, a glob, a data set, or - for JSONL on stdin")
-        object.__setattr__(self, "drop", separated(self.drop))
-        if self.columns is not None:
-            object.__setattr__(self, "columns", separated(self.columns))
+        super().__post_init__()
         if self.columns is not None and self.drop:
             raise UsageError("--columns and --drop: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaceOptions:
+class PlaceOptions(Options):
     """Where models run, how much of a text they see, and what they may do."""
 
     device: Annotated[str, MODEL] = "auto"
     """auto, cpu, cuda, cuda:1, mps, ..."""
     dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
     """Precision of the weights; statistics are always accumulated in float32 or better."""
-    max_tokens: Annotated[int, MODEL] = 512
+    max_tokens: Annotated[int, MODEL, Min(1)] = 512
     """Longest piece of text the model sees at once, in tokens."""
     offline: Annotated[bool, SWITCH, MODEL] = False
     """Use only what is already on this machine."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "max_tokens")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Which model."""
 
-    model: Annotated[str, MODEL]
+    model: Annotated[str, MODEL, Some("give a zoo name, a Hub id, a folder or a .gguf file")]
     """Name from the zoo, Hub id, local folder, or .gguf file."""
     zoo: Annotated[Path | None, MODEL] = None
     """YAML file with more zoo entries."""
@@ -106,62 +122,23 @@ class ModelOptions:
     trust_remote_code: Annotated[bool, SWITCH, MODEL] = False
     """Allow the model to run the Python code it ships with."""
 
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise UsageError("--model is empty: give a zoo name, a Hub id, a folder or a .gguf file")
-
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
+class EngineOptions(Options):
     """Who does the work."""
 
-    workers: Annotated[int, WORK] = 1
+    workers: Annotated[int, WORK, Min(1)] = 1
     """Processes that share the work; with --engine ray its actors, by default one a core."""
     engine: Annotated[Literal["local", "ray"], WORK] = "local"
     """Where the work is done: on this machine, or on a Ray cluster."""
     address: Annotated[str | None, WORK] = None
     """Address of the Ray cluster. Default: this machine."""
+    gpus_per_worker: Annotated[float | None, WORK] = None
+    """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "workers")
+        super().__post_init__()
         if self.address is not None and self.engine != "ray":
             raise UsageError(f"--address {self.address} is that of a Ray cluster: add --engine ray, or drop it")
-
-
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def parse_bytes(size: str, flag: str = "--memory") -> int:
-    """Bytes in a size with a unit; `UsageError` says how to write one.
-
-    >>> parse_bytes("1.5GB"), parse_bytes("2 MiB")
-    (1500000000, 2097152)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", size.strip(), re.IGNORECASE)
-    unit = BYTE_UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) == 0:
-        raise UsageError(f"{flag} {size}: write a number with a unit, such as 500MB, 1GB or 2GiB")
-    return int(float(match[1]) * unit)
-
-
-def at_least(smallest: int, config: object, name: str) -> None:
-    """UsageError where the option `name` is given, and below `smallest`."""
-    value = getattr(config, name)
-    if value is not None and value < smallest:
-        raise UsageError(f"--{name.replace('_', '-')} {value}: use {smallest} or more")
-
-
-def suffix_of(config: object, name: str, suffixes: tuple[str, ...]) -> None:
-    """UsageError where the file `name` ends in none of the `suffixes`."""
-    value = getattr(config, name)
-    if not str(value).endswith(suffixes):
-        raise UsageError(f"--{name} {value}: use a name that ends in {' or '.join(suffixes)}")
-
-
-def separated(given: Sequence[str]) -> tuple[str, ...]:
-    """The names in a list option: `--by a,b` and `--by a --by b` are the same.
-
-    >>> separated(["a, b", "c"])
-    ('a', 'b', 'c')
-    """
-    return tuple(part.strip() for item in given for part in item.split(",") if part.strip())
+        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
+            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")

@@ -4,17 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fluxentropy.config.options import (
-    INPUT,
-    MODEL,
-    OUTPUT,
-    SWITCH,
-    WORK,
-    ModelOptions,
-    PlaceOptions,
-    at_least,
-    separated,
-)
+from fluxentropy.config.checks import Min, Options, Separated
+from fluxentropy.config.options import INPUT, MODEL, OUTPUT, SWITCH, WORK, ModelOptions, PlaceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,55 +17,41 @@ class HellaswagConfig(PlaceOptions, ModelOptions):
 stdin, or hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]. Default: the task's own data set on the Hub."""
     task: Annotated[str, INPUT] = "hellaswag"
     """How records become questions: hellaswag, arc_easy, arc_challenge, piqa, winogrande, or a YAML file."""
-    limit: Annotated[int | None, INPUT] = None
+    limit: Annotated[int | None, INPUT, Min(1)] = None
     """Stop after this many questions."""
     max_tokens: Annotated[int | None, MODEL] = None  # type: ignore[assignment]
     """Longest context with one ending, in tokens; longer ones lose their beginning. Default: the model's window."""
-    batch_tokens: Annotated[int | None, WORK] = None
+    batch_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in a batch, padding included. Default: what fits the device."""
     out: Annotated[Path, OUTPUT]
     """Run directory. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds a run."""
 
-    def __post_init__(self) -> None:
-        ModelOptions.__post_init__(self)
-        PlaceOptions.__post_init__(self)
-        for name in ("limit", "batch_tokens"):
-            at_least(1, self, name)
-
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseConfig:
+class DiagnoseConfig(Options):
     """Options of `fluxentropy diagnose`."""
 
     table: Annotated[str, INPUT] = field(kw_only=False)
     """Table of items (.csv, .tsv, .parquet, .arrow, .jsonl[.gz|.zst]), a folder of such files, or a run directory."""
     target: Annotated[str, INPUT]
     """Column to predict: True and False, yes and no, or 1 and 0."""
-    metrics: Annotated[tuple[str, ...] | None, INPUT] = None
+    metrics: Annotated[tuple[str, ...] | None, INPUT, Separated(None)] = None
     """Columns to predict it from, separated by commas. Default: every column with a known metric. sqrt_varentropy is \
 made from varentropy where the table lacks it."""
-    pairs: Annotated[tuple[str, ...] | None, WORK] = None
+    pairs: Annotated[tuple[str, ...] | None, WORK, Separated(None)] = None
     """Pairs of metrics to fit together, as a+b and separated by commas; or all, or none. Default: each entropy with \
 the varentropy of its kind."""
     balance: Annotated[bool, SWITCH, WORK] = False
     """Use a random sample of the larger class, as large as the smaller one."""
-    bootstrap: Annotated[int, WORK] = 2000
+    bootstrap: Annotated[int, WORK, Min(0)] = 2000
     """Samples of the rows that the confidence interval of the AUC rests on; 0 for none."""
-    folds: Annotated[int, WORK] = 10
+    folds: Annotated[int, WORK, Min(2)] = 10
     """Folds of the cross-validation."""
-    seed: Annotated[int, WORK] = 0
+    seed: Annotated[int, WORK, Min(0)] = 0
     """Seed of the balancing, the bootstrap and the folds."""
     out: Annotated[Path, OUTPUT]
     """Folder to write."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds another diagnosis."""
-
-    def __post_init__(self) -> None:
-        at_least(0, self, "bootstrap")
-        at_least(2, self, "folds")
-        at_least(0, self, "seed")
-        for name in ("metrics", "pairs"):
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, separated(given) or None)

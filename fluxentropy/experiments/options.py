@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.options import INPUT, JSON, OUTPUT, SWITCH, WORK, EngineOptions, at_least
+from fluxentropy.config.checks import Check, Min, Options, Positive, Some
+from fluxentropy.config.options import INPUT, JSON, OUTPUT, SWITCH, WORK, EngineOptions
 from fluxentropy.config.yaml import check_mapping, from_plain, to_plain
 from fluxentropy.errors import UsageError
 from fluxentropy.pretraining.options import PretrainConfig, TrainingOptions
@@ -37,15 +38,13 @@ OWN_RL = ("controller", "loss", "kl", "optim")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonOptions(EngineOptions):
+class ComparisonOptions(EngineOptions, digits="g"):
     """What the comparisons share."""
 
     base: Any
     arms: Annotated[dict[str, Any], JSON, ARMS] = field(default_factory=dict)
-    seeds: Annotated[int, ARMS]
+    seeds: Annotated[int, ARMS, Min(1)]
     margin: Annotated[float, ARMS]
-    gpus_per_worker: Annotated[float | None, WORK] = None
-    """GPUs of each Ray actor, or a share of one."""
     train: Annotated[bool, WORK] = True
     """Train what is not finished; with --no-train only the finished runs are judged."""
     keep_checkpoints: Annotated[bool, SWITCH, OUTPUT] = False
@@ -54,17 +53,6 @@ class ComparisonOptions(EngineOptions):
     """Folder to write: a run for each arm and seed, and the judgement. The same command again goes on."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds a comparison."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(1, self, "seeds")
-        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
-            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
-
-    def check_margin(self, wanted: str) -> None:
-        """UsageError where the margin is not positive, or endless."""
-        if not 0 < self.margin < float("inf"):
-            raise UsageError(f"--margin {self.margin:g}: use a positive {wanted}")
 
     def check_arms(self, run: type, keys: Sequence[str], example: str) -> None:
         """UsageError where an arm has a name that makes no folder, or options of `run` it cannot have of its own."""
@@ -97,7 +85,7 @@ of pretrain under base: in the file, or as flags such as --base.tokens."""
     """Controls that each arm gets: its reverse, shuffled labels of bins, its mixture without its order."""
     seeds: Annotated[int, ARMS] = 5
     """Runs of each arm. Runs of one seed have the same initial weights, and the same order of blocks in each bin."""
-    margin: Annotated[float, ARMS] = 0.5
+    margin: Annotated[float, ARMS, Positive("number of per cent, such as 0.5")] = 0.5
     """Differences below this many per cent of the loss do not matter: two arms are equal where a larger one is ruled \
 out on either side (two one-sided tests)."""
     sources: Annotated[str | None, INPUT] = None
@@ -105,7 +93,6 @@ out on either side (two one-sided tests)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_margin("number of per cent, such as 0.5")
         if self.base.devices != 1:
             raise UsageError(
                 f"base.devices {self.base.devices}: each run has one device; train several at once with --workers"
@@ -130,20 +117,16 @@ bonus}}}. What all arms share are options of grpo under base: in the file, or as
 none is always there."""
     seeds: Annotated[int, ARMS] = 3
     """Runs of each arm. Those of one seed have the same weights after the warm-up and the same problems by step."""
-    samples: Annotated[int, EVALUATION] = 16
+    samples: Annotated[int, EVALUATION, Min(1)] = 16
     """Responses to each held-out problem after the training, for pass@k."""
-    collapse: Annotated[float, EVALUATION] = 0.5
+    collapse: Annotated[float, EVALUATION, Check(lambda share: 0 < share < 1, "use a share between 0 and 1")] = 0.5
     """An entropy has collapsed that is below this share of that of the first step."""
-    margin: Annotated[float, EVALUATION] = 0.01
+    margin: Annotated[float, EVALUATION, Positive("difference of rewards, such as 0.01")] = 0.01
     """Differences of reward, accuracy and pass@k below this do not matter: an arm equals none where a larger one is \
 ruled out on either side (two one-sided tests)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, self, "samples")
-        self.check_margin("difference of rewards, such as 0.01")
-        if not 0 < self.collapse < 1:
-            raise UsageError(f"--collapse {self.collapse:g}: use a share between 0 and 1")
         self.check_arms(GRPOOptions, OWN_RL, "{controller: {name: bonus}}")
         if not [name for name in self.arms if name != NONE]:
             raise UsageError("arms: there is none to compare; write for example {bonus: {controller: {name: bonus}}}")
@@ -166,30 +149,25 @@ ruled out on either side (two one-sided tests)."""
         return found
 
 
+PROBED = Some("name runs of grpo with probes, or a folder that holds some", opening="no run: ")
+
+
 @dataclass(frozen=True, kw_only=True)
-class GRPOStudyConfig:
+class GRPOStudyConfig(Options, digits="g"):
     """Options of `fluxentropy grpo-study`."""
 
-    runs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
+    runs: Annotated[tuple[str, ...], INPUT, PROBED] = field(kw_only=False)
     """Finished runs of grpo with --probe.every, or folders that hold some, such as that of a grpo-compare."""
     unit: Annotated[Literal["sequence", "token"], WORK] = "sequence"
     """Of measured and predicted changes and the optimizer's parts: nats a sequence, or a token."""
-    tolerance: Annotated[float, WORK] = 0.1
+    tolerance: Annotated[float, WORK, Positive("share, such as 0.1")] = 0.1
     """A prediction is good enough whose relative error is below this share of the measured change."""
     rare: Annotated[Literal["entropy", "median"], WORK] = "entropy"
     """Which tokens are rare: ln p < -H of their own distribution, where natural gradient changes sign, or below the \
 median log-probability of the step's tokens."""
-    bootstrap: Annotated[int, WORK] = 2000
+    bootstrap: Annotated[int, WORK, Min(100)] = 2000
     """Resamples of blocks of steps, and of runs, that the intervals of one run, and of eight or more, are made of."""
-    seed: Annotated[int, WORK] = 0
+    seed: Annotated[int, WORK, Min(0)] = 0
     """Of the resamples."""
     out: Annotated[Path, OUTPUT]
     """Folder to write: study.md, study.json and figures."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise UsageError("no run: name runs of grpo with probes, or a folder that holds some")
-        at_least(100, self, "bootstrap")
-        at_least(0, self, "seed")
-        if not 0 < self.tolerance < float("inf"):
-            raise UsageError(f"--tolerance {self.tolerance:g}: use a positive share, such as 0.1")

@@ -21,21 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fluxentropy.config.options import (
-    INPUT,
-    OUTPUT,
-    SWITCH,
-    WORK,
-    at_least,
-    parse_bytes,
-    separated,
-    suffix_of,
-)
+from fluxentropy.config.checks import Check, Min, Options, Separated, Some, Suffix
+from fluxentropy.config.options import INPUT, OUTPUT, SIZE, SWITCH, WORK, parse_bytes
 from fluxentropy.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SortConfig:
+class SortConfig(Options):
     """Options of `fluxentropy sort`."""
 
     run: Annotated[str, INPUT] = field(kw_only=False)
@@ -46,45 +38,39 @@ class SortConfig:
     """Another run that holds --by, or the NAME of each NAME_joined in it, for the same texts; joined by id."""
     descending: Annotated[bool, SWITCH, INPUT] = False
     """Largest first."""
-    out: Annotated[Path, OUTPUT]
+    out: Annotated[Path, OUTPUT, Suffix(".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")]
     """File to write, .parquet or .jsonl."""
-    limit: Annotated[int | None, OUTPUT] = None
+    limit: Annotated[int | None, OUTPUT, Min(1)] = None
     """Write only the first rows of the order."""
-    workers: Annotated[int, WORK] = 1
+    workers: Annotated[int, WORK, Min(1)] = 1
     """Processes that share the work."""
     engine: Annotated[Literal["local", "ray"], WORK] = "local"
     """Where the work is done: on this machine, or on a Ray cluster."""
     address: Annotated[str | None, WORK] = None
     """Address of the Ray cluster. Default: this machine."""
-    memory: Annotated[str, WORK] = "1GB"
+    memory: Annotated[str, WORK, SIZE] = "1GB"
     """Memory that a worker sorts in; larger corpora are sorted on disk."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "limit")
-        at_least(1, self, "workers")
-        parse_bytes(self.memory)
-        suffix_of(self, "out", (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"))
 
 
 BY = ("entropy_mean",)  # what is binned by where nothing is said
 
 
 @dataclass(frozen=True, kw_only=True)
-class BinConfig:
+class BinConfig(Options):
     """Options of `fluxentropy bin`."""
 
     run: Annotated[str, INPUT] = field(kw_only=False)
     """Run directory of score, or of a zoo's consensus, or Parquet files with scores."""
-    by: Annotated[tuple[str, ...], INPUT] = BY
+    by: Annotated[tuple[str, ...], INPUT, Separated()] = BY
     """Column to bin by, or an expression of columns, such as "entropy_mean - 0.5*varentropy_mean" or "z(a) + z(b)"; \
 two, separated by a comma, with --grid."""
     bins: Annotated[int | None, INPUT] = None
     """So many bins of equal counts."""
-    quantiles: Annotated[tuple[str, ...] | None, INPUT] = None
+    quantiles: Annotated[tuple[str, ...] | None, INPUT, Separated()] = None
     """Edges at these percentiles, such as 10,25,50,75,90."""
     grid: Annotated[str | None, INPUT] = None
     """Bins of two columns, such as 4x4."""
-    edges: Annotated[tuple[str, ...] | None, INPUT] = None
+    edges: Annotated[tuple[str, ...] | None, INPUT, Separated()] = None
     """Edges at these values, or those of another corpus: its bins.json."""
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
@@ -93,44 +79,34 @@ two, separated by a comma, with --grid."""
 expression."""
     order: Annotated[Literal["shuffle", "score", "source"], OUTPUT] = "shuffle"
     """Order of the rows inside a bin."""
-    seed: Annotated[int, OUTPUT] = 0
+    seed: Annotated[int, OUTPUT, Min(0)] = 0
     """Seed of the shuffle."""
-    shard_size: Annotated[str, OUTPUT] = "256MB"
+    shard_size: Annotated[str, OUTPUT, SIZE] = "256MB"
     """Size of a shard, before compression."""
-    tokenize: Annotated[str | None, OUTPUT] = None
+    tokenize: Annotated[str | None, OUTPUT, Some("give a zoo name, a Hub id, a folder, a .gguf file, or bytes")] = None
     """Also pack the texts as tokens into blocks to train on, with the tokenizer of this zoo name, Hub id, folder or \
 .gguf file, or with bytes."""
-    block_length: Annotated[int, OUTPUT] = 1024
+    block_length: Annotated[int, OUTPUT, Min(1)] = 1024
     """Tokens that a block predicts, with --tokenize."""
     out: Annotated[Path, OUTPUT]
     """Folder to write. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds bins."""
-    workers: Annotated[int, WORK] = 1
+    workers: Annotated[int, WORK, Min(1)] = 1
     """Processes that share the work."""
     engine: Annotated[Literal["local", "ray"], WORK] = "local"
     """Where the work is done: on this machine, or on a Ray cluster."""
     address: Annotated[str | None, WORK] = None
     """Address of the Ray cluster. Default: this machine."""
-    memory: Annotated[str, WORK] = "256MB"
+    memory: Annotated[str, WORK, SIZE, Check(lambda size: parse_bytes(size) >= 2**24, "use 16 MiB or more")] = "256MB"
     """Memory that a worker sorts in; larger bins are sorted on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("by", "edges", "quantiles"):
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, separated([str(item) for item in given]))
+        super().__post_init__()
         ways = [name for name in ("bins", "quantiles", "grid", "edges") if getattr(self, name)]
         if len(ways) != 1:
             said = " and ".join(f"--{way}" for way in ways) or "none"
             raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
-        at_least(1, self, "workers")
-        at_least(1, self, "block_length")
-        at_least(0, self, "seed")
-        if self.tokenize == "":
-            raise UsageError("--tokenize is empty: give a zoo name, a Hub id, a folder, a .gguf file, or bytes")
-        if parse_bytes(self.memory) < 2**24:
-            raise UsageError(f"--memory {self.memory}: use 16 MiB or more")
-        parse_bytes(self.shard_size, "--shard-size")
         if self.edges and self.weight:
             raise UsageError("--weight with --edges: the edges are given, so nothing is weighted; leave one out")
         if self.grid is not None:

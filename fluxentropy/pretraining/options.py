@@ -10,14 +10,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.options import (
-    INPUT,
-    MODEL,
-    OUTPUT,
-    SWITCH,
-    WORK,
-    at_least,
-)
+from fluxentropy.config.checks import BELOW_ONE, Between, Check, Min, NotNegative, Options
+from fluxentropy.config.options import INPUT, MODEL, OUTPUT, SWITCH, WORK
 from fluxentropy.errors import UsageError
 from fluxentropy.schedules.options import BudgetOptions
 
@@ -62,23 +56,20 @@ def _progress(tokens: float, budget: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LRConfig:
+class LRConfig(Options, prefix=""):
     """A learning-rate schedule."""
 
     schedule: Literal["trapezoid", "cosine", "constant"] = "trapezoid"
     """How the rate falls: trapezoid (warm-up, stable, decay), cosine or constant."""
-    warmup: float = 0.02
+    warmup: Annotated[float, Between(0, 1, "share")] = 0.02
     """Share of the token budget over which the rate rises from 0."""
-    decay: float = 0.4
+    decay: Annotated[float, Between(0, 1, "share")] = 0.4
     """Share of the token budget over which the trapezoid falls."""
-    floor: float = 0.0
+    floor: Annotated[float, Between(0, 1, "share")] = 0.0
     """The lowest rate, as a share of the peak."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "decay", "floor"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise UsageError(f"{name} {value}: use a share from 0 to 1")
+        super().__post_init__()
         if self.schedule == "trapezoid" and self.warmup + self.decay > 1:
             raise UsageError(
                 f"warmup {self.warmup} and decay {self.decay} are more than the whole budget: let them sum to 1 or less"
@@ -98,7 +89,7 @@ class LRConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Options, prefix=""):
     """Peak learning rates and the rest of an optimizer. Weight decay is for the matrices of the blocks alone.
 
     Errors: UsageError names a number out of its range.
@@ -106,40 +97,31 @@ class OptimConfig:
 
     kind: Literal["muon", "adamw"] = "muon"
     """What the matrices of the blocks get: muon or adamw. Everything else gets AdamW."""
-    lr: float = 3e-3
+    lr: Annotated[float, NotNegative()] = 3e-3
     """Peak learning rate, where a role has none of its own."""
-    matrix_lr: float | None = None
+    matrix_lr: Annotated[float | None, NotNegative()] = None
     """Of the matrices of the blocks."""
-    embedding_lr: float | None = None
+    embedding_lr: Annotated[float | None, NotNegative()] = None
     """Of the embeddings, a tied head among them."""
-    head_lr: float | None = None
+    head_lr: Annotated[float | None, NotNegative()] = None
     """Of a head of its own."""
-    gain_lr: float | None = None
+    gain_lr: Annotated[float | None, NotNegative()] = None
     """Of gains and biases."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, NotNegative()] = 0.1
     """Of the matrices, decoupled: every step takes away lr * weight_decay of them."""
-    momentum: float = 0.95
+    momentum: Annotated[float, BELOW_ONE] = 0.95
     """Of Muon, after Nesterov."""
     muon_scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     """Size of Muon's updates: that of AdamW's, so that both share learning rates (Liu et al. 2025, arXiv:2502.16982), \
 or sqrt(max(1, rows / columns))."""
-    beta1: float = 0.9
+    beta1: Annotated[float, BELOW_ONE] = 0.9
     """Of AdamW: decay of the mean gradient."""
-    beta2: float = 0.95
+    beta2: Annotated[float, BELOW_ONE] = 0.95
     """Of AdamW: decay of the mean squared gradient."""
-    eps: float = 1e-8
+    eps: Annotated[float, NotNegative()] = 1e-8
     """Of AdamW: added to the root of the mean squared gradient."""
     fused: bool = False
     """AdamW in one kernel: faster on GPUs."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "matrix_lr", "embedding_lr", "head_lr", "gain_lr", "weight_decay", "eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{name} {value}: use 0 or a positive number")
-        for name in ("momentum", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)}: use a number from 0 to below 1")
 
 
 TRAINING = Parameter(group=Group("Training", sort_key=2.7))
@@ -185,12 +167,12 @@ class ArchitectureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AverageOptions:
+class AverageOptions(Options, prefix="--average."):
     """An average of the weights, validated and exported beside the last ones."""
 
     kind: Annotated[Literal["none", "ema", "last"], TRAINING] = "none"
     """none, ema (exponential), or last (the mean of the last k)."""
-    decay: Annotated[float, TRAINING] = 0.999
+    decay: Annotated[float, TRAINING, BELOW_ONE] = 0.999
     """Of the exponential average, for each set of weights. It is warmed up: after n of them it reaches back over \
 1 + n / 9, until that is 1 / (1 - decay)."""
     k: Annotated[int, TRAINING] = 5
@@ -199,8 +181,7 @@ class AverageOptions:
     """Steps from one set of weights to the next."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UsageError(f"--average.decay {self.decay}: use a number from 0 to below 1")
+        super().__post_init__()
         if self.k < 1 or self.every < 1:
             raise UsageError(f"--average.k {self.k} --average.every {self.every}: use 1 or more")
 
@@ -225,24 +206,24 @@ class TrainingOptions(BudgetOptions):
 
     validation: Annotated[Path | None, INPUT] = None
     """Another folder of bins to validate on, with the same tokenizer and length. Default: blocks held out of --bins."""
-    holdout: Annotated[int, INPUT] = 16
+    holdout: Annotated[int, INPUT, Min(0)] = 16
     """Blocks at the end of each bin that are kept for validation, without --validation."""
-    eval_blocks: Annotated[int | None, EVALUATION] = None
+    eval_blocks: Annotated[int | None, EVALUATION, Min(1)] = None
     """Blocks at the end of each bin of --validation that are validated on. Default: all."""
     model: ArchitectureOptions = field(default_factory=ArchitectureOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
     lr: LRConfig = field(default_factory=LRConfig)
     average: AverageOptions = field(default_factory=AverageOptions)
     questions: QuestionOptions = field(default_factory=QuestionOptions)
-    clip: Annotated[float | None, TRAINING] = 1.0
+    clip: Annotated[float | None, TRAINING, Check(lambda c: c > 0, "use a number above 0, or null for none")] = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
-    micro_batch: Annotated[int | None, TRAINING] = None
+    micro_batch: Annotated[int | None, TRAINING, Min(1)] = None
     """Blocks in one forward pass of one device; gradients of several are accumulated. Default: all of its share."""
-    short_start: Annotated[int | None, TRAINING] = None
+    short_start: Annotated[int | None, TRAINING, Min(1)] = None
     """Length of the pieces that blocks are cut into at first: sequence-length warm-up. Default: whole blocks."""
-    short_tokens: Annotated[int, TRAINING] = 0
+    short_tokens: Annotated[int, TRAINING, Min(0)] = 0
     """Tokens over which the pieces grow to whole blocks."""
-    model_seed: Annotated[int | None, TRAINING] = None
+    model_seed: Annotated[int | None, TRAINING, Min(0)] = None
     """Seed of the initial weights. Default: --seed."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], WORK] = "auto"
     """auto: bf16 on GPUs that have it, else fp32."""
@@ -250,34 +231,27 @@ class TrainingOptions(BudgetOptions):
     """Compile the model with torch.compile."""
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], WORK] = "auto"
     """What to train on."""
-    devices: Annotated[int, WORK] = 1
+    devices: Annotated[int, WORK, Min(1)] = 1
     """Devices that share each batch."""
     strategy: Annotated[Literal["auto", "ddp", "fsdp"], WORK] = "auto"
     """How several devices work together; fsdp shards the model, and goes with --optim.kind adamw."""
-    workers: Annotated[int, WORK] = 0
+    workers: Annotated[int, WORK, Min(0)] = 0
     """Processes that read blocks."""
-    eval_every: Annotated[int | None, EVALUATION] = None
+    eval_every: Annotated[int | None, EVALUATION, Min(1)] = None
     """Tokens from one validation to the next. Default: a tenth of the budget."""
-    eval_batch: Annotated[int, EVALUATION] = 16
+    eval_batch: Annotated[int, EVALUATION, Min(1)] = 16
     """Blocks in a forward pass of the validation."""
-    log_every: Annotated[int, OUTPUT] = 10
+    log_every: Annotated[int, OUTPUT, Min(1)] = 10
     """Steps from one row of metrics.csv to the next."""
-    checkpoint_every: Annotated[int | None, OUTPUT] = None
+    checkpoint_every: Annotated[int | None, OUTPUT, Min(1)] = None
     """Steps from one checkpoint to the next, which is what a killed run loses. Default: a twentieth of the steps."""
-    keep: Annotated[int, OUTPUT] = 2
+    keep: Annotated[int, OUTPUT, Min(1)] = 2
     """Checkpoints to keep."""
     loggers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], OUTPUT] = ()
     """Where metrics go beside metrics.csv."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"holdout": 0, "workers": 0, "short_tokens": 0, "model_seed": 0, "micro_batch": 1, "short_start": 1}
-        least |= dict.fromkeys(("devices", "eval_blocks", "eval_every", "eval_batch"), 1)
-        least |= dict.fromkeys(("log_every", "checkpoint_every", "keep"), 1)
-        for name, smallest in least.items():
-            at_least(smallest, self, name)
-        if self.clip is not None and self.clip <= 0:
-            raise UsageError(f"--clip {self.clip}: use a number above 0, or null for none")
         if self.strategy == "fsdp" and self.optim.kind == "muon":
             raise UsageError(
                 "--strategy fsdp with --optim.kind muon: Muon needs whole matrices; use --optim.kind adamw"

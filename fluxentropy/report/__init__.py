@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fluxentropy.config.options import INPUT, OUTPUT, ModelOptions, PlaceOptions, SourceOptions, at_least, suffix_of
+from fluxentropy.config.checks import Min, Options, Some, Suffix
+from fluxentropy.config.options import INPUT, OUTPUT, ModelOptions, PlaceOptions, SourceOptions
 from fluxentropy.doors import door
-from fluxentropy.errors import UsageError
 
 __getattr__, __dir__ = door(
     __name__,
@@ -29,34 +29,24 @@ __getattr__, __dir__ = door(
 class TokensConfig(PlaceOptions, ModelOptions, SourceOptions):
     """Options of `fluxentropy tokens`."""
 
-    limit: Annotated[int, INPUT] = 8
+    limit: Annotated[int, INPUT, Min(1)] = 8
     """Number of texts to show."""
-    top_k: Annotated[int, OUTPUT] = 5
+    top_k: Annotated[int, OUTPUT, Min(0)] = 5
     """Likely alternatives to show for each token."""
-    out: Annotated[Path, OUTPUT]
+    out: Annotated[Path, OUTPUT, Suffix(".html", ".htm")]
     """HTML file to write; a CSV with the same numbers is put beside it."""
 
-    def __post_init__(self) -> None:
-        SourceOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
-        PlaceOptions.__post_init__(self)
-        at_least(1, self, "limit")
-        at_least(0, self, "top_k")
-        suffix_of(self, "out", (".html", ".htm"))
+
+RUNS = Some("name run directories, or a folder that holds some", opening="no run: ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Options):
     """Options of `fluxentropy report`."""
 
-    runs: Annotated[tuple[str, ...], INPUT] = field(kw_only=False)
+    runs: Annotated[tuple[str, ...], INPUT, RUNS] = field(kw_only=False)
     """Run directories of any command, tables of `tokens` (.csv), or folders that hold such."""
     title: Annotated[str, OUTPUT] = "fluxentropy report"
     """Title of the page."""
-    out: Annotated[Path, OUTPUT] = Path("report.html")
+    out: Annotated[Path, OUTPUT, Suffix(".html", ".htm")] = Path("report.html")
     """HTML file to write."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise UsageError("no run: name run directories, or a folder that holds some")
-        suffix_of(self, "out", (".html", ".htm"))

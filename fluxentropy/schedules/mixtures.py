@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from fluxentropy.config.checks import Check, Options
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 
@@ -112,7 +113,7 @@ NARROW = 1e-9  # the least width of a piece: narrower ones are a point
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reweighting:
+class Reweighting(Options, prefix="schedule.", digits="g"):
     """What reweightings share."""
 
     kind: ClassVar[str] = "reweighting"
@@ -140,10 +141,14 @@ def in_proportion(u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.broadcast_to(sizes / np.sum(sizes), (len(u), len(sizes)))
 
 
-def within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """UsageError where a parameter is not in [low, high], or with `open_low` (low, high]."""
-    if not (low < value <= high if open_low else low <= value <= high):
-        raise UsageError(f"schedule.{name} {value:g}: use {'above ' if open_low else ''}{low:g} to {high:g}")
+def within(low: float, high: float) -> Check:
+    """A parameter in [low, high]."""
+    return Check(lambda value: low <= value <= high, f"use {low:g} to {high:g}")
+
+
+def above_0(high: float) -> Check:
+    """A parameter in (0, high]."""
+    return Check(lambda value: 0 < value <= high, f"use above 0 to {high:g}")
 
 
 # --- pools and windows ------------------------------------------------------------------------------------------------
@@ -157,19 +162,16 @@ class GrowingPool(Reweighting):
     """
 
     pacing: str = "polynomial"
-    start: float = 0.1
-    full: float = 0.8
-    power: float | None = None
-    steps: int | None = None
+    start: Annotated[float, within(0, 1)] = 0.1
+    full: Annotated[float, above_0(1)] = 0.8
+    power: Annotated[float | None, above_0(100)] = None
+    steps: Annotated[int | None, within(1, 10**6)] = None
     descending: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pacing not in POOLS:
             raise UsageError(f"schedule.pacing {self.pacing}{did_you_mean(self.pacing, POOLS)}")
-        within("start", self.start, 0, 1)
-        within("full", self.full, 0, 1, open_low=True)
-        within("power", self.power if self.power is not None else 1, 0, 100, open_low=True)
-        within("steps", self.steps if self.steps is not None else 1, 1, 10**6)
         takes = POOLS[self.pacing][1]
         for name in self._shape:
             if name != takes:
@@ -193,11 +195,8 @@ class SlidingWindow(Reweighting):
     Width 0 is `increasing`, with what it forgets at once; width 1 is `random`.
     """
 
-    width: float = 0.25
+    width: Annotated[float, within(0, 1)] = 0.25
     descending: bool = False
-
-    def __post_init__(self) -> None:
-        within("width", self.width, 0, 1)
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         return _window(np.asarray(u), self.width, sizes, self.descending)
@@ -211,15 +210,14 @@ class Periodic(Reweighting):
     """
 
     wave: str = "cosine"
-    cycles: int = 4
-    width: float = 0.25
+    cycles: Annotated[int, within(1, 10**6)] = 4
+    width: Annotated[float, within(0, 1)] = 0.25
     descending: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.wave not in WAVES:
             raise UsageError(f"schedule.wave {self.wave}{did_you_mean(self.wave, WAVES)}")
-        within("cycles", self.cycles, 1, 10**6)
-        within("width", self.width, 0, 1)
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         return _window(WAVES[self.wave](self.cycles * np.asarray(u)), self.width, sizes, self.descending)
@@ -244,13 +242,9 @@ class WarmUp(Reweighting):
     Source: a curriculum as warm-up, Zhang et al. (2025, "Beyond Random Sampling").
     """
 
-    until: float = 0.2
-    width: float = 0.25
+    until: Annotated[float, above_0(1)] = 0.2
+    width: Annotated[float, within(0, 1)] = 0.25
     descending: bool = False
-
-    def __post_init__(self) -> None:
-        within("until", self.until, 0, 1, open_low=True)
-        within("width", self.width, 0, 1)
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         u = np.asarray(u)
@@ -266,15 +260,9 @@ class Anneal(Reweighting):
     Source: chosen data at the end of training, as in MiniCPM (Hu et al. 2024) and Blakeney et al. (2024).
     """
 
-    since: float = 0.8
-    width: float = 0.25
+    since: Annotated[float, within(0, 1)] = 0.8
+    width: Annotated[float, within(0, 1)] = 0.25
     target: Literal["low", "high"] = "low"
-
-    def __post_init__(self) -> None:
-        within("since", self.since, 0, 1)
-        within("width", self.width, 0, 1)
-        if self.target not in ("low", "high"):
-            raise UsageError(f"schedule.target {self.target}: use low or high")
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         u = np.asarray(u)
@@ -297,7 +285,8 @@ class Tilt(Reweighting):
         if len(self.betas) != 2:
             raise UsageError(f"schedule.betas {list(self.betas)}: give two, of the start and of the end")
         for beta in self.betas:
-            within("betas", beta, -500, 500)
+            if not -500 <= beta <= 500:
+                raise UsageError(f"schedule.betas {beta:g}: use -500 to 500")
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         middle = (np.cumsum(sizes) - sizes / 2) / np.sum(sizes)
@@ -333,13 +322,11 @@ def staged(
 @dataclass(frozen=True, kw_only=True)
 class _Staged(Reweighting):
     method: Literal["sequential", "cumulative", "hybrid"] = "cumulative"
-    share: float = 0.5
+    share: Annotated[float, within(0, 1)] = 0.5
     ends: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ("sequential", "cumulative", "hybrid"):
-            raise UsageError(f"schedule.method {self.method}: use sequential, cumulative or hybrid")
-        within("share", self.share, 0, 1)
+        super().__post_init__()
         if self.ends is not None and not all(a < b for a, b in itertools.pairwise((0.0, *self.ends, 1.0))):
             raise UsageError(f"schedule.ends {list(self.ends)}: give where stages end, ascending, above 0 and below 1")
 
@@ -358,12 +345,8 @@ class Stages(_Staged):
     2010), as Cirik, Hovy and Morency (2016) and the survey of Soviany et al. (2022) tell them apart.
     """
 
-    stages: int | None = None
+    stages: Annotated[int | None, within(1, 10**6)] = None
     descending: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("stages", self.stages if self.stages is not None else 1, 1, 10**6)
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         stages = self.stages if self.stages is not None else min(4, len(sizes))
@@ -385,11 +368,6 @@ class GridStages(_Staged):
 
     axis: Literal["first", "second", "diagonal"] = "diagonal"
     grid: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.axis not in ("first", "second", "diagonal"):
-            raise UsageError(f"schedule.axis {self.axis}: use first, second or diagonal")
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         if self.grid is None or len(self.grid) != 2 or self.grid[0] * self.grid[1] != len(sizes):

@@ -9,13 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.options import (
-    INPUT,
-    OUTPUT,
-    SWITCH,
-    WORK,
-    at_least,
-)
+from fluxentropy.config.checks import Min, Options
+from fluxentropy.config.options import INPUT, OUTPUT, SWITCH, WORK
 from fluxentropy.errors import UsageError
 
 SCHEDULE = Parameter(group=Group("Schedule", sort_key=2.5))
@@ -25,7 +20,7 @@ COMMON = ("name", "groups", "shuffle_labels", "balanced_labels", "static")  # wh
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Options, prefix="--schedule."):
     """A schedule by its name, with its parameters; null stands for the schedule's own default."""
 
     name: Annotated[str, SCHEDULE] = "random"
@@ -81,9 +76,9 @@ grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
     """linear or step, between the rows of the CSV (custom)."""
     groups: Annotated[int | tuple[int | str, ...] | None, SCHEDULE] = None
     """Coarser bins: their number, or which bins each holds, such as 0-1, 2, 3+5, 4."""
-    shuffle_labels: Annotated[int | None, SCHEDULE] = None
+    shuffle_labels: Annotated[int | None, SCHEDULE, Min(0)] = None
     """A control: the same pacing with the bins in a random order, by this seed."""
-    balanced_labels: Annotated[int | None, SCHEDULE] = None
+    balanced_labels: Annotated[int | None, SCHEDULE, Min(0)] = None
     """A control: the same, by a row of a Latin square. Over as many successive numbers as there are bins, each bin is \
 first once, and last once."""
     static: Annotated[bool, SWITCH, SCHEDULE] = False
@@ -97,27 +92,21 @@ first once, and last once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetOptions:
+class BudgetOptions(Options):
     """Which blocks are drawn, and how many: what `pretrain` and `schedule` share."""
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    tokens: Annotated[int | None, WORK] = None
+    tokens: Annotated[int | None, WORK, Min(1)] = None
     """Budget, in tokens. Default: one epoch of all blocks."""
-    batch_size: Annotated[int, WORK] = 32
+    batch_size: Annotated[int, WORK, Min(1)] = 32
     """Blocks in a batch, over all ranks and accumulated batches."""
-    seed: Annotated[int, WORK] = 0
+    seed: Annotated[int, WORK, Min(0)] = 0
     """Seed of the order of blocks."""
     exhausted: Annotated[Literal["reshuffle", "redistribute", "stop"], WORK] = "reshuffle"
     """What happens when a bin is used up before the budget is: draw it again, draw from the others, or stop there."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "tokens")
-        at_least(1, self, "batch_size")
-        at_least(0, self, "seed")
-        for name in ("shuffle_labels", "balanced_labels"):
-            value = getattr(self.schedule, name)
-            if value is not None and value < 0:
-                raise UsageError(f"--schedule.{name.replace('_', '-')} {value}: use 0 or more")
+        super().__post_init__()
         if self.schedule.shuffle_labels is not None and self.schedule.balanced_labels is not None:
             raise UsageError("schedule.balanced_labels: shuffle_labels orders the bins in another way, leave one out")
 

@@ -10,17 +10,17 @@ last one. Inside a bin blocks are shuffled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
-from fluxentropy.errors import UsageError
+from fluxentropy.config.checks import Min, Options
 
 # --- permutations -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Permutation:
+class Permutation(Options, prefix="schedule."):
     """What permutations share. `targets(x, sizes)` is Q as numerators int64 (n, K) and their denominator.
 
     x: (n,) blocks drawn so far, at most the sum of sizes; sizes: (K,) blocks in each bin; Q_k(sum of sizes) = sizes_k.
@@ -81,10 +81,7 @@ class Decreasing(Permutation):
 class Folded(Permutation):
     """`cycles` C passes from low to high: at u the quantile frac(C u). The folding of Dai et al. (2025, DELT)."""
 
-    cycles: int = 4
-
-    def __post_init__(self) -> None:
-        _at_least_one(self.cycles)
+    cycles: Annotated[int, Min(1)] = 4
 
     def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
         return passes(x, sizes, self.cycles)
@@ -94,18 +91,10 @@ class Folded(Permutation):
 class Zigzag(Permutation):
     """`cycles` passes, up and down by turns: folded without its jumps."""
 
-    cycles: int = 4
-
-    def __post_init__(self) -> None:
-        _at_least_one(self.cycles)
+    cycles: Annotated[int, Min(1)] = 4
 
     def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
         return passes(x, sizes, self.cycles, falling=2)
-
-
-def _at_least_one(cycles: int) -> None:
-    if cycles < 1:
-        raise UsageError(f"schedule.cycles {cycles}: use 1 or more")
 
 
 # --- orders by a seed -------------------------------------------------------------------------------------------------

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from fluxentropy.config.checks import Options, Some
 from fluxentropy.config.yaml import check_mapping, did_you_mean, from_plain, to_plain
 from fluxentropy.errors import SourceError, UsageError
 from fluxentropy.schedules.mixtures import (
@@ -49,7 +50,7 @@ from fluxentropy.schedules.orders import Decreasing, Folded, Increasing, Permuta
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive:
+class Adaptive(Options, prefix="schedule.", digits="g"):
     """w <- (1 - floor) normalised(w exp(rate max(loss - reference, 0))) + floor / K, every `every` steps.
 
     The multiplicative update of DoReMi (Xie et al. 2023), with its smoothing, where no bin falls below floor / K; there
@@ -58,17 +59,12 @@ class Adaptive:
     blocks keep weight 0.
     """
 
-    every: int = 100
-    rate: float = 1.0
-    floor: float = 0.1
+    every: Annotated[int, within(1, 10**9)] = 100
+    rate: Annotated[float, within(0, 1000)] = 1.0
+    floor: Annotated[float, within(0, 1)] = 0.1
     reference: tuple[float, ...] | None = None
 
     kind: ClassVar[str] = "reweighting"
-
-    def __post_init__(self) -> None:
-        within("every", self.every, 1, 10**9)
-        within("rate", self.rate, 0, 1000)
-        within("floor", self.floor, 0, 1)
 
     def start(self, sizes: np.ndarray) -> np.ndarray:
         """The weights before the first losses. -> (K,)"""
@@ -103,6 +99,9 @@ class Adaptive:
 # --- custom mixtures --------------------------------------------------------------------------------------------------
 
 
+WEIGHTS = Some("give a CSV with columns u, w_0, w_1, ..., or module:function", opening="{flag} is missing: ")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Custom(Reweighting):
     """Weights from `weights`: a CSV with columns u, w_0, ..., w_(K-1), or `module:function`.
@@ -111,16 +110,8 @@ class Custom(Reweighting):
     of them they stay. The function takes u (n,) and sizes (K,) and returns weights (n, K), 0 or more.
     """
 
-    weights: str = ""
+    weights: Annotated[str, WEIGHTS] = ""
     interpolation: Literal["linear", "step"] = "linear"
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in ("linear", "step"):
-            raise UsageError(f"schedule.interpolation {self.interpolation}: use linear or step")
-        if not self.weights:
-            raise UsageError(
-                "schedule.weights is missing: give a CSV with columns u, w_0, w_1, ..., or module:function"
-            )
 
     def mixture(self, u: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         u = np.asarray(u, np.float64)

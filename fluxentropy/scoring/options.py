@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fluxentropy.config.checks import Min, Separated, Suffix
 from fluxentropy.config.options import (
     INPUT,
     MODEL,
@@ -14,9 +15,6 @@ from fluxentropy.config.options import (
     ModelOptions,
     PlaceOptions,
     SourceOptions,
-    at_least,
-    separated,
-    suffix_of,
 )
 from fluxentropy.errors import UsageError
 
@@ -27,17 +25,17 @@ class ScoringOptions(PlaceOptions):
 
     window: Annotated[Literal["first", "sliding"], MODEL] = "first"
     """What happens to longer texts: first scores the first --max-tokens, sliding scores all of it in windows."""
-    stride: Annotated[int | None, MODEL] = None
+    stride: Annotated[int | None, MODEL, Min(1)] = None
     """Tokens between the starts of two windows, with --window sliding. Default: half of --max-tokens."""
-    limit: Annotated[int | None, INPUT] = None
+    limit: Annotated[int | None, INPUT, Min(1)] = None
     """Stop after this many texts."""
     on_error: Annotated[Literal["fail", "skip"], INPUT] = "fail"
     """What happens to rows that cannot be read: stop and name the row, or count them and go on."""
-    batch_tokens: Annotated[int | None, WORK] = None
+    batch_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in a batch, padding included. Default: what fits the device."""
-    part_tokens: Annotated[int | None, WORK] = None
+    part_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
-    scores: Annotated[tuple[str, ...], OUTPUT] = ()
+    scores: Annotated[tuple[str, ...], OUTPUT, Separated()] = ()
     """More scores, separated by commas, or all: entropy_normalised, entropy_slope, mink, minkpp, zlib_ratio, and of \
 `score` with --token-counts dcpdd, unigram_surprisal."""
     text: Annotated[bool, OUTPUT] = True
@@ -47,13 +45,11 @@ class ScoringOptions(PlaceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("limit", "batch_tokens", "part_tokens", "stride"):
-            at_least(1, self, name)
         if self.scores:
             from fluxentropy.scoring.scores import chosen_extra
 
             counts = getattr(self, "token_counts", None) is not None
-            object.__setattr__(self, "scores", chosen_extra(separated(self.scores), counts=counts))
+            object.__setattr__(self, "scores", chosen_extra(self.scores, counts=counts))
         if self.window == "sliding" and self.max_tokens < 2:
             raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
         if self.stride is not None and self.window != "sliding":
@@ -74,8 +70,6 @@ class ScoreConfig(EngineOptions, ScoringOptions, ModelOptions, SourceOptions):
 
     token_counts: Annotated[Path | None, INPUT] = None
     """File of `fluxentropy count`: how often each token occurs, for the scores that ask for it."""
-    gpus_per_worker: Annotated[float | None, WORK] = None
-    """GPUs of each Ray actor, or a share of one: 0.5 puts two actors on a GPU."""
     rank: Annotated[str | None, WORK] = None
     """R/N, with R from 0 to N - 1: score every N-th part, one of N processes with the same --out on any machines. The \
 same command without --rank then completes the run."""
@@ -85,14 +79,9 @@ same command without --rank then completes the run."""
     """Run directory. The same command again resumes it."""
 
     def __post_init__(self) -> None:
-        SourceOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
-        ScoringOptions.__post_init__(self)
-        EngineOptions.__post_init__(self)
+        super().__post_init__()
         if self.token_counts is not None and not self.scores:
             raise UsageError(f"--token-counts {self.token_counts} without --scores: name the scores to make of them")
-        if self.gpus_per_worker is not None and not (self.engine == "ray" and self.gpus_per_worker > 0):
-            raise UsageError(f"--gpus-per-worker {self.gpus_per_worker:g}: use a number above 0, with --engine ray")
         if self.rank is not None:
             rank, ranks = self.share
             if not rank < ranks:
@@ -116,15 +105,9 @@ same command without --rank then completes the run."""
 class CountConfig(ModelOptions, SourceOptions):
     """Options of `fluxentropy count`."""
 
-    limit: Annotated[int | None, INPUT] = None
+    limit: Annotated[int | None, INPUT, Min(1)] = None
     """Stop after this many texts."""
     offline: Annotated[bool, SWITCH, MODEL] = False
     """Use only what is already on this machine."""
-    out: Annotated[Path, OUTPUT]
+    out: Annotated[Path, OUTPUT, Suffix(".parquet")]
     """File to write, .parquet: token and count."""
-
-    def __post_init__(self) -> None:
-        SourceOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
-        at_least(1, self, "limit")
-        suffix_of(self, "out", (".parquet",))

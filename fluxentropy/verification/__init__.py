@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fluxentropy.config.options import INPUT, SWITCH, WORK, at_least
+from fluxentropy.config.checks import Min, Options
+from fluxentropy.config.options import INPUT, SWITCH, WORK
 from fluxentropy.doors import door
 
 __getattr__, __dir__ = door(
@@ -17,19 +18,16 @@ __getattr__, __dir__ = door(
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Options):
     """Options of `fluxentropy verify`."""
 
     dir: Annotated[Path, INPUT] = field(kw_only=False)
     """Run directory of score, bin, pretrain, grpo, compare, zoo, agree or hellaswag."""
     repair: Annotated[bool, SWITCH, WORK] = False
     """Make again what is damaged or missing, and nothing else."""
-    workers: Annotated[int, WORK] = 1
+    workers: Annotated[int, WORK, Min(1)] = 1
     """Processes that share the work."""
     engine: Annotated[Literal["local", "ray"], WORK] = "local"
     """Where the work is done: on this machine, or on a Ray cluster."""
     address: Annotated[str | None, WORK] = None
     """Address of the Ray cluster. Default: this machine."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "workers")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fluxentropy.config.checks import Check, Options
 from fluxentropy.entropy import token_stats
 from fluxentropy.errors import UsageError
 from fluxentropy.rl.probe.change import EntropyExpansion, expand, ghost_radius, others_mean
@@ -195,8 +196,11 @@ class TokenPlan:
 # --- controllers ------------------------------------------------------------------------------------------------------
 
 
+POSITIVE = Check(lambda value: value > 0, "use a positive number")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Base:
+class Base(Options):
     """Changes nothing. The fields of a controller are its options; what it remembers between steps is in `state`.
 
     Attributes:
@@ -231,10 +235,13 @@ class Base:
         self.state.clear()
         self.state.update(state)
 
+    def flag(self, name: str) -> str:
+        return f"{self.name}.{name}"
+
     def need(self, option: str, holds: bool, use: str) -> None:
         """Refuse a value of an option, saying what to use instead."""
         if not holds:
-            raise UsageError(f"{self.name}.{option} {getattr(self, option)}: use {use}")
+            raise UsageError(f"{self.flag(option)} {getattr(self, option)}: use {use}")
 
 
 def valid(batch: TokenBatch, values: Tensor | None, name: str = "") -> Tensor:

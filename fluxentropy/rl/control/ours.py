@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from fluxentropy.rl.control.base import Base, StepView, TokenBatch, TokenPlan, valid
+from fluxentropy.config.checks import Between, Check
+from fluxentropy.rl.control.base import POSITIVE, Base, StepView, TokenBatch, TokenPlan, valid
 from fluxentropy.rl.probe.policy import Parameters, dot
 
 Curve = Literal["constant", "linear", "exponential"]
+
+
+NOT_NEGATIVE = Check(lambda value: value >= 0, "use a number of at least 0")
+
+
+FACTOR = Between(0, 1, "factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +37,19 @@ class Targeted(Base):
     """
 
     curve: Curve = "constant"
-    start: float | None = None
+    start: Annotated[float | None, Check(lambda h: h > 0, "use a positive entropy, or none for that of step 1")] = None
     end: float | None = None
     steps: int | None = None
-    tolerance: float = 0.01
+    tolerance: Annotated[float, NOT_NEGATIVE] = 0.01
 
     def __post_init__(self) -> None:
-        self.need("curve", self.curve in ("constant", "linear", "exponential"), "constant, linear or exponential")
-        self.need("start", self.start is None or self.start > 0, "a positive entropy, or none for that of step 1")
+        super().__post_init__()
         if self.curve == "constant":
             self.need("end", self.end is None, "none with a constant curve, or curve: linear")
             self.need("steps", self.steps is None, "none with a constant curve, or curve: linear")
         else:
             self.need("end", self.end is not None and self.end > 0, f"a positive entropy to end a {self.curve} curve")
             self.need("steps", self.steps is not None and self.steps > 0, "the number of steps until the curve ends")
-        self.need("tolerance", self.tolerance >= 0, "a number of at least 0")
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         """Counts the step and notes the entropy of the batch, which is that before the step."""
@@ -95,20 +100,17 @@ class Follow(Targeted):
 
     name: ClassVar[str] = "follow"
     adjusts: ClassVar[bool] = True
-    proportional: float = 0.2
-    integral: float = 0.02
-    boost: float = 0.02
+    proportional: Annotated[float, NOT_NEGATIVE] = 0.2
+    integral: Annotated[float, NOT_NEGATIVE] = 0.02
+    boost: Annotated[float, NOT_NEGATIVE] = 0.02
     min_bonus: float = 0.0
     max_bonus: float = 1.0
-    min_scale: float = 0.0
-    guard: float = 2.0
+    min_scale: Annotated[float, FACTOR] = 0.0
+    guard: Annotated[float, NOT_NEGATIVE] = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for gain in ("proportional", "integral", "boost", "guard"):
-            self.need(gain, getattr(self, gain) >= 0, "a number of at least 0")
         self.need("min_bonus", self.min_bonus <= self.max_bonus, f"at most max_bonus, {self.max_bonus}")
-        self.need("min_scale", 0 <= self.min_scale <= 1, "a factor from 0 to 1")
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:
         before = self.state.get("error", 0.0)
@@ -152,12 +154,7 @@ class Project(Targeted):
     name: ClassVar[str] = "project"
     adjusts: ClassVar[bool] = True
     metric: Literal["euclidean", "optimizer"] = "euclidean"
-    limit: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.need("metric", self.metric in ("euclidean", "optimizer"), "euclidean or optimizer")
-        self.need("limit", self.limit > 0, "a positive number")
+    limit: Annotated[float, POSITIVE] = 1.0
 
     def adjust(self, step: StepView) -> float | Parameters:
         g, d = step.need("entropy_gradient"), step.need("direction")
@@ -195,15 +192,9 @@ class Guard(Base):
     name: ClassVar[str] = "guard"
     adjusts: ClassVar[bool] = True
     range: Literal["eta_star", "ghost_radius", "both"] = "eta_star"
-    fraction: float = 0.5
-    negligible: float = 1e-3
-    min_scale: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.need("range", self.range in ("eta_star", "ghost_radius", "both"), "eta_star, ghost_radius or both")
-        self.need("fraction", self.fraction > 0, "a positive number")
-        self.need("negligible", self.negligible >= 0, "a number of at least 0")
-        self.need("min_scale", 0 <= self.min_scale <= 1, "a factor from 0 to 1")
+    fraction: Annotated[float, POSITIVE] = 0.5
+    negligible: Annotated[float, NOT_NEGATIVE] = 1e-3
+    min_scale: Annotated[float, FACTOR] = 0.0
 
     def adjust(self, step: StepView) -> float:
         scale = 1.0

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fluxentropy.rl.control.base import Base, TokenBatch, TokenPlan, covariance, share, spread, valid, without
+from fluxentropy.config.checks import Check
+from fluxentropy.rl.control.base import POSITIVE, Base, TokenBatch, TokenPlan, covariance, share, spread, valid, without
 
 TINY = 1e-12  # a deviation below which all tokens are alike, as in the code
 
 
 FLOOR = 0.02  # |Ω| below which the exponential form does not stretch its range
+
+
+def part(what: str = "share") -> Check:
+    return Check(lambda value: 0 < value <= 1, f"use a {what} above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +59,8 @@ class AsymmetricClip(Base):
     """
 
     name: ClassVar[str] = "asymmetric_clip"
-    low: float = 0.2
-    high: float = 0.28
-
-    def __post_init__(self) -> None:
-        self.need("low", 0 < self.low <= 1, "a number above 0 and at most 1")
-        self.need("high", self.high > 0, "a positive number")
+    low: Annotated[float, part("number")] = 0.2
+    high: Annotated[float, POSITIVE] = 0.28
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         return TokenPlan(clip=(self.low, self.high))
@@ -83,12 +84,12 @@ class ClipCov(Base):
     """
 
     name: ClassVar[str] = "clip_cov"
-    ratio: float = 2e-4
+    ratio: Annotated[float, part()] = 2e-4
     low: float = 1.0
     high: float = 5.0
 
     def __post_init__(self) -> None:
-        self.need("ratio", 0 < self.ratio <= 1, "a share above 0 and at most 1")
+        super().__post_init__()
         self.need("low", self.low < self.high, f"a number below high, {self.high}")
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:
@@ -117,13 +118,9 @@ class KLCov(Base):
     """
 
     name: ClassVar[str] = "kl_cov"
-    ratio: float = 2e-4
-    coefficient: float = 1.0
+    ratio: Annotated[float, part()] = 2e-4
+    coefficient: Annotated[float, POSITIVE] = 1.0
     keep_clip: bool = False
-
-    def __post_init__(self) -> None:
-        self.need("ratio", 0 < self.ratio <= 1, "a share above 0 and at most 1")
-        self.need("coefficient", self.coefficient > 0, "a positive number")
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         c = covariance(batch)
@@ -158,10 +155,7 @@ class ClipBatch(Base):
     """
 
     name: ClassVar[str] = "clip_b"
-    threshold: float = 2.5
-
-    def __post_init__(self) -> None:
-        self.need("threshold", self.threshold > 0, "a positive number")
+    threshold: Annotated[float, POSITIVE] = 2.5
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         A, S = valid(batch, batch.advantages), valid(batch, batch.sensitivity)
@@ -178,12 +172,8 @@ class ClipVocabulary(Base):
 
     name: ClassVar[str] = "clip_v"
     statistics: ClassVar[frozenset[str]] = frozenset({"expected_sensitivity"})
-    threshold: float = 8.5
-    most: float = 1e-4
-
-    def __post_init__(self) -> None:
-        self.need("threshold", self.threshold > 0, "a positive number")
-        self.need("most", 0 < self.most <= 1, "a share above 0 and at most 1")
+    threshold: Annotated[float, POSITIVE] = 8.5
+    most: Annotated[float, part()] = 1e-4
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         expected = valid(batch, batch.expected_sensitivity, "expected_sensitivity")
@@ -216,14 +206,9 @@ class Steer(Base):
 
     name: ClassVar[str] = "steer"
     form: Literal["linear", "exponential"] = "linear"
-    low: float = 0.8
-    high: float = 1.2
+    low: Annotated[float, part("weight")] = 0.8
+    high: Annotated[float, Check(lambda weight: weight >= 1, "use a weight of at least 1")] = 1.2
     exact: bool = False
-
-    def __post_init__(self) -> None:
-        self.need("form", self.form in ("linear", "exponential"), "linear or exponential")
-        self.need("low", 0 < self.low <= 1, "a weight above 0 and at most 1")
-        self.need("high", self.high >= 1, "a weight of at least 1")
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         weight = self.weights(self.change(batch))
@@ -269,12 +254,8 @@ class Siren(Base):
 
     name: ClassVar[str] = "siren"
     statistics: ClassVar[frozenset[str]] = frozenset({"nucleus_entropy"})
-    quantile: float = 0.8
-    strength: float = 5e-3
-
-    def __post_init__(self) -> None:
-        self.need("quantile", 0 <= self.quantile < 1, "a share of at least 0 and below 1")
-        self.need("strength", self.strength > 0, "a positive number")
+    quantile: Annotated[float, Check(lambda quantile: 0 <= quantile < 1, "use a share of at least 0 and below 1")] = 0.8
+    strength: Annotated[float, POSITIVE] = 5e-3
 
     def plan(self, batch: TokenBatch, generator: torch.Generator) -> TokenPlan:  # noqa: ARG002
         H = valid(batch, batch.nucleus_entropy, "nucleus_entropy")

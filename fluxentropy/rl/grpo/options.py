@@ -3,37 +3,19 @@
 Annotations are evaluated here, not kept as text, as in `config/options.py`.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.options import INPUT, JSON, MODEL, OUTPUT, SWITCH, WORK, at_least, separated
+from fluxentropy.config.checks import Between, Check, Min, NotNegative, Options, Positive, Separated
+from fluxentropy.config.options import INPUT, JSON, MODEL, OUTPUT, SWITCH, WORK
 from fluxentropy.errors import UsageError
-from fluxentropy.pretraining.options import LRConfig, OptimConfig
+from fluxentropy.pretraining.options import EVALUATION, TRAINING, LRConfig, OptimConfig
 
 ROLLOUTS = Parameter(group=Group("Rollouts", sort_key=2.3))
-
-
-TRAINING = Parameter(group=Group("Training", sort_key=2.7))
-
-
-EVALUATION = Parameter(group=Group("Evaluation", sort_key=3.5))
-
-
-def _positive(config: object, prefix: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"--{prefix}{name.replace('_', '-')} {value}: use a positive number")
-
-
-def _not_negative(config: object, prefix: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise UsageError(f"--{prefix}{name.replace('_', '-')} {value}: use 0 or a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,108 +33,81 @@ class TaskOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAOptions:
+class LoRAOptions(Options, prefix="--policy.lora."):
     """Low-rank adapters instead of all weights (PEFT)."""
 
-    rank: Annotated[int | None, MODEL] = None
+    rank: Annotated[int | None, MODEL, Min(1)] = None
     """Of the adapters. Default: none, all weights are trained."""
-    alpha: Annotated[int, MODEL] = 16
+    alpha: Annotated[int, MODEL, Positive()] = 16
     """Adapters are scaled by alpha / rank."""
-    targets: Annotated[tuple[str, ...] | None, MODEL] = None
+    targets: Annotated[tuple[str, ...] | None, MODEL, Separated()] = None
     """Names of the layers that get adapters. Default: all linear layers but the head."""
-
-    def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"--policy.lora.rank {self.rank}: use 1 or more")
-        if self.targets is not None:
-            object.__setattr__(self, "targets", separated(self.targets))
-        _positive(self, "policy.lora.", "alpha")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyOptions:
+class PolicyOptions(Options, prefix="--policy."):
     """The model that is trained: a given one, or a small GPT with new weights."""
 
     model: Annotated[str | None, MODEL] = None
     """Name from the zoo, Hub id or local folder. Default: a new GPT of the sizes below."""
     tokenizer: Annotated[str, MODEL] = "char"
     """Of a new GPT: char (one token a character), or a zoo name, Hub id or folder whose tokenizer it gets."""
-    n_layer: Annotated[int, MODEL] = 4
+    n_layer: Annotated[int, MODEL, Min(1)] = 4
     """Blocks of a new GPT."""
-    n_head: Annotated[int, MODEL] = 4
+    n_head: Annotated[int, MODEL, Min(1)] = 4
     """Heads of attention of a new GPT."""
-    n_embd: Annotated[int, MODEL] = 128
+    n_embd: Annotated[int, MODEL, Min(1)] = 128
     """Width of a new GPT."""
-    block_size: Annotated[int, MODEL] = 256
+    block_size: Annotated[int, MODEL, Min(1)] = 256
     """Longest input of a new GPT, in tokens."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     offline: Annotated[bool, SWITCH, MODEL] = False
     """Use only what is already on this machine."""
 
-    def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "block_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--policy.{name.replace('_', '-')} {getattr(self, name)}: use 1 or more")
-
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUpOptions:
+class WarmUpOptions(Options, prefix="--warmup."):
     """Supervised training on problems with their answers, before any reinforcement."""
 
-    steps: Annotated[int, TRAINING] = 0
+    steps: Annotated[int, TRAINING, Min(0)] = 0
     """Steps of the optimizer; 0 for none."""
     kind: Annotated[Literal["muon", "adamw"], TRAINING] = "adamw"
     """What matrices get: muon or adamw. Everything else gets AdamW."""
-    batch_size: Annotated[int, TRAINING] = 128
+    batch_size: Annotated[int, TRAINING, Min(1)] = 128
     """Problems in a step."""
-    problems: Annotated[int | None, TRAINING] = None
+    problems: Annotated[int | None, TRAINING, Min(1)] = None
     """Different problems that are shown, again and again. Default: new ones in each step."""
-    lr: Annotated[float, TRAINING] = 1e-3
+    lr: Annotated[float, TRAINING, Positive()] = 1e-3
     """Peak learning rate: it rises over a tenth of the steps and falls with a cosine."""
-    floor: Annotated[float, TRAINING] = 0.0
+    floor: Annotated[float, TRAINING, Between(0, 1)] = 0.0
     """Share of the peak rate that is left at the end; 1 for a rate that does not fall. A high rate ends in a flatter \
 minimum, from which GRPO takes longer steps."""
-    weight_decay: Annotated[float, TRAINING] = 0.1
+    weight_decay: Annotated[float, TRAINING, NotNegative()] = 0.1
     """Of the matrices, decoupled."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"steps": 0, "batch_size": 1, "problems": 1}.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UsageError(f"--warmup.{name.replace('_', '-')} {value}: use {least} or more")
-        _positive(self, "warmup.", "lr")
-        _not_negative(self, "warmup.", "weight_decay")
-        if not 0 <= self.floor <= 1:
-            raise UsageError(f"--warmup.floor {self.floor}: use a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions:
+class RolloutOptions(Options, prefix="--rollout."):
     """How responses are sampled."""
 
-    prompts: Annotated[int, ROLLOUTS] = 32
+    prompts: Annotated[int, ROLLOUTS, Min(1)] = 32
     """Prompts in a step."""
-    responses: Annotated[int, ROLLOUTS] = 8
+    responses: Annotated[int, ROLLOUTS, Min(1)] = 8
     """Responses to each prompt."""
-    max_tokens: Annotated[int, ROLLOUTS] = 16
+    max_tokens: Annotated[int, ROLLOUTS, Min(1)] = 16
     """Longest response; longer ones are cut, and count as they are."""
-    temperature: Annotated[float, ROLLOUTS] = 1.0
+    temperature: Annotated[float, ROLLOUTS, Positive()] = 1.0
     """Logits are divided by it."""
     top_k: Annotated[int | None, ROLLOUTS] = None
     """Sample from so many most likely tokens only."""
-    top_p: Annotated[float | None, ROLLOUTS] = None
+    top_p: Annotated[float | None, ROLLOUTS, Positive()] = None
     """Sample from the most likely tokens that have this mass."""
-    rows: Annotated[int | None, ROLLOUTS] = None
+    rows: Annotated[int | None, ROLLOUTS, Min(1)] = None
     """Responses that are generated at once. Default: all of a step."""
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "responses", "max_tokens", "rows"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"--rollout.{name.replace('_', '-')} {value}: use 1 or more")
-        _positive(self, "rollout.", "temperature", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossOptions:
+class LossOptions(Options, prefix="--loss."):
     """The objective."""
 
     advantages: Annotated[Literal["standardised", "centred", "leave_one_out"], TRAINING] = "standardised"
@@ -163,33 +118,25 @@ others (RLOO)."""
 the responses times --rollout.max-tokens (Dr. GRPO)."""
     ratio: Annotated[Literal["token", "sequence"], TRAINING] = "token"
     """Importance ratio of each token, or of the response: the geometric mean of its tokens' (GSPO)."""
-    clip_low: Annotated[float, TRAINING] = 0.2
+    clip_low: Annotated[float, TRAINING, Between(0, 1)] = 0.2
     """Ratios count down to 1 - clip_low."""
-    clip_high: Annotated[float, TRAINING] = 0.2
+    clip_high: Annotated[float, TRAINING, NotNegative()] = 0.2
     """Ratios count up to 1 + clip_high."""
-    entropy_bonus: Annotated[float, TRAINING] = 0.0
+    entropy_bonus: Annotated[float, TRAINING, Check(math.isfinite, "use a finite number")] = 0.0
     """Coefficient of the entropy of each token's distribution, which is added to the objective."""
-
-    def __post_init__(self) -> None:
-        _not_negative(self, "loss.", "clip_high")
-        if not 0 <= self.clip_low <= 1:
-            raise UsageError(f"--loss.clip-low {self.clip_low}: use a number from 0 to 1")
-        if not abs(self.entropy_bonus) < float("inf"):
-            raise UsageError(f"--loss.entropy-bonus {self.entropy_bonus}: use a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLOptions:
+class KLOptions(Options, prefix="--kl."):
     """A penalty on the divergence from the policy after the warm-up."""
 
-    beta: Annotated[float, TRAINING] = 0.0
+    beta: Annotated[float, TRAINING, NotNegative()] = 0.0
     """Its coefficient; 0: no reference is kept."""
-    target: Annotated[float | None, TRAINING] = None
+    target: Annotated[float | None, TRAINING, Positive()] = None
     """Adapt beta so that the divergence is about this, nats a token (Ziegler et al. 2019). Default: beta is fixed."""
 
     def __post_init__(self) -> None:
-        _not_negative(self, "kl.", "beta")
-        _positive(self, "kl.", "target")
+        super().__post_init__()
         if self.target is not None and self.beta == 0:
             raise UsageError(f"--kl.target {self.target} with --kl.beta 0: give the beta to start from")
 
@@ -217,44 +164,39 @@ class GRPORates(LRConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeOptions:
+class ProbeOptions(Options, prefix="--probe."):
     """The entropy probe: what a step does to the entropy, on a batch of its own."""
 
-    every: Annotated[int | None, EVALUATION] = None
+    every: Annotated[int | None, EVALUATION, Min(1)] = None
     """Steps from one probed step to the next. Default: none is probed."""
-    prompts: Annotated[int, EVALUATION] = 32
+    prompts: Annotated[int, EVALUATION, Min(3)] = 32
     """Prompts of the entropy batch."""
-    responses: Annotated[int, EVALUATION] = 2
+    responses: Annotated[int, EVALUATION, Min(1)] = 2
     """Responses to each."""
     same_prompts: Annotated[bool, SWITCH, EVALUATION] = False
     """Take the first prompts of the update, with responses of their own. Default: prompts that no update uses."""
-    parts: Annotated[tuple[str, ...] | None, EVALUATION] = None
+    parts: Annotated[tuple[str, ...] | None, EVALUATION, Separated()] = None
     """Parts to run: measured, first_order, split, range, second_order, two_batch, kernel, u_statistic. Default: all \
 that can be run but kernel and u_statistic."""
     kernel: Annotated[Literal["exact", "sketch"], EVALUATION] = "exact"
     """Of the part kernel: exact holds the gradient of every response in memory, in float64; sketch, from 32 random \
 directions, is for models too large for that, and too noisy for the steps of AdamW."""
-    budget: Annotated[float | None, EVALUATION] = None
+    budget: Annotated[float | None, EVALUATION, Positive()] = None
     """Stop adding parts at about so many forward passes."""
     attribution: Annotated[bool | None, EVALUATION] = None
     """Write what each token of the update did to the entropy, into attribution/. Default: where it can be known \
 (AdamW, no controller), unless parts or budget is given."""
 
     def __post_init__(self) -> None:
-        for name, least in {"every": 1, "prompts": 3, "responses": 1}.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UsageError(f"--probe.{name} {value}: use {least} or more")
-        if self.parts is not None:
-            object.__setattr__(self, "parts", separated(self.parts))
+        super().__post_init__()
         if self.attribution and self.every is None:
             raise UsageError(
                 "--probe.attribution without --probe.every: no step is probed; say every how many shall be"
             )
-        _positive(self, "probe.", "budget")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOOptions:
+class GRPOOptions(Options):
     """Everything about a training but where it is written."""
 
     task: TaskOptions = field(default_factory=TaskOptions)
@@ -267,41 +209,38 @@ class GRPOOptions:
     lr: Annotated[GRPORates, TRAINING] = field(default_factory=GRPORates)
     controller: Annotated[dict[str, Any], JSON, TRAINING] = field(default_factory=dict)
     """What steers the entropy, as a mapping: {name: none} or that of a controller with its options."""
-    steps: Annotated[int, TRAINING] = 100
+    steps: Annotated[int, TRAINING, Min(1)] = 100
     """Rollouts to learn from."""
-    inner_epochs: Annotated[int, TRAINING] = 1
+    inner_epochs: Annotated[int, TRAINING, Min(1)] = 1
     """Steps of the optimizer on each rollout."""
-    micro_batch: Annotated[int | None, TRAINING] = None
+    micro_batch: Annotated[int | None, TRAINING, Min(1)] = None
     """Responses in one forward pass; gradients of several are accumulated. Default: all."""
-    clip: Annotated[float | None, TRAINING] = 1.0
+    clip: Annotated[float | None, TRAINING, Positive()] = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
-    seed: Annotated[int, TRAINING] = 0
+    seed: Annotated[int, TRAINING, Min(0)] = 0
     """Seed of the weights, the problems and the responses."""
-    max_logp_gap: Annotated[float, TRAINING] = 0.05
+    max_logp_gap: Annotated[float, TRAINING, Positive()] = 0.05
     """Stop where a log-probability stored when sampling differs by more nats from that of the training's forward."""
     precision: Annotated[Literal["fp32", "bf16"], WORK] = "fp32"
     """Of the training's and the rollouts' matrix products."""
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], WORK] = "auto"
     """What to train on."""
-    eval_every: Annotated[int, EVALUATION] = 20
+    eval_every: Annotated[int, EVALUATION, Min(1)] = 20
     """Steps from one evaluation on held-out problems to the next; also before the first and after the last."""
-    eval_problems: Annotated[int, EVALUATION] = 200
+    eval_problems: Annotated[int, EVALUATION, Min(1)] = 200
     """Held-out problems, which are never trained on."""
     eval_sampled: Annotated[bool, SWITCH, EVALUATION] = False
     """Sample the answers to held-out problems as in training. Default: the most likely token each time."""
     probe: ProbeOptions = field(default_factory=ProbeOptions)
-    checkpoint_every: Annotated[int | None, OUTPUT] = None
+    checkpoint_every: Annotated[int | None, OUTPUT, Min(1)] = None
     """Steps from one checkpoint to the next, which is what a killed run loses. Default: a twentieth of the steps."""
-    keep: Annotated[int, OUTPUT] = 2
+    keep: Annotated[int, OUTPUT, Min(1)] = 2
     """Checkpoints to keep, beside that of after the warm-up."""
     plots: Annotated[bool, OUTPUT] = True
     """Draw the run's entropy, its reward and what the probe found, into figures/."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "inner_epochs", "micro_batch", "eval_every", "eval_problems", "checkpoint_every", "keep"):
-            at_least(1, self, name)
-        at_least(0, self, "seed")
-        _positive(self, "", "clip", "max_logp_gap")
+        super().__post_init__()
         if self.rollout.responses < 2:
             raise UsageError(f"--rollout.responses {self.rollout.responses}: advantages within a group need at least 2")
         if self.probe.same_prompts and self.rollout.prompts < 3:
