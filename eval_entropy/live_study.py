@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from fluxentropy.errors import FluxentropyError
+from fluxentropy.evaluation import DiagnoseConfig, HellaswagConfig
 from fluxentropy.evaluation.diagnose import diagnose
 from fluxentropy.evaluation.hellaswag import hellaswag
-from fluxentropy.evaluation.options import DiagnoseConfig, HellaswagConfig
 
 DATA = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"), "data/hellaswag/hellaswag_val.jsonl.gz")
 TARGETS = ("correct", "correct_norm")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fluxentropy.errors import FluxentropyError
+from fluxentropy.evaluation import DiagnoseConfig
 from fluxentropy.evaluation.diagnose import diagnose
-from fluxentropy.evaluation.options import DiagnoseConfig
 
 TABLE = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"), "data/hellaswag/published_entropy_vs_correct.csv")
 TARGET = "Correctly Answered"

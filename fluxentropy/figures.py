@@ -37,8 +37,6 @@ from fluxentropy.runs.files import atomic_path
 # Where the scale passes, in OKLCH (lightness, chroma, hue): from the brightness of the page to its contrary. Lightness
 # alone tells the steps apart, so eyes of every colour vision, and grey prints, keep them in order.
 LIGHT_STOPS = ((0.97, 0.02, 105), (0.87, 0.12, 110), (0.72, 0.13, 155), (0.54, 0.11, 230), (0.32, 0.13, 290))
-
-
 DARK_STOPS = ((0.26, 0.05, 290), (0.42, 0.11, 275), (0.57, 0.10, 230), (0.74, 0.14, 155), (0.93, 0.15, 108))
 
 
@@ -92,13 +90,8 @@ def luminance(srgb: np.ndarray) -> np.ndarray:
 
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one column of a paper, and two
-
-
 FONT = "DejaVu Sans"  # comes with matplotlib, so pictures are the same everywhere
-
-
 GREY = "#595959"  # for notes, contrast 7 on white
-
 
 STYLE = {
     "axes.axisbelow": True,
@@ -125,7 +118,6 @@ STYLE = {
     "ytick.labelsize": 7,
     "ytick.major.width": 0.6,
 }
-
 
 LARGE = 40.0  # square inches, from which a PNG has 200 dpi instead of 300
 
@@ -191,17 +183,9 @@ def running_median(column: np.ndarray, window: int, places: int = 150) -> tuple[
 
 # One hue a family, after Okabe and Ito's palette: OKLCH chroma and hue; the last is grey.
 HUES = ((0.13, 250), (0.16, 45), (0.12, 162), (0.14, 350), (0.13, 82), (0.14, 305), (0.10, 200), (0.0, 0))
-
-
 MARKERS = ("o", "s", "^", "d", "v", "P", "X", "p", "<", ">", "h", "*")  # one a family
-
-
 DARK, MIDDLE, LIGHT = 0.36, 0.54, 0.65  # OKLCH lightness of the largest model, of an only one, and of the smallest
-
-
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([MBT])(?![A-Za-z0-9])", re.IGNORECASE)
-
-
 _VARIANT = re.compile(r"([-_ ](instruct|chat|base|it|tiny|mini|small|medium|large|xl))+$", re.IGNORECASE)
 
 

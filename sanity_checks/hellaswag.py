@@ -12,8 +12,8 @@ from pathlib import Path
 
 from _report import SHARED, Report
 
+from fluxentropy.evaluation import HellaswagConfig
 from fluxentropy.evaluation.hellaswag import hellaswag
-from fluxentropy.evaluation.options import HellaswagConfig
 
 DATA = SHARED / "data" / "hellaswag" / "hellaswag_val.jsonl.gz"
 OUT = Path("runs/sanity/hellaswag")

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import scipy.stats
 from _report import Report, published_table
 
+from fluxentropy.agreement import AgreeConfig, ZooConfig
 from fluxentropy.agreement.agree import agree, zoo
-from fluxentropy.agreement.options import AgreeConfig, ZooConfig
 from fluxentropy.agreement.statistics import Agreement
 from fluxentropy.runs.files import write_text
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from _report import Report, published_table
 
+from fluxentropy.agreement import AgreeConfig
 from fluxentropy.agreement.agree import agree
-from fluxentropy.agreement.options import AgreeConfig
 
 OUT = Path("runs/sanity/published")
 QUINTILES = (14.0, 20.0, 24.3, 17.8, 7.7)  # population SD of ranks, from the lowest to the highest mean rank

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fluxentropy.agreement import AgreeConfig, AgreementOptions, ZooConfig
 from fluxentropy.agreement.matrix import ScoreMatrix, read_runs, read_wide_table
-from fluxentropy.agreement.options import AgreeConfig, AgreementOptions, ZooConfig
 from fluxentropy.agreement.statistics import (
     LEVEL,
     Agreement,
@@ -46,10 +46,7 @@ if TYPE_CHECKING:
 
 
 UNITS = {"entropy": "nats", "varentropy": "nats²", "sqrt_varentropy": "nats", "surprisal": "nats"}
-
-
 BY = AgreementOptions.by
-
 
 RECORDED = (
     *("models", "n_texts", "n_complete", "n_scored", "pair_counts", "spearman", "mean_spearman", "pearson"),
@@ -57,10 +54,7 @@ RECORDED = (
     "rank_sd_by_quintile",
 )
 
-
 SLOW = 20_000_000  # scores times replicates: above it the bootstrap takes seconds, and shows its progress
-
-
 log = logging.getLogger(__name__)
 
 

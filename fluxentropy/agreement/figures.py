@@ -40,20 +40,10 @@ if TYPE_CHECKING:
 
 
 SHOWN = 2000  # texts drawn as points, at most
-
-
 VECTORS = 4000  # points of a picture, above which its SVG holds them as an image
-
-
 BAR, CUMULATIVE = "#4a7fb0", "#a04000"
-
-
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title that says what the marks are
-
-
 INTERVALS = "95% bootstrap intervals"
-
-
 NUMBERS = StrMethodFormatter("{x:,.10g}")
 
 

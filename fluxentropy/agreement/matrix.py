@@ -193,15 +193,10 @@ def _texts(
 
 
 VALUE, RANK = "_Characteristic_Value", "_Rank"  # endings of columns in the published table
-
-
 TEXT_NAMES, ID_NAMES = ("text", "prompt"), ("id", "index", "ind")  # of columns that name a row, in lower case
-
 
 # What pandas and R call the column of row names that they write, or find in a file.
 ROW_NAMES = re.compile(r"|unnamed: \d+(\.\d+)?|(__index_)?level_\d+(__)?|row[ _.]?names?|rn", re.IGNORECASE)
-
-
 log = logging.getLogger(__name__)
 
 

@@ -189,11 +189,7 @@ def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 LEVEL = 0.95  # of the intervals
-
-
 FEWEST = 8  # texts that all models have scored: of fewer, percentiles of resamples are too narrow, and there are none
-
-
 THREADS = 4  # each holds about ten numbers a text and model while it works
 
 
@@ -448,8 +444,6 @@ def _limits(draws: np.ndarray) -> np.ndarray:
 
 
 ROWS = 2**16  # of a part
-
-
 SCORES = {"mean_rank": pa.float64(), "rank_sd": pa.float64(), "pc1": pa.float64(), "n_models": pa.int64()}
 
 

@@ -1,6 +1,6 @@
 """The command line: names of commands -> "module:function", and nothing else about them.
 
-A command is a function that takes its configuration and returns an `Outcome`. Its module is imported when the command
+A command is a function that takes its configuration and returns a `Result`. Its module is imported when the command
 runs and not before, so that help and mistakes answer at once. What is printed, and the exit code, is decided here.
 """
 
@@ -26,7 +26,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from fluxentropy.cli.commands import COMMANDS, DESCRIPTION, EXAMPLES, Command, _named
-from fluxentropy.config.results import Outcome
+from fluxentropy.config.results import Result
 from fluxentropy.config.yaml import read_yaml, to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, UsageError
 from fluxentropy.runs.files import plain, versions
@@ -305,11 +305,7 @@ def _run(command: Command, config: Any, switches: Switches) -> int:
         return 0
     keep_freed_memory()
     with quiet_libraries(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
-        result = _named(command.target)(config)
-    if isinstance(result, Outcome):
-        lines, data = result.lines, result.data
-    else:
-        lines, data = result.lines(), result.to_dict()
-    for line in [to_json(data)] if switches.json else lines:
+        result: Result = _named(command.target)(config)
+    for line in [to_json(result.to_dict())] if switches.json else result.lines():
         write_line(line)
     return result.exit_code

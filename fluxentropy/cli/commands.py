@@ -192,7 +192,7 @@ fluxentropy verify bins/web --repair""",
     Command(
         name="zoo",
         target="fluxentropy.agreement.agree:zoo",
-        options="fluxentropy.agreement.options:ZooConfig",
+        options="fluxentropy.agreement:ZooConfig",
         help="Score texts with every model of a zoo, then compare them.",
         examples="""\
 fluxentropy zoo web.jsonl --zoo offline --out zoo/web
@@ -201,7 +201,7 @@ fluxentropy zoo data/*.parquet --zoo my-models.yaml --limit 10000 --out zoo/samp
     Command(
         name="agree",
         target="fluxentropy.agreement.agree:agree",
-        options="fluxentropy.agreement.options:AgreeConfig",
+        options="fluxentropy.agreement:AgreeConfig",
         help="Say how far models agree on texts: rank correlations, distances, PCA.",
         examples="""\
 fluxentropy agree runs/small runs/large --out agreement
@@ -211,7 +211,7 @@ fluxentropy agree table.csv --out agreement""",
     Command(
         name="hellaswag",
         target="fluxentropy.evaluation.hellaswag:hellaswag",
-        options="fluxentropy.evaluation.options:HellaswagConfig",
+        options="fluxentropy.evaluation:HellaswagConfig",
         help="Answer HellaSwag, or another multiple-choice set, and score each context.",
         examples="""\
 fluxentropy hellaswag --model smollm2-135m-instruct --out runs/hellaswag
@@ -221,7 +221,7 @@ fluxentropy hellaswag --model gpt2 --task piqa --out runs/piqa""",
     Command(
         name="diagnose",
         target="fluxentropy.evaluation.diagnose:diagnose",
-        options="fluxentropy.evaluation.options:DiagnoseConfig",
+        options="fluxentropy.evaluation:DiagnoseConfig",
         help="Say whether metrics predict a yes-or-no outcome: logistic regressions, tests, plots.",
         examples="""\
 fluxentropy diagnose items.parquet --target correct --out diagnosis
@@ -248,11 +248,9 @@ fluxentropy models --zoo my-models.yaml --json""",
     ),
 )
 
-
 DESCRIPTION = """\
 fluxentropy measures how uncertain language models are about each text of a corpus (entropy, varentropy, surprisal), \
 sorts the corpus by it, and compares the models."""
-
 
 EXAMPLES = """\
 Examples:

@@ -30,8 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from fluxentropy.agreement import AgreeConfig
 from fluxentropy.agreement.agree import AgreeResult, agree
-from fluxentropy.agreement.options import AgreeConfig
 from fluxentropy.cli.commands import DemoConfig
 from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_plain, to_yaml
@@ -64,26 +64,16 @@ from fluxentropy.verification.verify import VerifyResult, verify
 
 
 MIN_CHARS, MAX_CHARS = 200, 1500
-
-
 APART = 200  # the first passages, whose documents are kept out of training
-
-
 TARGET_CHARS = (MIN_CHARS, 400, 800, 1200)  # passages of one document aim at these lengths in turn
-
 
 SKIPPED = {  # folders of the standard library: tests, vendored or installed packages, other sources' text
     "__pycache__", "dist-packages", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages",
     "test", "tests", "turtledemo",
 }  # fmt: skip
 
-
 DECORATION = re.compile(r"!\[|<(a|img|p|div|h\d|!--)\b|\.\. (image|figure|_)|:target:|^\[[^\]]+\]:", re.MULTILINE)
-
-
 Kind = Literal["documentation", "docstring", "source code", "package description", "character table"]
-
-
 Document = list[tuple[str, str]]  # the candidate passages of one document: (id, text)
 
 
@@ -236,23 +226,11 @@ def _shuffled(rng: random.Random, names: list[str]) -> list[str]:
 
 
 NAME = "small-gpt"
-
-
 BLOCK = 128  # bytes in a block
-
-
 HELD = 8  # blocks of each bin to validate on
-
-
 TOKENS = 500_000  # bytes that the small GPT is trained on
-
-
 SEEDS = 3
-
-
 WORKERS = 4  # at most: each has libraries of half a gigabyte to load
-
-
 LEVELS = {0.9: "almost entirely", 0.7: "largely", 0.3: "in part"}  # rank correlation, at least -> how far models agree
 
 
@@ -422,11 +400,7 @@ def comparison(config: DemoConfig) -> Step:
 
 
 BINS = 4
-
-
 SHOWN = 3  # passages from either end that are printed and drawn
-
-
 log = logging.getLogger(__name__)
 
 

@@ -17,17 +17,9 @@ from fluxentropy.errors import UsageError
 
 # The panels of `--help`, in this order.
 INPUT = Parameter(group=Group("Input", sort_key=1))
-
-
 MODEL = Parameter(group=Group("Model", sort_key=2))
-
-
 WORK = Parameter(group=Group("Work", sort_key=3))
-
-
 OUTPUT = Parameter(group=Group("Output", sort_key=4))
-
-
 SWITCH = Parameter(negative=(), show_default=False)  # off unless given
 
 
@@ -43,7 +35,6 @@ def _from_json(_: object, tokens: Sequence[Token]) -> dict[str, Any]:
 
 # For dict[str, Any]: on the command line one text of JSON, in YAML a mapping.
 JSON = Parameter(accepts_keys=False, n_tokens=1, converter=_from_json, negative=())
-
 
 BYTE_UNITS = {
     **{unit: 1000**power for power, unit in enumerate(["B", "KB", "MB", "GB", "TB"])},
@@ -68,8 +59,6 @@ def parse_bytes(size: str) -> int:
 
 
 SIZE = Check(lambda size: _bytes(size) > 0, "write a number with a unit, such as 500MB, 1GB or 2GiB")
-
-
 SOURCE = Some("name a file, a folder, a glob, a data set, or - for JSONL on stdin", opening="no source: ")
 
 

@@ -7,7 +7,7 @@ import functools
 import html
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from fluxentropy.config.yaml import check_mapping, from_plain, to_plain
@@ -40,18 +40,6 @@ class Result:
     def _repr_html_(self) -> str:
         rows = [{"": name, type(self).__name__: value} for name, value in self.to_dict().items()]
         return html_table(rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result of a command: `lines` for a person on stdout, `data` as the one JSON object of `--json`.
-
-    The library never prints; `cli/app.py` does, and exits with `exit_code`.
-    """
-
-    lines: Sequence[str]
-    data: Mapping[str, Any] = field(default_factory=dict)
-    exit_code: int = 0
 
 
 def command(run: Callable[..., R]) -> Callable[..., R]:

@@ -29,8 +29,6 @@ from fluxentropy.errors import SourceError, UsageError
 from fluxentropy.runs.files import fingerprint_file, fingerprint_json
 
 BATCH_ROWS, BATCH_BYTES = 1024, 2**25  # of a batch, at most; a row that is larger comes alone
-
-
 log = logging.getLogger(__name__)
 
 

@@ -22,11 +22,7 @@ from fluxentropy.corpus.textfiles import Record, Rejected, TextFile, reading
 from fluxentropy.errors import SourceError
 
 PIECE_ROWS, PIECE_BYTES = 1024, 2**25  # how much of a file is decoded at a time
-
-
 HUB_ROWS = 128
-
-
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 

@@ -22,20 +22,10 @@ from fluxentropy.runs.tables import json_value
 
 
 MAX_DEPTH = 32  # of nested arrays and objects; Arrow files allow 64, and lists cost two
-
-
 MAX_FIELDS = 256  # of an object; more are keys that are data
-
-
 EXACT = 2**53  # every integer up to here is a float64
-
-
 INTEGER = r"^-?(0|[1-9][0-9]{0,17})$"  # "007", "+1" and longer ones stay strings, which keeps their digits
-
-
 NUMBER = r"^-?((0|[1-9][0-9]{0,17})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$|^-?inf$|^nan$|^NaN$"
-
-
 KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
@@ -141,8 +131,6 @@ class FieldType:
 
 
 INTEGERS = ((pa.int64(), -(2**63), 2**63 - 1), (pa.uint64(), 0, 2**64 - 1))
-
-
 SIMPLE = {frozenset({"string"}): pa.string(), frozenset({"boolean"}): pa.bool_()}
 
 

@@ -31,12 +31,8 @@ FORMATS = {
     ".txt": "txt",
 }
 
-
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}  # of the text formats
-
-
 KNOWN = f"{', '.join(FORMATS)} (the text formats also with {' or '.join(COMPRESSIONS)})"
-
 
 HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[\w.-]+))?(?:/(?P<config>\w[\w.-]*))?(?::(?P<split>[^/]+))?"

@@ -23,23 +23,11 @@ from fluxentropy.corpus.sources import COMPRESSIONS
 from fluxentropy.errors import SourceError
 
 EXCERPT = 200  # characters of a rejected line that are shown
-
-
 MAX_DEPTH = 200  # of nested JSON, which Python reads by calling itself
-
-
 MAX_DIGITS = 4300  # of an integer, Python's own limit
-
-
 CELL_LIMIT = 2**28  # characters of a CSV cell; an opening quote without its end stops here
-
-
 TEXT_LIMIT = 2**30  # bytes of a plain text file, which is one text
-
-
 SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 Record = tuple[int, dict[str, Any], str | None, int]
 
 

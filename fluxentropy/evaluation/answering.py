@@ -33,11 +33,7 @@ from fluxentropy.scoring.batching import plan_batches
 from fluxentropy.scoring.scorer import default_batch_tokens
 
 TOP_K = 100  # what APIs that truncate the distribution show at best
-
-
 NOTHING = np.array([], dtype=np.int64)  # the tokens of an empty ending
-
-
 HIDDEN = torch.finfo(torch.float32).min / 2  # added to the attention logits of what must not be seen
 
 

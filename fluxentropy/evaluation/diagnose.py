@@ -16,6 +16,7 @@ import numpy as np
 from fluxentropy.config.results import Result, command, html_table
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.errors import RunError
+from fluxentropy.evaluation import DiagnoseConfig
 from fluxentropy.evaluation.diagnostics import (
     Diagnostics,
     Hypothesis,
@@ -27,7 +28,6 @@ from fluxentropy.evaluation.diagnostics import (
     regimes,
 )
 from fluxentropy.evaluation.logistic import Z95, LogitFit
-from fluxentropy.evaluation.options import DiagnoseConfig
 from fluxentropy.evaluation.statistics import FEW, POWER, SIGNIFICANT, Share
 from fluxentropy.evaluation.table import MetricTable, balanced, counted, read_metric_table
 from fluxentropy.runs.directory import RunDirectory, RunRecord
@@ -165,7 +165,6 @@ def _correlation(result: Diagnostics) -> dict[str, Any]:
 
 # Log odds per standard deviation are about Cohen's d, the distance of the class means in standard deviations.
 SIZES = ((0.1, "negligible"), (0.2, "very small"), (0.5, "small"), (0.8, "medium"), (math.inf, "large"))
-
 
 NOTES = """\
 - An odds ratio per SD says by what one standard deviation more of the metric multiplies the odds of a true outcome; 1
@@ -462,15 +461,11 @@ def _names(names: Sequence[str]) -> str:
 
 COMMAND = "diagnose"
 
-
 PRODUCT = re.compile(
     r"logit_.*\.txt|(surface_.*|distributions|effects|fitted_curves|contingency|correlation_matrices|reliability)\.(png|svg)"
 )
 
-
 SLOW = 3e8  # rows times models times replicates, of some seconds
-
-
 LIBRARIES = ("numpy", "scipy", "statsmodels", "scikit-learn", "matplotlib", "pyarrow")
 
 

@@ -28,11 +28,7 @@ from fluxentropy.figures import DOUBLE, GREY, SINGLE, lettering, new_figure, pap
 
 
 TRUE, FALSE = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
-
-
 UNITS = (("sqrt_varentropy", "nats"), ("varentropy", "nats²"), ("entropy", "nats"), ("surprisal", "nats"))
-
-
 COLUMNS = 3  # panels side by side, at most
 
 
@@ -93,11 +89,7 @@ def reference(axes: Axes, *, x: float | None = None, y: float | None = None) -> 
 
 
 Box = tuple[float, float, float, float]  # left, right, low, high
-
-
 CELLS = 200  # of a surface, along either side
-
-
 FEW_POINTS = 400  # of a surface: more than these are shown by contours of their density
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.entropy import truncated_entropy
+from fluxentropy.evaluation import HellaswagConfig
 from fluxentropy.evaluation.answering import Prompt, Reader, Reading
-from fluxentropy.evaluation.options import HellaswagConfig
 from fluxentropy.evaluation.questions import ACCURACIES, FORMAT, Question, Questions, open_questions, read_task
 from fluxentropy.models.zoo import find_model
 from fluxentropy.runs.directory import RunDirectory
@@ -83,17 +83,9 @@ class Item:
 
 
 TYPES = {"id": pa.string(), "context": pa.string(), "status": pa.string(), "logliks": pa.list_(pa.float64())}
-
-
 TYPES |= {name: pa.list_(pa.int64()) for name in ("ending_tokens", "ending_chars", "ending_bytes")}
-
-
 TYPES |= {name: pa.int64() for name in ("ind", "label", "pred", "pred_norm", "pred_bytes", "n_tokens")}
-
-
 TYPES |= {name: pa.bool_() for name in ("correct", "correct_norm", "correct_bytes", "truncated")}
-
-
 SCHEMA = pa.schema([(field.name, TYPES.get(field.name, pa.float64())) for field in dataclasses.fields(Item)])
 
 
@@ -175,8 +167,6 @@ def _uncertainty(reading: Reading, vocabulary: int) -> dict[str, Any]:
 
 
 PART_ITEMS = 256  # what a killed run loses at most
-
-
 log = logging.getLogger(__name__)
 
 

@@ -27,17 +27,9 @@ from statsmodels.discrete.discrete_model import Logit, LogitResults
 from fluxentropy.evaluation.statistics import is_constant, standardised
 
 Status = Literal["ok", "too_few_rows", "constant", "singular", "separated", "not_converged"]
-
-
 MAX_ITERATIONS = 100
-
-
 STEEP = 10.0  # log odds of a row: no such certainty is believed before separation is ruled out
-
-
 COLLINEAR = 1e-10  # share of a standardised metric's variance that the others must leave unexplained
-
-
 Z95 = float(stats.norm.ppf(0.975))
 
 

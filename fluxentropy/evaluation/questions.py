@@ -22,13 +22,8 @@ from fluxentropy.corpus.textfiles import kind_of
 from fluxentropy.errors import SourceError, UsageError
 
 FIELD = re.compile(r"\{([^{}|]+)(?:\|([^{}|]+))?\}")  # {field}, {field.part} or {field|function} in a template
-
-
 IN_BRACKETS = re.compile(r"\[.*?\]")
-
-
 FORMAT = 2  # of answers: 1 had `correct_norm` per byte, and nothing per character
-
 
 ACCURACIES = {  # their names -> the column of items.parquet that they are the mean of, and what chooses the ending
     "acc": ("correct", "by log-likelihood"),

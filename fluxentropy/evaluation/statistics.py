@@ -19,14 +19,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 
 SIGNIFICANT = 0.05  # two-sided
-
-
 POWER = 0.8
-
-
 FEW = 5.0  # expected rows in a cell, below which the chi-square approximation is poor
-
-
 ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of the largest value: a spread within it is none
 
 

@@ -30,22 +30,11 @@ KNOWN_METRIC = re.compile(
     r"(sqrt_)?(var)?entropy(_(mean|sum|last|top\d+))*|surprisal(_(mean|sum))?|perplexity|bits_per_byte"
 )
 
-
 TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), 1.0)
-
-
 TRUTH |= dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), 0.0) | {"nan": math.nan}
-
-
 MISSING_WORDS = ("", "na", "n/a", "null", "none")
-
-
 PER_CHARACTER = ("correct_norm", "margin_norm", "pred_norm")
-
-
 ITEMS = "items.parquet"  # the table in a run directory of `hellaswag`
-
-
 NO_TEXT = "\0"  # the readers want the name of a text column; no column has this one
 
 

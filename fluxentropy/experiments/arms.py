@@ -30,8 +30,6 @@ from fluxentropy.schedules.schedule import SCHEDULES, Adaptive, group_bins
 
 
 Record = Mapping[str, Any]  # of a cell
-
-
 STEMS = {"compare": "comparison", "grpo-compare": "grpo_comparison"}  # of the files with the judgement
 
 
@@ -39,8 +37,6 @@ STEMS = {"compare": "comparison", "grpo-compare": "grpo_comparison"}  # of the f
 
 
 RANDOM = "random"
-
-
 Kind = Literal["random", "arm", "reversed", "shuffled", "static"]
 
 

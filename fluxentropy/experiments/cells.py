@@ -30,11 +30,7 @@ from fluxentropy.runs.files import plain, read_json, write_json, write_text
 from fluxentropy.runs.progress import Progress
 
 ARMS = "arms.json"
-
-
 R = TypeVar("R", bound="ComparisonResult")
-
-
 log = logging.getLogger(__name__)
 
 

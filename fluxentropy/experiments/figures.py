@@ -36,34 +36,15 @@ COLOURS = (
     "#8c564b",
 )  # after Okabe and Ito
 
-
 GREYS = (GREY, "#9a9a9a", "#c4c4c4")
-
-
 LINES = {"random": "-", "arm": "-", "reversed": (0, (5, 2)), "shuffled": (0, (1, 1.2)), "static": (0, (4, 1, 1, 1))}
-
-
 VERDICTS = {"better": "#009e73", "worse": "#d55e00"}  # else grey
-
-
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}  # a title that says what the marks are
-
-
 FOREST = f"lines: {LEVEL:.0%} t intervals; grey: what would not be detected; p after Holm"
-
-
 RESAMPLED = "; |: bootstrap"
-
-
 SHOWN_FROM = 0.1  # of the budget: losses before it would leave no room for differences
-
-
 WINDOW = 0.05  # of the steps: what a point of a curve is the mean of
-
-
 TREATED = (REWARD, "greedy accuracy", "pass@")  # families of the upper forest plot, in this order
-
-
 Runs = Mapping[str, Mapping[int, Record]]  # arm -> seed -> record of a cell
 
 

@@ -51,7 +51,6 @@ from fluxentropy.runs.files import plain
 
 Runs = Mapping[str, Mapping[int, Record]]  # arm -> seed -> record
 
-
 FAMILIES = {
     "against random": "each arm against the random arm that is trained like it",
     "order": "each arm against its mixture without its order (static), and against its pacing with shuffled bins",
@@ -59,16 +58,9 @@ FAMILIES = {
     "training": "random arms that are trained in another way",
 }
 
-
 EARLY = 0.1  # of the budget: what forgetting of early bins is about
-
-
 LAST = 0.1  # of the steps: what a final reward or entropy is the mean of
-
-
 REWARD, ENTROPY, LOWEST = "final reward", "final entropy", "lowest entropy"
-
-
 NATS = (ENTROPY, LOWEST, "mean entropy")  # the others are better where they are larger
 
 

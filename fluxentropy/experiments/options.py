@@ -16,24 +16,13 @@ from fluxentropy.pretraining.options import PretrainConfig, TrainingOptions
 from fluxentropy.rl.grpo.options import EVALUATION, GRPOConfig, GRPOOptions
 
 ARMS = Parameter(group=Group("Arms", sort_key=2))
-
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-
-
 Control = Literal["reversed", "shuffled", "static"]
-
-
 CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "static")
-
-
 NONE = "none"  # the arm that all other controllers are compared with
-
 
 # what an arm may have of its own; all else is the same for all of them
 OWN = ("schedule", "bins", "exhausted", "optim", "lr", "average", "clip", "short_start", "short_tokens")
-
-
 OWN_RL = ("controller", "loss", "kl", "optim")
 
 

@@ -37,8 +37,6 @@ from fluxentropy.runs.files import fingerprint_json, versions
 from fluxentropy.runs.tables import read_metrics
 
 OWNED = ("curves.*", "differences.*", "mixture.*", "effects.*")
-
-
 PIECES = 60  # of the budget, at most, in which the realised mixture is kept
 
 

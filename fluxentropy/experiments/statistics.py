@@ -22,23 +22,11 @@ import numpy as np
 from scipy import optimize, stats
 
 LEVEL = 0.95  # of intervals
-
-
 SIGNIFICANT = 0.05  # two-sided, of Holm's adjusted p-values
-
-
 POWER = 0.8
-
-
 RESAMPLES = 20_000
-
-
 FEWEST = 8  # values that a bootstrap interval is made of: of fewer it is too narrow (docs/LOG.md)
-
-
 ALIKE = 1e-12  # differences that vary by less than this share of themselves have no SD to be judged by
-
-
 BELOW = ("better", "worse")  # what differences below and above 0 are, where less is better
 
 

@@ -81,8 +81,6 @@ def count(number: int) -> str:
 
 
 Record = Mapping[str, Any]
-
-
 Arm = tuple[str, Mapping[str, Any]]  # its name, and what the record says of it
 
 

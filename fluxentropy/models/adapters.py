@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 
 
 INSTALL = "pip install 'fluxentropy[peft]'"
-
-
 CHANGE = 1e-3  # of the logits' spread: how far merging may move them in float32
-
-
 SHOWN = 3  # names of weights in a message
 
 

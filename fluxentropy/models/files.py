@@ -29,23 +29,11 @@ from fluxentropy.runs.files import fingerprint_file, fingerprint_json
 
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # whole, or as shards that NAME.index.json lists
-
-
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken")
-
-
 CONVERSION = 2  # the form of converted GGUF files; 1 took the metadata and tokens of some for those of other models
-
-
 ADAPTER_CONFIG = "adapter_config.json"  # of a folder of peft, which holds weights for a base model
-
-
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-
 HEADER_LIMIT = 100_000_000  # bytes that the header of a safetensors file may have
-
-
 Status = Literal["ready", "not downloaded", "incomplete", "not installed", "not converted", "missing"]
 
 
@@ -246,8 +234,6 @@ def _gguf_state(entry: ZooEntry) -> ModelState:
 
 
 COLUMNS = ("name", "weights", "kind", "source", "state", "on disk", "licence")
-
-
 COMMIT = re.compile("@([0-9a-f]{7})[0-9a-f]{33}$")
 
 

@@ -31,11 +31,7 @@ from fluxentropy.entropy import TokenStats, concatenate, token_stats
 
 
 COLUMNS = 2048  # vocabulary columns projected at once
-
-
 PROBE_LENGTHS = (33, 12)
-
-
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}  # mean, nats
 
 
@@ -303,8 +299,6 @@ def distance(entropy: Tensor, reference: Tensor, *, exact: bool) -> float:
 
 
 ALONE = -1  # a limit: not even rows of one length share a batch
-
-
 STEADY_ROPE = {"default", "linear", "llama3", "yarn", "proportional", "mrope", "axial", "ntk_alpha", "xdrope"}
 
 

@@ -39,13 +39,8 @@ if TYPE_CHECKING:
 
 
 KEY = "tokenizer.ggml."
-
-
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # token types; the others (normal 1, unused 5, byte 6) are no added tokens
-
-
 SPACE = "\u2581"  # what SentencePiece writes for a space
-
 
 # Tokens that are control tokens whatever their type: older converters called them normal.
 ENDS = (
@@ -58,14 +53,8 @@ ENDS = (
 # --- rules that cut a text, in the order they are applied to each other's pieces --------------------------------------
 
 ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-
-
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-
-
 BEFORE = r"[^\r\n\p{L}\p{N}]?"  # one character that a word takes along
 
 
@@ -80,28 +69,16 @@ def _cased_words(digits: str, ending: str) -> str:
 
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
 DIGIT, THREE_DIGITS, LINES = r"\p{N}", r"\p{N}{1,3}", r"[^\n]+|[\n]+"
-
-
 LLAMA3, QWEN2 = _words(THREE_DIGITS), _words(DIGIT)
-
-
 NO_PUNCTUATION = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
-
-
 HAN_AND_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-
-
 HAN_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-
 
 DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     rf"""| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}"""
 )
-
 
 CASED_LETTERS = (  # letters with a case, of the Unicode version that DeepSeek's first tokenizer was made with
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
@@ -115,7 +92,6 @@ CASED_LETTERS = (  # letters with a case, of the Unicode version that DeepSeek's
     "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
     "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-
 
 DEEPSEEK_SIGNS = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 
@@ -386,8 +362,6 @@ def _specials(
 
 
 BLOCK = 2**20  # bytes copied at once
-
-
 log = logging.getLogger(__name__)
 
 

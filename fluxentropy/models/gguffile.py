@@ -20,17 +20,9 @@ if TYPE_CHECKING:
 
 
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-
-
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of struct
-
-
 STRING, ARRAY = 8, 9
-
-
 FLOAT32 = 0  # the type of a tensor
-
-
 MAGIC = int.from_bytes(b"GGUF", "little")
 
 
@@ -196,20 +188,14 @@ def _part(reader: Any, file: Path, number: int, count: int) -> Any:
 
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
-
-
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-
-
 HEAD = "output.weight"
-
 
 NEEDS_HEAD = (
     "nemotron",
     "qwen2moe",
     "stablelm",
 )  # llama.cpp ties the head of others to the embedding where it is absent
-
 
 SAYS_NOTHING = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")  # of the numbers that come out
 

@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 
 BYTES = "bytes"  # the name of the built-in tokenizer
-
-
 BACKEND, CONFIG = "tokenizer.json", "tokenizer_config.json"
-
-
 LOADED_FROM = ("is_local", "local_files_only", "name_or_path")  # keys of CONFIG that tell where it was, not what it is
 
 
@@ -196,17 +192,9 @@ def _fingerprint(digests: Mapping[str, str]) -> str:
 
 
 PREDICTED_BYTES = "own bytes of tokens"  # the rule, by which a run is told from those of another one
-
-
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
 SPACE = "\u2581"  # what SentencePiece writes for a space
-
-
 BYTE_SPACE = "\u0120"  # what stands for a space in a byte-level vocabulary
-
-
 ENDINGS = ("</w>", "@@")  # what vocabularies of tokenizers in Python mark the last or the other pieces of a word with
 
 
@@ -425,8 +413,6 @@ def _walk(state: Any) -> Iterator[dict[str, Any]]:
 
 
 CHARS_PER_TOKEN = 32  # a text's first max_tokens * this many characters are tokenised first; more only where needed
-
-
 SAFE_CHARS = 256  # tokens that end this close to such a cut may differ from those of the whole text
 
 

@@ -26,17 +26,10 @@ if TYPE_CHECKING:
 
 SHOWN = 6  # names in a message
 
-
 # Buffers that older versions saved beside the weights: causal masks, and rotary tables that the model makes itself.
 OLD_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias)$")
-
-
 OLD_MASKS = re.compile(r"(^|\.)(attn|attention)\.(bias|causal_mask)$")
-
-
 MASKED = ("codegen", "gpt2", "gpt_neo", "gpt_neox", "gptj")  # kinds of models that saved such masks
-
-
 OTHER_HEADS = re.compile(r"^(score|v_head|value_head|classifier|reward_head|summary)\.")
 
 

@@ -112,8 +112,6 @@ class BinResult(Result):
 
 
 OWNED = (DATA, "bin=*", "unscored", "bins.json", FOLDER)  # what a run of `bin` puts into its folder, or once put
-
-
 log = logging.getLogger(__name__)
 
 

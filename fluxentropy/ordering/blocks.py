@@ -142,11 +142,7 @@ class Packer:
 
 
 FOLDER, RECORD, TOKENIZER = "_blocks", "blocks.json", "tokenizer"
-
-
 TEXTS, CHARS = 256, 2**20  # tokenised at once: so many texts, or fewer that reach so many characters
-
-
 RunJob = Callable[["Pack", Sequence[int]], Sequence[dict[str, Any]]]
 
 

@@ -36,8 +36,6 @@ from fluxentropy.runs.tables import reading
 
 
 SUMS = ("rows", "tokens", "hash")
-
-
 SAID = {**dict.fromkeys(SUMS, int), "files": list}
 
 
@@ -302,8 +300,6 @@ def _name(number: int) -> str:
 
 
 MADE = {"rows": int, "tokens": int, "documents": int, "empty": int, "left_over": int, "files": list}
-
-
 RECORDED = {"length": int, "vocabulary": int, "tokenizer": dict, **dict.fromkeys(COUNTS, list)}
 
 

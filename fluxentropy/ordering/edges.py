@@ -27,8 +27,6 @@ from fluxentropy.ordering.quantiles import Histogram, Selection, as_floats
 from fluxentropy.runs.files import fingerprint_json
 
 MAX_BINS = 10_000
-
-
 UNSCORED = -1  # the bin of rows without a value
 
 

@@ -47,19 +47,10 @@ TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)|`(?P<quoted>[^`]+)`|(?P<sign>[-+*/()]))"
 )
 
-
 MAX_LETTERS = 500  # of an expression, and so of its tree's depth
-
-
 MAX_DEPTH = 20  # of parentheses, functions and signs within each other
-
-
 WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "over", "(": "", ")": ""}
-
-
 MAX_NAME = 60  # letters of the name of a result
-
-
 Z = "z"
 
 
@@ -81,7 +72,6 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log": _one_by_one(math.log),
     "sqrt": np.sqrt,
 }
-
 
 OPERATIONS: dict[type[ast.operator], Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     ast.Add: np.add,
@@ -221,14 +211,8 @@ def _read(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 MEMORY = "1GB"  # what the join holds; the rest is on disk
-
-
 JOINED = "_joined"  # what is added to the name of a column that the input has as well
-
-
 ALIKE = ("tokenizer", "bos_added", "max_tokens", "window", "stride", "text_field")  # what values per token rest on
-
-
 INSTEAD = "use bits_per_byte, which compares between them, or score both runs alike"
 
 
@@ -366,11 +350,7 @@ def _text(path: Path) -> str:
 
 
 Standards = Mapping[str, tuple[float, float]]  # expression within z(...) -> its mean and standard deviation
-
-
 Run = Callable[[Any, Sequence[Any], str, Callable[[Any], int]], list[Any]]  # a job, its units, their name, their size
-
-
 log = logging.getLogger(__name__)
 
 

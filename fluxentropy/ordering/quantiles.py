@@ -42,8 +42,6 @@ from fluxentropy.errors import RunError, UsageError
 
 
 EXACT = 2**53  # up to here float64 holds every whole number
-
-
 LEAST, MOST = 1e-140, 1e140  # between these the square of a float64 is the sum of two others, exactly
 
 
@@ -200,14 +198,8 @@ def _squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 CELLS = 2**16  # at most so many cells: 1.5 MB in memory
-
-
 BLOCK = 2**18  # values that are sorted at once
-
-
 BITS = 64
-
-
 SIGN, ALL = np.uint64(2**63), np.uint64(2**64 - 1)
 
 
@@ -530,8 +522,6 @@ def _checked(levels: Sequence[float]) -> np.ndarray:
 
 
 PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99)  # of `stats`
-
-
 STAT_LEVELS = tuple(percent / 100 for percent in PERCENTS)  # what its selection must have sought
 
 

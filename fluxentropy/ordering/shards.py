@@ -32,21 +32,12 @@ from fluxentropy.runs.tables import row_sizes
 
 # Of a record batch, which a reader holds whole; the row that reaches one of them is its last.
 BATCH_ROWS, BATCH_BYTES = 1024, 2**24
-
-
 MANIFEST = ".manifest.json"
-
-
 DATA = "data"  # holds the bins' folders, and nothing else
-
 
 # Of bins.json, and the bins' manifests; those up to 2 have other hashes of rows, those of the old layout say none.
 FORMAT = 3
-
-
 FORMATS = {"bins.json": FORMAT, "blocks.json": 2}
-
-
 NAMES = ("id", "source_file", "source_row")  # what tells a row from all others, as far as these columns are there
 
 

@@ -109,11 +109,7 @@ class SortRuns:
 
 
 TIE_BREAKERS = ("id", "source_file", "source_row")  # in this order, always ascending, where the columns exist
-
-
 LEAST_MEMORY = 2**24  # bytes
-
-
 SHOWN_ROWS, SHOWN_LETTERS = 3, 70
 
 

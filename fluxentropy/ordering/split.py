@@ -46,14 +46,8 @@ from fluxentropy.runs.tables import reading
 
 
 PIECES = ".pieces"
-
-
 PLACE = "__place"  # where a row stands in its bin, among the rows of all pieces; not in the shards
-
-
 PLACE_FIELD = pa.field(PLACE, pa.uint64())
-
-
 SUFFIX = ".arrow"
 
 
@@ -146,14 +140,8 @@ def _batches(places: list[tuple[Path, list[int]]]) -> Iterator[pa.RecordBatch]:
 
 
 BATCH_BYTES, BATCH_ROWS = 2**22, 2**16  # of the input at a time
-
-
 RANGE_BYTES = 2**23  # a shuffled bin is cut into ranges of this size, each sorted by itself,
-
-
 LEAST_BATCH = 2**14  # as long as the input's batches are not cut into smaller pieces than this
-
-
 SCAN_ROWS = 2**16
 
 

@@ -33,16 +33,13 @@ if TYPE_CHECKING:
 
 Family = Literal["nanochat", "gpt2"]
 
-
 # What each is in our words; all else it has too.
 FIXED: dict[Family, dict[str, Any]] = {
     "nanochat": {"norm": "rms", "qk_norm": True, "bias": False},
     "gpt2": {"norm": "layer", "qk_norm": False, "bias": True, "mlp": "gelu", "soft_cap": None},
 }
 
-
 GELU = ("gelu_pytorch_tanh", "gelu_new")  # two names of one function
-
 
 # Settings that must have one of these values for the model to be ours.
 NEEDED: dict[Family, dict[str, tuple[Any, ...]]] = {
@@ -55,9 +52,7 @@ NEEDED: dict[Family, dict[str, tuple[Any, ...]]] = {
     },
 }
 
-
 VOCABULARIES = ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight")
-
 
 # Their name in a block -> ours; theirs may hold several of ours one after another.
 IN_A_BLOCK: dict[Family, dict[str, tuple[str, ...]]] = {
@@ -263,7 +258,6 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "chat_template*",
 )
-
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 

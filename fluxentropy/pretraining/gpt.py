@@ -26,8 +26,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 
 Mask = Tensor | BlockMask | None  # None: causal, over the whole row
-
-
 Angles = tuple[Tensor, Tensor]  # cosine and sine, float32 (B or 1, 1, T, E / 2)
 
 
@@ -182,8 +180,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 IGNORE = -100  # a target that does not count
-
-
 Reduction = Literal["mean", "sum", "rows"]
 
 

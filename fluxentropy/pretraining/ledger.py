@@ -27,7 +27,6 @@ SCHEMA = pa.schema(
     }
 )
 
-
 PIECES = ".ledger"
 
 

@@ -107,8 +107,6 @@ def scale_learning_rates(optimizer: Optimizer, factor: float) -> None:
 
 
 Weights = dict[str, Tensor]
-
-
 WARMED_UP = "warmed up"  # how an exponential average begins; that of earlier versions kept the first weights
 
 

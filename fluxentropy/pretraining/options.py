@@ -125,8 +125,6 @@ or sqrt(max(1, rows / columns))."""
 
 
 TRAINING = Parameter(group=Group("Training", sort_key=2.7))
-
-
 EVALUATION = Parameter(group=Group("Evaluation", sort_key=3.5))
 
 

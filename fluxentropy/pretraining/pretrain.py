@@ -61,13 +61,11 @@ from fluxentropy.schedules.schedule import group_bins
 
 OWNED = ("metrics.csv", "timings.csv", "ledger.parquet", PIECES, "export*", "tensorboard", "wandb")
 
-
 # what changes how a run is done, but not its result
 FREE = (
     *("bins", "validation", "out", "overwrite", "allow_changed_bins", "checkpoint_every", "keep", "loggers"),
     *("workers", "accelerator", "devices", "strategy", "compile"),
 )
-
 
 log = logging.getLogger(__name__)
 

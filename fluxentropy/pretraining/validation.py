@@ -171,8 +171,6 @@ def _batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 MOST = 20  # sources that are told apart; the smaller ones are OTHER
-
-
 OTHER, UNKNOWN = "other", "unknown"
 
 

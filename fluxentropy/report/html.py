@@ -28,21 +28,13 @@ from markupsafe import Markup
 
 
 BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all controls but tab and line end
-
-
 LOADER = PackageLoader("fluxentropy.report")  # fluxentropy/templates
-
-
 RULES = ("heading", "fence", "list", "table", "backticks", "emphasis", "image", "newline")
-
 
 NUMBER = re.compile(
     r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?( ?[(\[][^a-z]*( to )?[^a-z]*[)\]])?|\[[-+\d.e, ]*\]|[-–]|\d+ of \d+"
 )
-
 
 Drawn = Callable[[str, str], Markup]  # (alt, name) -> what stands for a picture
 
@@ -210,14 +202,8 @@ def _stand(cells: Sequence[tuple[Token, str]]) -> None:
 
 
 COLOURS = 8  # classes s0 … s7 of the style sheet
-
-
 SHADES = 24  # classes f0 … f23, of ordered things
-
-
 POINTS = 300  # of a line, at most
-
-
 LINES = 16  # in a chart, at most
 
 

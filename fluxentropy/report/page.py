@@ -35,20 +35,10 @@ from fluxentropy.runs.progress import Progress
 
 
 LARGEST = 5_000_000  # bytes of the page
-
-
 SPARE = 300_000  # bytes for what stands around the sections
-
-
 SHARE_OF_TEXT = 0.8  # of the page, that sections may take before their pictures
-
-
 SECTIONS = TEXT_SECTIONS | TRAINING_SECTIONS
-
-
 HASH = re.compile(r"(?:(?:sha256|sampled):)?[0-9a-f]{32,64}(?:/v\d+)?")
-
-
 SHAPES = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of JSON that is not as it was written
 
 

@@ -20,26 +20,12 @@ from fluxentropy.runs.tables import reading
 from fluxentropy.scoring.scores import ALL_NAMES
 
 PERCENTS = (1, 10, 25, 50, 75, 90, 99)
-
-
 DRAWN = ("entropy_mean", "varentropy_mean", "surprisal_mean")
-
-
 UNCOUNTED = ("truncated", "status", "n_predicted_bytes", "entropy_sum", "varentropy_sum", "surprisal_sum")  # say little
-
-
 BINS = 36  # of a drawn histogram
-
-
 TAIL = 0.002  # of the texts, at either end, that a histogram may leave outside
-
-
 SHOWN = 5  # texts at either end
-
-
 BATCH_ROWS = 2**14
-
-
 FEW_ROWS = 64  # rows with texts that are held at once
 
 

@@ -25,29 +25,13 @@ from fluxentropy.runs.find import LeftOut, Run
 from fluxentropy.runs.tables import run_parts
 
 LETTERS = 700  # of a text without token view
-
-
 TOKENS = 500  # of a text with one
-
-
 CLOSE = 0.05  # nats that two ways to compute a mean entropy may differ by
-
-
 ROWS = 40  # of a matrix
-
-
 UNITS = {"entropy": "nats", "varentropy": "nats²", "sqrt_varentropy": "nats", "surprisal": "nats"}
-
-
 WIDTH = 1500  # pixels, at most
-
-
 LARGEST = 30_000_000  # pixels of a file that is read at all
-
-
 TONES = 96  # colours that are kept
-
-
 WIDE = 1.5  # width over height from which a picture is not made narrower than can be read
 
 

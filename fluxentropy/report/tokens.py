@@ -34,20 +34,14 @@ from fluxentropy.scoring.scorer import Scorer, open_scorer
 
 
 LEVELS = 24  # steps of the colour scale
-
-
 TEXTS = 16  # of a table that is read for a report
-
-
 WHOLE = 5000  # tokens of such a table
-
 
 METRICS = {
     "entropy": ("Entropy", "nats", "how unsure the model is about the token after this one"),
     "varentropy": ("Varentropy", "nats²", "how widely the surprisal of the token after this one varies"),
     "surprisal": ("Surprisal", "nats", "how unexpected this token is after those before it"),
 }
-
 
 NEXT = 3  # likely next tokens of a token that is read for a report
 

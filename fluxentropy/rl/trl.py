@@ -52,8 +52,6 @@ from fluxentropy.rl.probe.step import clip_factor
 
 
 KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
-
-
 LOSSES = ("grpo", "dr_grpo", "bnpo", "dapo")
 
 
@@ -165,14 +163,12 @@ def _divisors(inputs: Mapping[str, Any], args: GRPOConfig, window: int) -> Tenso
 
 log = logging.getLogger(__name__)
 
-
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # settings of generation that leave softmax(z / temperature) as it is
     "top_p": (None, 1, 1.0),
     "top_k": (None, 0, -1),
     "min_p": (None, 0, 0.0),
     "repetition_penalty": (None, 1, 1.0),
 }
-
 
 HARMLESS = ("use_cache", "cache_implementation")
 

@@ -121,11 +121,7 @@ def damage(file: Path, record: Mapping[str, Any]) -> str | None:
 
 
 COLUMNS = ("source_file", "source_row", "status")
-
-
 BATCH_ROWS = 2**16
-
-
 Span = tuple[str, int, int, int]  # source file, first and last row of a stretch of rising rows, their number
 
 

@@ -229,11 +229,7 @@ class RunDirectory:
 
 
 CONFIG = "config.resolved.yaml"
-
-
 RECORDS = ".records.json"  # SHA-256 of the run's identity, of CONFIG and of the manifest: what proves these
-
-
 MANIFEST = "manifest.json"
 RUN_FILES = (CONFIG, RECORDS, "rejected.jsonl", "input")
 

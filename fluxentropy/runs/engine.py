@@ -31,17 +31,9 @@ from fluxentropy.errors import RunError, UsageError
 
 
 U = TypeVar("U")
-
-
 R = TypeVar("R")
-
-
 WORKER = "FLUXENTROPY_WORKER"  # in the environment of a worker process: its number, from 0
-
-
 QUEUED = 2  # units that a worker has, one of them at work: it need not wait for the next
-
-
 AHEAD = 16  # units a worker that may be drawn before the next result in order is there
 
 
@@ -282,11 +274,7 @@ def make_engine(name: str, workers: int, address: str | None = None, gpus: float
 
 
 PART_ROWS, PART_BYTES = 2**14, 2**26
-
-
 T = TypeVar("T")
-
-
 S = TypeVar("S", bound=Sized)
 
 

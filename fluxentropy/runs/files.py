@@ -56,8 +56,6 @@ def versions(names: Sequence[str] = RECORDED) -> dict[str, str]:
 
 
 FULL_HASH_LIMIT = 256 * 2**20  # bytes; larger files are fingerprinted by evenly spaced samples
-
-
 SAMPLE_BLOCKS, SAMPLE_BYTES = 256, 64 * 2**10
 
 

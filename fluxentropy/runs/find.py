@@ -41,7 +41,6 @@ def _place(name: str, ordered: Sequence[str]) -> tuple[int, str]:
 
 DEPTH = 2  # folders below a given one that are searched
 
-
 INNER = (
     "_blocks",
     "cells",
@@ -53,25 +52,18 @@ INNER = (
     "scores",
 )  # parts of runs, never runs
 
-
 KINDS = (
     *("score", "zoo", "agree", "tokens", "bin", "schedule", "pretrain", "compare", "hellaswag", "diagnose", "grpo"),
     "grpo-compare",
 )
 
-
 BY_IDENTITY = {"bins": "bin", "questions": "hellaswag"} | {
     name: name for name in ("zoo", "pretrain", "compare", "grpo", "grpo-compare", CONSENSUS)
 }
 
-
 # of the table of `tokens`
 NUMBERS = ("entropy", "varentropy", "surprisal", "entropy_before", "varentropy_before")
-
-
 COLUMNS = ("text_id", "position", "token_id", "token", *NUMBERS, "alternatives")
-
-
 OLD_COLUMNS = tuple(name for name in COLUMNS if not name.endswith("_before"))  # of tables of earlier versions
 
 

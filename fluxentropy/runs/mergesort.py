@@ -16,17 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Keys = Sequence[tuple[str, str]]  # (column, "ascending" | "descending"), the most important first
-
-
 Part = tuple[pa.Table, pa.UInt64Array]  # rows, and the order in which they are to be taken
-
-
 RUN_LIMIT = 2**30  # bytes; the 32-bit offsets of string columns overflow at 2 GiB
-
-
 BLOCK = 2**18  # bytes; how finely runs are written and read back
-
-
 FAN_IN = 128  # runs merged at a time, which is also the number of open files
 
 

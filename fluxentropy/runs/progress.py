@@ -20,8 +20,6 @@ from typing import Self, TextIO
 
 
 RATE_WINDOW = 30.0  # seconds that the shown rate looks back
-
-
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 10.0  # seconds between two lines, at least
 
 

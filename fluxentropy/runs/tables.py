@@ -73,11 +73,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 COMPRESSION = {".parquet": "zstd", ".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
-
-
 GROUP_BYTES, GROUP_ROWS = 2**25, 2**16  # a Parquet row group is as small as either asks for
-
-
 BATCH_ROWS, JSON_ROWS = 4096, 512
 
 
@@ -375,8 +371,6 @@ def json_type(kind: pa.DataType) -> pa.DataType:
 
 
 Columns = Mapping[str, np.ndarray]  # name -> (rows,) float64, NaN for an empty cell
-
-
 WHOLE = ("step", "tokens")  # columns of whole numbers
 
 

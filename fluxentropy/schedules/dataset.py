@@ -22,11 +22,7 @@ from fluxentropy.ordering.shards import bin_folder, bins_top
 from fluxentropy.runs.files import read_json
 
 FOLDER, INDEX = "_blocks", "blocks.json"
-
-
 ROWS = 256  # blocks in a record batch; a file's last one may be smaller
-
-
 NEEDED = ("length", "vocabulary", "eos_token_id", "blocks", "fingerprint")
 
 

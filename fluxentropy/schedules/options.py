@@ -14,8 +14,6 @@ from fluxentropy.config.options import INPUT, OUTPUT, SWITCH, WORK
 from fluxentropy.errors import UsageError
 
 SCHEDULE = Parameter(group=Group("Schedule", sort_key=2.5))
-
-
 COMMON = ("name", "groups", "shuffle_labels", "balanced_labels", "static")  # what every schedule takes
 
 

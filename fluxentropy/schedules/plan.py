@@ -141,8 +141,6 @@ def counts_of(targets: np.ndarray, denominator: int = SCALE) -> np.ndarray:
 
 
 MAX_BLOCKS = 2**31 - 1  # targets are counted in 2^-32 of a block, in int64
-
-
 Exhausted = Literal["reshuffle", "redistribute", "stop"]
 
 

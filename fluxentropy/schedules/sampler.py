@@ -30,8 +30,6 @@ from fluxentropy.schedules.plan import Exhausted, Plan, make_plan
 from fluxentropy.schedules.schedule import Groups, Schedule, group_bins, make, make_schedule
 
 CHUNK = 4096  # blocks whose places are worked out together
-
-
 DRAW, ORDER = 1, 2  # what a key is for
 
 

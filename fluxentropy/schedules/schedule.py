@@ -187,10 +187,7 @@ def _checked(weights: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarr
 
 
 Schedule = Permutation | Reweighting | Adaptive
-
-
 Groups = int | Sequence[int | str | Sequence[int]] | None
-
 
 SCHEDULES: dict[str, type[Any]] = {
     "random": Random,

@@ -139,8 +139,6 @@ def _percent(share: float) -> str:
 
 
 PIECES, CELLS = 200, 60  # parts of the budget, at most: of areas, and of a heat map
-
-
 STACKED = 24  # bins that are drawn as areas; more make a heat map
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 
 WINDOW = 512  # texts that are tokenised, sorted by length and scored together
-
-
 D = TypeVar("D", "Dataset", "IterableDataset")
 
 

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 
 
 INPUT_STATUS, NULL_TEXT = "fluxentropy_input_status", "null_text"  # in a document's metadata: what its text was
-
-
 RECORD = "fluxentropy.json"  # in the logging folder: which run its finished tasks are of
 
 

@@ -202,14 +202,8 @@ def peak_memory() -> int:
 
 
 CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
-
-
 SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
-
-
 CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its number of tokens
-
-
 log = logging.getLogger(__name__)
 
 

@@ -45,8 +45,6 @@ from fluxentropy.scoring.scores import Scores
 from fluxentropy.scoring.tokens import Tokens, as_texts, described, token_table
 
 CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
-
-
 GPU_BATCH_TOKENS = 65536
 OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens")  # of `open_scorer`
 

@@ -33,11 +33,7 @@ from fluxentropy.models.tokenizers import Encoded
 
 
 LOWEST_PERCENT = 20  # k of Min-K% and Min-K%++: the default of both papers
-
-
 DIVERGENCE_CAP = 0.01  # a of DC-PDD: what one token adds at most
-
-
 ZLIB_LEVEL = 6
 
 
@@ -152,7 +148,6 @@ SCORE_FIELDS = [
     if field.name not in ("truncated", "status")
 ] + [pa.field("truncated", pa.bool_()), pa.field("status", pa.string())]
 
-
 SCORE_NAMES = tuple(field.name for field in SCORE_FIELDS)
 
 
@@ -175,8 +170,6 @@ def score_columns(scores: list[Scores], input_status: pa.ChunkedArray | None = N
 
 
 Needs = Literal["every run", "--scores", "--scores, --token-counts", "columns", "two runs", "zoo"]
-
-
 ALL = "all"
 
 
@@ -194,13 +187,8 @@ class Score:
 
 
 SHANNON = "Shannon 1948"
-
-
 VARENTROPY = "Kontoyiannis & Verdú 2014, arXiv:1212.2668"
-
-
 COUNTED: Needs = "--scores, --token-counts"
-
 
 REGISTRY: dict[str, Score] = {
     score.name: score
@@ -306,18 +294,10 @@ REGISTRY: dict[str, Score] = {
     )
 }
 
-
 EXTRA = tuple(name for name, score in REGISTRY.items() if score.function)
-
-
 COUNTS_NEEDED = tuple(name for name in EXTRA if REGISTRY[name].needs == COUNTED)
-
-
 ALL_NAMES = (*SCORE_NAMES, *EXTRA)
-
-
 PER_BYTE = ("bits_per_byte", "n_bytes", "n_predicted_bytes", "zlib_ratio")  # compare between tokenizers and windows
-
 
 PER_TOKEN = tuple(
     name

@@ -24,7 +24,6 @@ from fluxentropy.errors import UsageError
 
 ALTERNATIVE = pa.struct([("token", pa.string()), ("probability", pa.float64())])
 
-
 SCHEMA = pa.schema(
     [
         ("position", pa.int64()),

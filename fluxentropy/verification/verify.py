@@ -13,11 +13,11 @@ from typing import Any, get_args, get_type_hints
 
 import pyarrow.parquet as pq
 
-from fluxentropy.agreement.options import AgreeConfig, ZooConfig
+from fluxentropy.agreement import AgreeConfig, ZooConfig
 from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import read_yaml, to_plain
 from fluxentropy.errors import FluxentropyError, RunError
-from fluxentropy.evaluation.options import HellaswagConfig
+from fluxentropy.evaluation import HellaswagConfig
 from fluxentropy.ordering.check import changed_input, check_bins, check_blocks
 from fluxentropy.ordering.options import BinConfig
 from fluxentropy.pretraining.pretrain import check_grpo, check_training
@@ -43,10 +43,7 @@ COMMANDS: dict[str, tuple[str, type, str]] = {  # the function, its configuratio
     "agree": ("fluxentropy.agreement.agree:agree", AgreeConfig, "consensus"),
 }
 
-
 KEPT = ".damaged-"  # in front of the name of what a repair has taken away
-
-
 log = logging.getLogger(__name__)
 
 

@@ -20,11 +20,7 @@ from fluxentropy.agreement.statistics import Agreement, measure_agreement
 from fluxentropy.figures import luminance, paper, short_labels
 
 UNIT = "mean entropy (nats)"
-
-
 NAMES = ["entropies", "ranks", "distance_matrix", "pca_models", "explained_variance", "rank_spread"]
-
-
 FAMILIES = [f"owner_{family}-{size}-Instruct" for family in "abcd" for size in ("135M", "1.7B", "3B", "30B", "70B")]
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from cyclopts import Parameter
 from fluxentropy import __version__
 from fluxentropy.cli import app as cli
 from fluxentropy.config.options import SWITCH
-from fluxentropy.config.results import Outcome
+from fluxentropy.config.results import Result
 from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import RunError, UsageError
 
@@ -63,19 +63,34 @@ class TrainConfig:
 
 
 TRAIN = cli.Command(name="train", target="fake_target:train", options=TrainConfig, help="Trains.", examples="train it")
-
-
 ZOO = dataclasses.replace(TRAIN, name="zoo")  # a command whose name is also a field
 
 
-Target = Callable[[Any], Outcome]
+@dataclass(frozen=True, kw_only=True)
+class Said(Result):
+    said: Sequence[str] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    code: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        return self.code
+
+    def lines(self) -> list[str]:
+        return list(self.said)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.data)
+
+
+Target = Callable[[Any], Result]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`run(*argv, target=function)` runs the command line with `function` behind its commands."""
 
-    def call(*argv: str, target: Target = lambda config: Outcome(lines=[], data=to_plain(config))) -> int:
+    def call(*argv: str, target: Target = lambda config: Said(data=to_plain(config))) -> int:
         module = types.ModuleType("fake_target")
         module.train = target  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "fake_target", module)
@@ -91,9 +106,9 @@ def resolve(run: Callable[..., int]) -> Callable[..., TrainConfig]:
     def call(*argv: str) -> TrainConfig:
         seen: list[TrainConfig] = []
 
-        def target(config: TrainConfig) -> Outcome:
+        def target(config: TrainConfig) -> Result:
             seen.append(config)
-            return Outcome(lines=[])
+            return Said()
 
         assert run(*argv, target=target) == 0
         return seen[0]
@@ -102,7 +117,7 @@ def resolve(run: Callable[..., int]) -> Callable[..., TrainConfig]:
 
 
 def fails(target_error: BaseException) -> Target:
-    def target(config: Any) -> Outcome:
+    def target(config: Any) -> Result:
         raise target_error
 
     return target
@@ -232,9 +247,9 @@ def test_yaml_errors_name_the_file(run: Callable[..., int], tmp_path: Path, caps
 def test_result_goes_to_stdout_and_chatter_to_stderr(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def target(config: Any) -> Outcome:
+    def target(config: Any) -> Result:
         print("a library prints")
-        return Outcome(lines=["one", "two"], data={"rate": float("nan"), "out": config.out, "n": (1, 2)}, exit_code=1)
+        return Said(said=["one", "two"], data={"rate": float("nan"), "out": config.out, "n": (1, 2)}, code=1)
 
     assert run("train", "a", "--out", "o", target=target) == 1
     captured = capsys.readouterr()
@@ -295,13 +310,13 @@ def test_usage_errors_as_json(run: Callable[..., int], capsys: pytest.CaptureFix
 def test_sigterm_unwinds(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     unwound = []
 
-    def target(config: Any) -> Outcome:
+    def target(config: Any) -> Result:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
         finally:
             unwound.append(True)
-        return Outcome(lines=["not stopped"])
+        return Said(said=["not stopped"])
 
     before = signal.getsignal(signal.SIGTERM)
     assert run("train", "a", "--out", "o", target=target) == 143
@@ -317,11 +332,11 @@ def test_libraries_are_quiet_and_we_are_not(
 
     monkeypatch.delenv("FLUXENTROPY_DEBUG", raising=False)
 
-    def target(config: Any) -> Outcome:
+    def target(config: Any) -> Result:
         warnings.warn_explicit("advice", UserWarning, "x.py", 1, module="transformers.modeling")
         logging.getLogger("another").warning("more advice")
         warnings.warn_explicit("2 texts were cut", UserWarning, "y.py", 1, module="fluxentropy.scoring.score")
-        return Outcome(lines=[])
+        return Said()
 
     assert run("train", "a", "--out", "o", target=target) == 0
     assert capsys.readouterr().err == "warning: 2 texts were cut\n"

@@ -29,8 +29,6 @@ from fluxentropy.cli.app import main
 from fluxentropy.cli.demo import MAX_CHARS, MIN_CHARS, SKIPPED, document, other_passages, passages
 
 PASSAGES = 40
-
-
 TIMED = re.compile(r"timings\.csv$|checkpoints/")  # what tells of seconds
 
 

@@ -13,20 +13,14 @@ from fluxentropy.cli.commands import DemoConfig
 from fluxentropy.config.options import parse_bytes
 from fluxentropy.config.yaml import read_yaml, to_yaml
 from fluxentropy.errors import UsageError
-from fluxentropy.evaluation.options import DiagnoseConfig
+from fluxentropy.evaluation import DiagnoseConfig
 from fluxentropy.ordering.options import SortConfig
 from fluxentropy.report import TokensConfig
 from fluxentropy.scoring.options import ScoreConfig
 
 SCORE: dict[str, Any] = {"sources": ("a.jsonl",), "model": "gpt2", "out": Path("run")}
-
-
 TOKENS: dict[str, Any] = {"sources": ("a.jsonl",), "model": "gpt2", "out": Path("a.html")}
-
-
 SORT: dict[str, Any] = {"run": "run", "out": Path("a.parquet")}
-
-
 DIAGNOSE: dict[str, Any] = {"table": "a.csv", "target": "correct", "out": Path("diagnosis")}
 
 

@@ -28,7 +28,6 @@ from fluxentropy.errors import UsageError
 
 NAN, INF = math.nan, math.inf
 
-
 KINDS: dict[str, tuple[Check, list[Any], list[Any], str]] = {
     "min": (Min(2), [2, 3, 10**9, None], [1, 0, -5], "--some-name {}: use 2 or more"),
     "positive": (Positive(), [1e-300, 1, None], [0, -1.5, INF, NAN], "--some-name {}: use a positive number"),

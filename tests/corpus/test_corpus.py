@@ -45,7 +45,6 @@ def table(corpus: Corpus, start: int = 0, **options: Any) -> pa.Table:
 
 unicode_text = st.text(st.characters(codec="utf-8"), max_size=20)
 
-
 random_rows = st.lists(
     st.fixed_dictionaries(
         {

@@ -20,8 +20,6 @@ from fluxentropy.models.zoo import find_model
 from fluxentropy.scoring.scorer import Scorer, open_path
 
 CONTEXTS = [SENTENCES[0], "a model", SENTENCES[4] + " " + SENTENCES[1]]
-
-
 ENDINGS = [["reads one token.", "is a fox", "predicts 3.14159 and the next"], ["jumps", "sleeps"], ["x y z", "中文 🙂"]]
 
 

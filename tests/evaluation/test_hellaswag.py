@@ -178,10 +178,7 @@ def test_another_model_or_task_in_the_same_folder_is_refused(
 
 
 QUESTION = Question(ind=7, id="q", context="a b", endings=("é", "longer"), label=1, status="ok")
-
-
 PROMPT = Prompt(context=np.array([1, 2]), endings=(np.array([3]), np.array([4, 5])))
-
 
 READING = Reading(
     entropy=np.array([1.0, 3.0]),

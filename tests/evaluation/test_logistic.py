@@ -186,11 +186,7 @@ def test_robust_errors_hold_where_the_curve_is_wrong() -> None:
 # --- data without a fit -----------------------------------------------------------------------------------------------
 
 X = np.arange(20.0)
-
-
 NOISE = np.random.default_rng(6).normal(size=20)
-
-
 ODD = X % 2 == 1
 
 

@@ -19,8 +19,6 @@ from fluxentropy.errors import SourceError, UsageError
 from fluxentropy.evaluation.questions import Question, Task, make_question, open_questions, read_task
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
-
-
 ROWS: list[dict[str, Any]] = [{"ctx": f"{i} and 1 is", "endings": [f"{i + 1}.", "none."], "label": 0} for i in range(9)]
 
 

@@ -33,12 +33,10 @@ pytest.importorskip("reasoning_gym")
 
 BASE = SUMS | {"steps": 3, "eval_every": 3, "checkpoint_every": 1, "probe": {"prompts": 3, "responses": 2}}
 
-
 ARMS: dict[str, Any] = {
     "bonus": {"controller": {"name": "bonus", "coefficient": 0.5}},
     "clip": {"controller": {"name": "asymmetric_clip"}, "optim": {"lr": 0.03}},
 }
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

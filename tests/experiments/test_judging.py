@@ -15,7 +15,6 @@ from fluxentropy.experiments.text import markdown, summary
 
 CONTROLS = {"reversed": "down", "shuffled": "up-shuffled", "static": "random"}
 
-
 ARMS = [
     Arm(name="random", own={}, kind="random"),
     Arm(name="up", own={"schedule": {"name": "increasing"}}, kind="arm", controls=CONTROLS),
@@ -24,10 +23,7 @@ ARMS = [
     Arm(name="up-shuffled", own={}, kind="shuffled", of="up"),
 ]
 
-
 EFFECTS = {"random": 0.0, "up": 0.02, "down": -0.03, "wave": 0.0, "up-shuffled": 0.01}
-
-
 SEEDS = range(6)
 
 

@@ -29,7 +29,6 @@ from fluxentropy.runs.files import read_json
 
 STEPS, BATCH = 8, 4
 
-
 BASE: dict[str, Any] = {
     "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_multiple": 1},
     "tokens": STEPS * BATCH * LENGTH,
@@ -41,13 +40,8 @@ BASE: dict[str, Any] = {
     "optim": {"lr": 0.02},
 }
 
-
 UP: dict[str, Any] = {"up": {"schedule": {"name": "increasing"}}}
-
-
 CONTROLS = ["shuffled", "static"]
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

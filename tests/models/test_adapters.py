@@ -26,10 +26,7 @@ from fluxentropy.models.zoo import find_model
 from fluxentropy.scoring.scorer import Scorer, open_scorer
 
 TEXTS = [*SENTENCES, " ".join(SENTENCES)]
-
-
 WEIGHTS = "adapter_model.safetensors"
-
 
 KINDS = {
     "lora": peft.LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False),

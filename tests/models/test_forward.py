@@ -38,8 +38,6 @@ from fluxentropy.models.loading import Decoder
 from fluxentropy.scoring.scorer import Scorer, choose_path
 
 KINDS = ["llama", "gpt2", "gemma3"]
-
-
 CPU = torch.device("cpu")
 
 
@@ -149,10 +147,7 @@ SHAPE = {
     "pad_token_id": None,
 }
 
-
 LONG = " ".join(SENTENCES * 2)  # more than 200 tokens
-
-
 TEXTS = [LONG[:700], SENTENCES[0], LONG[100:400], LONG[100:401], SENTENCES[1], LONG[:330], SENTENCES[2][:9], "e"]
 
 

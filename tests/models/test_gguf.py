@@ -228,13 +228,8 @@ def test_what_an_earlier_version_converted_is_not_used(tmp_path: Path) -> None:
 
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "gguf_tokens.json").read_text(encoding="utf-8"))
-
-
 TEXTS: list[str] = DATA["texts"]
-
-
 NAMES = [f"{case['vocabulary']} {' '.join(map(str, case['metadata'].values()))}" for case in DATA["cases"]]
-
 
 # Texts that llama.cpp cuts otherwise than the models' own rule: it does not normalise, its approximation of letters
 # with a case leaves out combining marks, and it takes U+2028 for a vertical tab.

@@ -76,26 +76,12 @@ def test_a_file_without_alignment_is_named(tmp_path: Path) -> None:
 
 
 RMS = {"attention.layer_norm_rms_epsilon": 0.001}
-
-
 NORM = {"attention.layer_norm_epsilon": 0.001}
-
-
 THETA = {"rope.freq_base": 500.0}
-
-
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
-
-
 SCALED = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
-
-
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-
-
 N_EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 16}
-
-
 IDS = torch.arange(2, 42)[None]
 
 

@@ -203,7 +203,6 @@ TEXTS_TOKENBYTES = (
     "x",
 )
 
-
 FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -270,7 +269,6 @@ def metaspace(scheme: str, **more: Any) -> Callable[..., Any]:
 
 NFC, NFKC = normalizers.NFC(), normalizers.NFKC()
 
-
 LOSSLESS: dict[str, tuple[Callable[..., Any], Callable[[str], str]]] = {  # the tokenizer; the text that it reads
     "byte level": (byte_level, str),
     "byte level, space in front": (lambda *, bos: byte_level(bos=bos, prefix=True), str),
@@ -294,7 +292,6 @@ LOSSLESS: dict[str, tuple[Callable[..., Any], Callable[[str], str]]] = {  # the 
         lambda x: unicodedata.normalize("NFKC", x),
     ),
 }
-
 
 ALONE = ("byte level", "byte level, NFC", "byte level, NFKC", "BPE, Metaspace never")  # nothing is put in front
 

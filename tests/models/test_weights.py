@@ -26,8 +26,6 @@ from fluxentropy.pretraining.gpt import GPT, GPTConfig
 from fluxentropy.scoring.scorer import open_scorer
 
 Weights = dict[str, torch.Tensor]
-
-
 IDS = torch.arange(2, 40)[None]
 
 
@@ -184,7 +182,6 @@ TEXT = {
     "pad_token_id": None,
 }
 
-
 EYES = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -194,9 +191,7 @@ EYES = {
     "patch_size": 14,
 }
 
-
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-
 
 MLLAMA_EYES = {
     "hidden_size": 32,
@@ -210,7 +205,6 @@ MLLAMA_EYES = {
     "supported_aspect_ratios": [[1, 1]],
     "intermediate_layers_indices": [0],
 }
-
 
 WRAPPERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": (
@@ -310,8 +304,6 @@ def test_an_unknown_type_and_an_embedding_model_are_said(tmp_path: Path) -> None
 
 
 CPU = torch.device("cpu")
-
-
 GB = 10**9
 
 
@@ -324,13 +316,11 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n"}
 
-
 GROUP = {
     "memory.max": "900000\n",
     "memory.current": "500000\n",
     "memory.stat": "active_file 7\ninactive_file 40\nx 1\n",
 }
-
 
 OLD = {"memory.limit_in_bytes": "800000", "memory.usage_in_bytes": "500000", "memory.stat": "total_active_file 9\n"}
 

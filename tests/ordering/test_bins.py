@@ -22,8 +22,6 @@ from fluxentropy.ordering.bins import Bins
 from tests.ordering.test_bin import corpus
 
 ODD = "a<b & c"  # a column's name
-
-
 Binned = tuple[Path, polars.DataFrame]
 
 

@@ -28,8 +28,6 @@ from fluxentropy.runs.files import sha256_file
 from tests.models.test_tokenizers import save_tokenizer
 
 EDGES = [1.0, 2.0, 3.0]  # bins of 15, 0, 44 and 1 texts
-
-
 Capture = pytest.CaptureFixture[str]
 
 
@@ -86,8 +84,6 @@ def snapshot(out: Path) -> dict[str, bytes]:
 
 
 CONFIG = "config.resolved.yaml"
-
-
 LEAVE = (".lock", CONFIG, ".records.json")  # they say how it was made
 
 

@@ -30,9 +30,7 @@ ROWS = {
     "n_tokens": np.array([1.0, 2.0, 3.0, 4.0, np.nan]),
 }
 
-
 leaves = st.sampled_from(["a", "b", "n_tokens", "2", "0.5", ".25", "1e-3", "3.", "1E+2"])
-
 
 expressions = st.recursive(
     leaves,

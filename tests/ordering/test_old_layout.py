@@ -18,17 +18,13 @@ from fluxentropy.runs.files import read_json, sha256_file, write_json
 from tests.pretraining.test_pretrain import command, result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 SCORES = [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 2.5, 3.5]
-
 
 # Of the files that version 0.1.0 wrote for these scores and the command in `scored`.
 WRITTEN = {
     "bins.json": "11db0bebb9823543c7ddc16dee5248e3c1912a45c1b244e93cbe642d582e820d",
     "manifest": "c185286f79f4f28bbc132ca30e5ef287dc590f81cbccda9252ca6d3179911964",
 }
-
 
 # The sums of its hashes of rows: of the bins, of `unscored`, and of all.
 HASHES = {

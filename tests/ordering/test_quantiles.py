@@ -35,10 +35,7 @@ from fluxentropy.ordering.quantiles import (
 )
 
 LEVELS = (0.0, 0.1, 1 / 3, 0.5, 0.9999, 1.0)
-
-
 RNG = np.random.default_rng(0)
-
 
 COLUMNS = {
     "all equal": np.full(500, 2.5),
@@ -208,8 +205,6 @@ def test_neighbours_further_apart_than_floats_reach_are_refused() -> None:
 
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 5e-324, 1.0, 1 + 2**-52])
-
-
 ROWS = st.lists(st.tuples(FLOATS, st.integers(0, 9)), max_size=40)
 
 
@@ -304,8 +299,6 @@ def test_weights_are_exact_up_to_2_53_and_refused_beyond() -> None:
 
 
 ROWS_COLUMNSUMMARY = [None, float("nan"), *np.random.default_rng(0).gamma(9.0, size=1000).tolist(), -0.0, 0.0, None]
-
-
 TOKENS = [7] * len(ROWS_COLUMNSUMMARY)
 
 
@@ -351,8 +344,6 @@ def test_a_column_without_numbers_has_counts_only() -> None:
 
 
 BIG = 2**53 + 1
-
-
 FLOATS_SCORECOLUMN = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
 
 

@@ -255,17 +255,14 @@ KINDS: dict[str, pa.Array] = {
     "text_view": pa.array(["a", None, "b"], pa.string_view()),
 }
 
-
 KINDS |= {
     f"in_{name}": pa.StructArray.from_arrays([KINDS[name]], ["x"]) for name in ("map", "uuid", "view", "category")
 }
-
 
 KINDS |= {
     f"of_{name}": pa.ListArray.from_arrays(pa.array([0, 2, None, 3], pa.int32()), KINDS[name])
     for name in ("map", "uuid", "decimal32", "ends")
 }
-
 
 KINDS["pair"] = pa.FixedSizeListArray.from_arrays(
     pa.concat_arrays([KINDS["uuid"], KINDS["uuid"]]), 2, mask=pa.array([False, True, False])

@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-
 TIES = ["id", "source_file", "source_row"]
 
 

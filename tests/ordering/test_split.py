@@ -196,8 +196,6 @@ def test_places_of_a_shuffle_are_splitmix64() -> None:
 
 
 SCHEMA = pa.schema([("id", pa.int64()), ("bin", pa.int32())])
-
-
 ROWS = 500
 
 

@@ -21,7 +21,6 @@ from fluxentropy.pretraining.gpt import GPT, IGNORE, GPTConfig, document_mask, d
 
 SHAPE: dict[str, Any] = {"vocab_size": 50, "block_size": 24, "n_layer": 3, "n_head": 4, "n_embd": 32}
 
-
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "modern": ("modern", {}),
     "grouped": ("modern", {"n_kv_head": 2, "n_hidden": 48, "vocab_multiple": 16}),

@@ -28,20 +28,10 @@ from fluxentropy.pretraining.trainer import GPTModule
 from fluxentropy.schedules.dataset import BlockSet
 
 FORKED = Path(__file__).parents[1] / "forked.py"
-
-
 STEPS, BATCH = 12, 8
-
-
 SMALL = ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.vocab-multiple", "1"]
-
-
 SMALL += ["--batch-size", str(BATCH), "--tokens", str(STEPS * BATCH * LENGTH), "--holdout", "4", "--accelerator", "cpu"]
-
-
 SMALL += ["--log-every", "1", "--eval-every", str(4 * BATCH * LENGTH)]
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -24,8 +24,6 @@ from tests.experiments import test_schedules as test_compare
 from tests.pretraining.test_pretrain import StoppedError, command, result, stop_after
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 GPT2 = ("--model.preset", "gpt2", "--optim.kind", "adamw")  # with LayerNorm
 
 

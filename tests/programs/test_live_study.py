@@ -19,20 +19,14 @@ import pytest
 from fluxentropy.cli.app import main
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
-
-
 DATA = SHARED / "data" / "hellaswag" / "hellaswag_val.jsonl.gz"
-
-
 MODEL = "smollm2-135m-instruct"
-
 
 pytestmark = [
     pytest.mark.real_model,
     pytest.mark.shared_data,
     pytest.mark.skipif(not DATA.is_file(), reason=f"no shared data in {SHARED}: set FLUXENTROPY_SHARED"),
 ]
-
 
 QUESTIONS = 24
 

@@ -21,11 +21,7 @@ from fluxentropy.cli.app import main as fluxentropy
 from fluxentropy.runs.engine import Engine, Local
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
-
-
 TEXTS = [f"{sentence} {row}" for row in range(8) for sentence in SENTENCES]
-
-
 Program = Callable[..., str]
 
 
@@ -236,7 +232,6 @@ fi
 echo "$*" >> sbatch.log
 echo "4711;cluster"
 """
-
 
 FLUXENTROPY = """#!/bin/bash
 printf '%s\\t' "$@" >> commands; echo >> commands

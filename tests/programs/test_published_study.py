@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 TABLE = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"), "data/hellaswag/published_entropy_vs_correct.csv")
-
-
 Program = Callable[..., tuple[int, str, str]]
-
 
 pytestmark = [
     pytest.mark.shared_data,

@@ -107,7 +107,6 @@ goes on with ![not](alone.png)
 #### Small
 """
 
-
 PLAIN = (
     r"<b>a</b> [x](https://example.com) <https://example.com> &lt;b&gt;&amp; \* \| a  b ![x](javascript:a) 1) <!-- -->"
 )

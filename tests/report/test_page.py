@@ -30,7 +30,6 @@ from fluxentropy.scoring.options import ScoreConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-
 ELEMENTS = """
 html head meta title style body h1 h2 h3 h4 h5 p b bdi code pre a ul li dl dt dd div span i table thead tbody tr th td
 nav main section article header footer figure figcaption details summary fieldset legend label input img

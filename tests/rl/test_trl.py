@@ -32,11 +32,7 @@ with warnings.catch_warnings():
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's trainer warns of its own defaults
-
-
 WORDS = ["<pad>", "<eos>", *"abcdefghij"]
-
-
 PROMPTS = ["a b", "c d e", "f", "g h i j", "b b", "e"]
 
 

@@ -14,17 +14,9 @@ import pytest
 from fluxentropy.runs import mergesort
 
 Row = dict[str, Any]
-
-
 NAN = math.nan
-
-
 VALUES = [0.0, -0.0, 1.0, 1.0, 1.5, -3.25, 1e300, -1e300, 5e-324, math.inf, -math.inf, NAN, NAN, None, None]
-
-
 IDS = ["", "a", "A", "aa", "é", "e\u0301", "日本", "\U0001f600", "\uffff", "z\x00", "z", "\n", None]
-
-
 SCHEMA = pa.schema([("x", pa.float64()), ("id", pa.string()), ("row", pa.int64()), ("text", pa.string())])
 
 

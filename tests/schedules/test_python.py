@@ -18,14 +18,8 @@ from fluxentropy.schedules.sampler import Sampler
 from fluxentropy.schedules.schedule import make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-
-
 MODEL = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "8", "--optim.kind", "adamw"]
-
-
 PERIODIC = ["--schedule.name", "periodic", "--schedule.cycles", "2", "--batch-size", "8"]
 
 

@@ -20,8 +20,6 @@ from fluxentropy.schedules.sampler import Draws, Sampler
 from fluxentropy.schedules.schedule import Adaptive, group_bins, make, make_schedule
 
 COUNTS = np.array([40, 0, 25, 60, 75])
-
-
 FIRST = np.append(0, np.cumsum(COUNTS))
 
 

@@ -26,14 +26,8 @@ from fluxentropy.schedules.schedule import (
 )
 
 SIZES = np.array([50, 20, 0, 80, 50])
-
-
 PERMUTATIONS = ("random", "increasing", "decreasing", "folded", "zigzag")
-
-
 MIXTURES = ("pool", "window", "periodic", "stages", "warmup", "anneal", "tilt")
-
-
 DESCENDING = ("pool", "window", "periodic", "stages", "warmup")
 
 

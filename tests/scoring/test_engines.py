@@ -20,14 +20,8 @@ from fluxentropy.scoring.score import worker_device
 from tests.verification.test_faults import killed, snapshot, start_alone
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
-
-
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "fineweb.py"
-
-
 ROWS = 20  # of each file of the mixture
-
-
 SCORE = ["--max-tokens", "64", "--part-tokens", "200"]
 
 

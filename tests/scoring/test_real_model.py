@@ -21,14 +21,8 @@ from fluxentropy.models.zoo import find_model
 from fluxentropy.scoring.scorer import Scorer, open_scorer
 
 MODEL = "smollm2-135m-instruct"
-
-
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
-
-
 pytestmark = pytest.mark.real_model
-
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

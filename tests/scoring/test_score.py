@@ -27,8 +27,6 @@ from fluxentropy.cli.app import main
 from fluxentropy.scoring.score import ScorePlanResult, ScoreResult
 
 N_TEXTS = 120
-
-
 TINY_TEXTS = 40_000
 
 

@@ -27,8 +27,6 @@ from fluxentropy.scoring.scorer import Scorer
 from fluxentropy.scoring.scores import EXTRA, REGISTRY, SCORE_NAMES, ExtraScores, TextFacts, chosen_extra, minkpp
 
 TEXTS = [*SENTENCES, " ".join(SENTENCES), SENTENCES[1], "e", "", " ".join(SENTENCES) + " and more", "aaaa aaaa " * 9]
-
-
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 
 

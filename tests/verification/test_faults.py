@@ -22,10 +22,7 @@ from fluxentropy.ordering.bin import bin_corpus
 from fluxentropy.ordering.options import BinConfig
 
 CRASHING = Path(__file__).parents[1] / "crashing.py"
-
-
 SCORES = [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 2.5, 3.5]  # in three parts
-
 
 MODULES = {  # what a command needs, imported once
     "bin": ("fluxentropy.ordering.bin",),
@@ -33,7 +30,6 @@ MODULES = {  # what a command needs, imported once
     "sort": ("fluxentropy.ordering.sort",),
     "verify": ("fluxentropy.verification.verify", "fluxentropy.ordering.bin"),
 }
-
 
 Done = subprocess.CompletedProcess[str]
 

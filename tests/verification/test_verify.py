@@ -24,8 +24,6 @@ from fluxentropy.runs.files import sha256_file
 from fluxentropy.verification.verify import VerifyResult
 
 N_TEXTS = 60
-
-
 Capture = pytest.CaptureFixture[str]
 
 
@@ -291,7 +289,6 @@ def test_whole_bins_are_proved_against_their_input(capsys: Capture, bins: Path) 
 
 
 SHARD = "part-00000.arrow"
-
 
 BIN_DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated": (lambda b: truncate(b / "data" / "bin=01" / SHARD), [f"data/bin=01/{SHARD}"]),

@@ -34,11 +34,7 @@ from fluxentropy.runs.tables import Columns
 
 
 LEVEL = 0.95
-
-
 FEWEST = 4  # steps that an interval is made of
-
-
 Interval = dict[str, float]  # value, low, high; limits are NaN where there are too few steps
 
 
@@ -181,10 +177,7 @@ def _moments(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, .
 
 
 NOT_JUDGED = "not judged"
-
-
 PREDICTIONS = {"first": "first order", "predicted": "second order", "snis": "self-normalised weights"}
-
 
 PARTS = {
     "optimizer": ("first", ("batch", "momentum", "decay")),
@@ -380,17 +373,9 @@ def _indicator(known: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 SHARES = (0.5, 0.8, 0.9)
-
-
 GRID = np.linspace(0, 1, 51)  # of a concentration curve
-
-
 POSITIONS = 8  # tokens, or eighths where a response is longer
-
-
 Rare = Literal["median", "entropy"]
-
-
 RIGHT = ("right", "wrong")
 
 
@@ -547,11 +532,7 @@ def _mean_curve(curves: Sequence[np.ndarray]) -> list[float]:
 
 
 RELATIVE = (0.01, 0.05, 0.1)
-
-
 REPLICATES = 200  # batches of each size
-
-
 UNITS = ("per_sequence", "per_token")
 
 

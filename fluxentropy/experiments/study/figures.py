@@ -18,17 +18,9 @@ from fluxentropy.figures import DOUBLE, GREY, new_figure, paper, save
 from fluxentropy.rl.grpo.figures import BLUE, GREEN, KINDS, LOOKS, NOTE, RUST, SPLIT
 
 Record = Mapping[str, Any]
-
-
 FIGURES = ("predicted_measured", "errors", "parts", "tokens", "prompts")
-
-
 COLUMNS = 3  # panels beside each other
-
-
 MARKS = {"first": (BLUE, "o"), "predicted": (RUST, "s"), "snis": (GREEN, "^")}
-
-
 PARTS = {"optimizer": SPLIT, "pairs": KINDS}
 
 

@@ -203,13 +203,8 @@ def _prompts(group: Group, config: GRPOStudyConfig) -> dict[str, Any] | None:
 
 
 RESPONSES = ("step", "prompt", "response", "reward", "length", "entropy")
-
-
 TOKENS = ("step", "prompt", "response", "position", "advantage", "logp", "entropy", "change")
-
-
 OWN = ("seed", "controller", "problems", "initial_policy")  # in what runs of one learning rate may differ
-
 
 # Columns of every row that a study reads, beside those of the probe.
 OF_STEPS = ("step", "lr", *(f"entropy_per_{unit}{end}" for unit in ("sequence", "token") for end in ("", "_se")))

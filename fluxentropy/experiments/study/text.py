@@ -10,10 +10,7 @@ from fluxentropy.experiments.study.answers import FEWEST, LEVEL, NOT_JUDGED, POS
 from fluxentropy.experiments.text import columns
 
 Record = Mapping[str, Any]
-
-
 Row = tuple[str, str, Record]  # the label of a group, a name, and what is known of it
-
 
 NAMES = {
     **PREDICTIONS,
@@ -26,7 +23,6 @@ NAMES = {
     **{f"token_{n}": f"number {n + 1}" for n in range(POSITIONS)},
     **{f"eighth_{n}": f"eighth {n + 1} of a response" for n in range(POSITIONS)},
 }  # fmt: skip
-
 
 MISSING = {
     "measured": "The measured change",

@@ -13,11 +13,7 @@ from fluxentropy.rl.control.base import POSITIVE, Base, StepView, TokenBatch, To
 from fluxentropy.rl.probe.policy import Parameters, dot
 
 Curve = Literal["constant", "linear", "exponential"]
-
-
 NOT_NEGATIVE = Check(lambda value: value >= 0, "use a number of at least 0")
-
-
 FACTOR = Between(0, 1, "factor")
 
 

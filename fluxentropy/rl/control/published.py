@@ -13,8 +13,6 @@ from fluxentropy.config.checks import Check
 from fluxentropy.rl.control.base import POSITIVE, Base, TokenBatch, TokenPlan, covariance, share, spread, valid, without
 
 TINY = 1e-12  # a deviation below which all tokens are alike, as in the code
-
-
 FLOOR = 0.02  # |Ω| below which the exponential form does not stretch its range
 
 

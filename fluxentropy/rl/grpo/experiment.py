@@ -38,11 +38,7 @@ from fluxentropy.schedules.orders import keys, permuted
 
 
 IGNORE = -100
-
-
 CLIP = 1.0  # largest norm of the gradient
-
-
 log = logging.getLogger(__name__)
 
 
@@ -116,8 +112,6 @@ def _numbers(options: WarmUpOptions, seed: int, step: int) -> list[int]:
 
 
 FAR = 2**31  # where the problems of entropy batches begin
-
-
 EVAL_ROWS = 256
 
 

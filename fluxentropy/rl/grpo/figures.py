@@ -35,28 +35,13 @@ from fluxentropy.runs.tables import Columns, read_metrics
 
 
 BLUE, RUST, GREEN, VIOLET = "#2f6fa7", "#b4501e", "#2e7d5b", "#7a5195"
-
-
 NOTE: dict[str, Any] = {"loc": "left", "fontsize": 7, "color": GREY}
-
-
 RESPONSES = ("step", "prompt", "length", "entropy")
-
-
 ATTRIBUTION = ("step", "prompt", "advantage", "logp", "entropy", "change")
-
-
 QUANTILES = ((1.0, "largest", RUST), (0.99, "99%", VIOLET), (0.9, "90%", GREEN), (0.5, "median", BLUE))
-
-
 BANDS = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)  # of a token's probability
-
-
 Z = 1.96
-
-
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
 
 LOOKS = {
     "positive_rare": ("A > 0, rare", "#7fb2dd"), "positive_common": ("A > 0, common", BLUE),

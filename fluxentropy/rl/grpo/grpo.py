@@ -13,7 +13,7 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from fluxentropy.config.results import Result
+from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.pretraining.trainer import as_begun, quiet_lightning
@@ -47,20 +47,12 @@ COLUMNS = (  # of metrics.csv; what a probe or a controller finds out gets colum
     *("kl", "beta", "clip_fraction", "loss", "grad_norm", "lr", "logp_gap"),
 )
 
-
 TIMINGS = ("step", "seconds", "rollout", "update", "probe", "evaluation", "tokens_per_second")
-
-
 OWNED = ("metrics.csv", "timings.csv", "responses.parquet", PIECES, attribution.FOLDER, "export*", "figures")
-
 
 # what changes how a run is done, but not its result
 FREE = ("out", "overwrite", "checkpoint_every", "keep", "accelerator", "plots")
-
-
 RECORDED = ("torch", "transformers", "tokenizers", "pyarrow", "reasoning-gym", "peft")
-
-
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +87,7 @@ class GRPOResult(Result):
         return {"out": str(self.out), **self.metrics}
 
 
+@command
 def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = None) -> GRPOResult:
     """Train a policy on a task, going on from the last checkpoint of the same command.
 

@@ -35,8 +35,6 @@ from fluxentropy.rl.probe.samples import Responses
 
 
 Average = Literal["tokens", "responses", "constant"]
-
-
 RatioOf = Literal["token", "sequence"]
 
 
@@ -172,8 +170,6 @@ def adapted_beta(beta: float, kl: float, target: float) -> float:
 
 
 Advantage = Literal["standardised", "centred", "leave_one_out"]
-
-
 EPS = 1e-4
 
 

@@ -25,14 +25,8 @@ from fluxentropy.rl.probe.policy import Parameters
 from fluxentropy.runs.files import atomic_folder, fingerprint_json
 
 CHARACTERS = "char"  # the name of the tokenizer that is made for the task
-
-
 SAMPLE = 512  # problems of the training whose characters it knows, beside those held out
-
-
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-
-
 log = logging.getLogger(__name__)
 
 

@@ -32,8 +32,6 @@ from fluxentropy.schedules.orders import keys, permuted
 
 
 GSM8K = "gsm8k"
-
-
 log = logging.getLogger(__name__)
 
 
@@ -144,44 +142,22 @@ def shown(choice: TaskChoice, fields: Mapping[str, Any]) -> str:
 
 
 MARK = "####"
-
-
 LONGEST = 60  # digits of a number, and of its exponent's value
-
-
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-
 
 QUANTITY = re.compile(
     rf"(?P<whole>[0-9]+)(?:[ \t]+and)?[ \t]+(?P<top>[0-9]+)[ \t]*/[ \t]*(?P<bottom>[0-9]+)"
     rf"|(?P<number>{PLAIN})(?:[eE](?P<power>[+-]?[0-9]+))?(?:[ \t]*/[ \t]*(?P<over>{PLAIN}))?"
 )
 
-
 SIGN = re.compile(r"[-−–][ \t]*[$€£¥]?[ \t]*\Z")
-
-
 HYPHEN = re.compile(r"\w[-−–]\Z|[^\W\d_]{2,}[ \t]+[-−–][ \t]+[$€£¥]?\Z")  # of a word, not of a number
-
-
 GLUED = re.compile(r"[0-9][.,:/][$]?\Z|[0-9][ \t]+\Z|[\w^\\]\Z")  # then the number is only the end of something
-
-
 OPERATOR = re.compile(r"[ \t]*[^\W\d_]*[ \t)%°]*[-−–+*/×·÷^][ \t($€£¥]*\Z")  # between two numbers: an expression
-
-
 AROUND = 80  # characters that are looked at on each side of a number
-
-
 SCALES = {"k": 3, "K": 3, "M": 6, "B": 9, "bn": 9, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-
-
 UNITS = frozenset("mghsdlLCFc")  # one letter; any other is a variable
-
-
 COMMANDS = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox|boldsymbol)\s*\{([^{}]*)\}")
-
-
 FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|([0-9])\s*([0-9]))")
 
 
@@ -372,8 +348,6 @@ def _files(path: Path) -> list[Path]:
 
 
 TRIES = 1000  # items looked at for one problem
-
-
 STRIDE = 1_000_003  # a seed away: item i of seed s is item i - 1 of seed s + 1
 
 

@@ -48,8 +48,6 @@ from fluxentropy.runs.files import atomic_path
 
 
 NUCLEUS = "nucleus_entropy"
-
-
 ROUNDING = 1e-4  # nats; in float32 the two forward passes differ by 1e-7 to 1e-5
 
 
@@ -189,7 +187,6 @@ class BatchUpdate:
 
 PIECES = ".responses"
 
-
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),
@@ -255,8 +252,6 @@ def drop_pieces(out: Path) -> None:
 
 
 SKETCH = 32  # directions of the kernel
-
-
 OF_THE_OPTIMIZER = ("split", *OF_THE_UPDATE)  # parts that explain the step by the optimizer's own
 
 

@@ -43,7 +43,6 @@ from fluxentropy.runs.files import atomic_path
 
 FOLDER = "attribution"  # of a run
 
-
 # What natural gradient on free logits does in each quadrant: raise the entropy (+1) or lower it (-1).
 QUADRANTS = {"positive_rare": 1, "positive_common": -1, "negative_rare": -1, "negative_common": 1}
 

@@ -21,8 +21,6 @@ from fluxentropy.rl.probe.samples import Responses, Sampler
 
 
 Parameters = dict[str, Tensor]  # name -> tensor: parameters, a step, a direction or a gradient
-
-
 Forward = Callable[[Any, Tensor, Tensor], Tensor]  # (policy, ids (n, W), mask (n, W)) -> logits (n, W, V)
 
 

@@ -198,13 +198,8 @@ def _difference(a: Estimate, b: Estimate, without_a: Tensor, without_b: Tensor) 
 
 
 Part = Literal["measured", "first_order", "split", "range", "second_order", "two_batch", "kernel", "u_statistic"]
-
-
 PARTS: tuple[Part, ...] = get_args(Part)
-
-
 OF_THE_UPDATE = ("two_batch", "kernel", "u_statistic")
-
 
 # Forward passes over the batch that each part costs, as benchmarks/probe.py finds them on a small transformer on a CPU.
 # A forward-mode pass has three matrix products for one and, with float64 reductions, costs about five passes.
@@ -212,7 +207,6 @@ COSTS: dict[Part, float] = {
     "measured": 1.5, "first_order": 5.5, "split": 13, "range": 4.5, "second_order": 16, "two_batch": 18,
     "u_statistic": 16,
 }  # fmt: skip
-
 
 KERNEL_COST = 10.0  # of each direction of the sketch, and of the exact kernel
 

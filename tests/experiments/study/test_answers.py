@@ -140,7 +140,6 @@ TOKENS = {
     "change": np.array([-0.5, 0.25, 0.5, -0.125, -1.0, 0.75, 0.0, 0.0]),
 }  # fmt: skip
 
-
 RESPONSES = {
     "step": np.ones(4, dtype=int), "prompt": np.array([0, 0, 1, 1]), "response": np.array([0, 1, 0, 1]),
     "reward": np.array([1.0, 0.0, 1.0, 1.0]),

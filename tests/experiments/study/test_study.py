@@ -31,7 +31,6 @@ BASE = SUMS | {
     },
 }  # fmt: skip
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

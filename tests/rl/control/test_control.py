@@ -25,7 +25,6 @@ ACTIVE = {
     "clip_v": {"threshold": 0.1, "most": 0.2},
 }
 
-
 NAMES = sorted(CONTROLLERS)
 
 

@@ -29,7 +29,6 @@ LOSSES = [
     LossOptions(average="constant", advantages="leave_one_out"),
 ]
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -18,8 +18,6 @@ from fluxentropy.rl.grpo.figures import figures, fit_reward, run_figures
 from fluxentropy.runs.tables import read_metrics
 
 STEPS, EVERY = 120, 4
-
-
 NAMES = ["entropy_reward", "predicted_measured", "kernel", "split", "reward_fit", "tails", "attribution"]
 
 

@@ -38,17 +38,9 @@ from fluxentropy.rl.grpo.options import (
 from fluxentropy.rl.grpo.tasks import Problem
 
 CRASHING = Path(__file__).parents[2] / "crashing.py"
-
-
 PARTS = ("measured", "first_order", "split", "two_batch")
-
-
 PROBE = ProbeOptions(every=2, prompts=4, responses=2, parts=PARTS, attribution=True)
-
-
 FIRST = ProbeOptions(every=1, prompts=4, responses=2, parts=("first_order",))
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -33,7 +33,6 @@ TINY = SUMS | {
     "probe": {"prompts": 4, "responses": 2},
 }
 
-
 # such that each does something in so small a batch
 OPTIONS: dict[str, dict[str, Any]] = {
     "bonus": {"coefficient": 0.05},
@@ -47,7 +46,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "project": {"start": 3.0},
     "guard": {"range": "both"},
 }
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

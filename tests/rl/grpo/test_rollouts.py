@@ -28,8 +28,6 @@ from fluxentropy.rl.probe.policy import Policy, sequence_stats
 from fluxentropy.rl.probe.samples import Sampler
 
 TASK = Digits()
-
-
 PROBLEMS = [TASK.train(number) for number in range(5)]
 
 

@@ -17,8 +17,6 @@ from fluxentropy.errors import FluxentropyError, RunError, SourceError, UsageErr
 from fluxentropy.rl.grpo.tasks import Problem, Scores, Task, TaskChoice, answer_of, number_of, open_task
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
-
-
 DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
 
@@ -184,7 +182,6 @@ def test_the_files_of_gsm8k() -> None:
 
 SHARED_NUMBERANSWERS = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
 
-
 # What is 18, and what is not, whatever else it may be.
 RIGHT = [
     "18", "$18", r"\$18", "18.", "18.0", "$18.00", "018", "18/1", "36/2", r"\frac{36}{2}", r"\dfrac{36}{2}", "18!",
@@ -196,7 +193,6 @@ RIGHT = [
     "$1,000 - $982 = $18", "0.018 thousand", "US$18", "18 (eighteen)", "18 - yes", "room x17: 18", "\n18\n", "COVID-18",
 ]  # fmt: skip
 
-
 WRONG = [
     "", "none", "eighteen", "18e3", "18k", "1800%", "- 18", "-18", "−18", "– 18", "-$18", "$-18", "18:30", "6:18",
     "2 1/2", "18,000", "1,8", "18,00", "1 8", "18 million", "18 thousand", r"\boxed{17}", r"\boxed{18} or \boxed{17}",
@@ -205,7 +201,6 @@ WRONG = [
     "1e400", "9" * 5000, "18/0", "18 * x", "(2+3) - 18", "١٨", "18_0", "118", "18.5", r"\boxed{18:30}", "18(3)",
     r"\boxed{-18}", r"\boxed{18k}", "18e999999999", "18 + x", "[" * 3000 + "18 1", r"\frac{" * 500, "5²", "⑱",
 ]  # fmt: skip
-
 
 VALUES = {
     "2 1/2": "5/2", r"2\frac{1}{2}": "5/2", r"\boxed{2\frac12}": "5/2", "2½ cups": "5/2", "-2 1/2": "-5/2", "½": "1/2",
