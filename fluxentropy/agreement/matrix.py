@@ -108,7 +108,7 @@ def _names(runs: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> list
     raise UsageError(f"{repeated} is given twice")
 
 
-def _check_policies(manifests: dict[str, dict[str, Any]]) -> None:
+def _check_policies(manifests: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse to compare scores that were made by different rules, or of different versions of a file."""
     (first, there), *others = manifests.items()
     for name, here in others:
@@ -121,7 +121,7 @@ def _check_policies(manifests: dict[str, dict[str, Any]]) -> None:
                 raise RunError(f"runs of different {what} cannot be compared: {text}")
 
 
-def _comparable(manifest: dict[str, Any], what: str) -> dict[str, Any]:
+def _comparable(manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
     if what == "sources":
         return dict(manifest["identity"]["sources"])
     rules = {key: value for key, value in manifest["policies"].items() if key not in UNCOMPARED}

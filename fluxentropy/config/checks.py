@@ -75,7 +75,8 @@ class Options:
                 setattr(cls, name, value)
 
     def __post_init__(self) -> None:
-        for name, check in _checks(type(self)):
+        own: Any = type(self)
+        for name, check in _checks(own):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -97,6 +98,8 @@ def _checks(cls: type) -> list[tuple[str, Check | Separated]]:
     found: list[tuple[str, Check | Separated]] = []
     for base in reversed(cls.__mro__):
         for name, hint in inspect.get_annotations(base, eval_str=True).items():
+            kind: Any
+            said: list[Any]
             kind, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
             if get_origin(kind) is Literal:
                 *most, last = values = get_args(kind)

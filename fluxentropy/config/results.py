@@ -85,9 +85,9 @@ def command(run: Callable[..., R]) -> Callable[..., R]:
     types = get_type_hints(cls)
     for f in [*places, *(f for f in dataclasses.fields(cls) if f.kw_only)]:
         stands = (kinds.VAR_POSITIONAL if many else kinds.POSITIONAL_OR_KEYWORD) if f in places else kinds.KEYWORD_ONLY
-        default = kinds.empty if _needed(f) or (many and f in places) else f.default
+        default: Any = kinds.empty if _needed(f) or (many and f in places) else f.default
         if default is dataclasses.MISSING:
-            default = f.default_factory()  # type: ignore[misc]
+            default = f.default_factory() if callable(f.default_factory) else kinds.empty
         shown.append(kinds(f.name, stands, default=default, annotation=types[f.name]))
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*shown, *others], return_annotation=hints.get("return", kinds.empty)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 from scipy.special import expit, logit
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 # --- effects ----------------------------------------------------------------------------------------------------------
@@ -192,8 +191,9 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     [0.02, nan, 0.04]
     """
     p = np.array(pvalues, np.float64)
-    if (known := np.isfinite(p)).any():
-        p[known] = multipletests(p[known], method="holm")[1]
+    known = np.flatnonzero(np.isfinite(p))
+    ascending = known[np.argsort(p[known], kind="stable")]
+    p[ascending] = np.maximum.accumulate(p[ascending] * np.arange(len(known), 0, -1)).clip(max=1)
     return p
 
 

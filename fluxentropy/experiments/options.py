@@ -12,8 +12,8 @@ from fluxentropy.config.checks import Check, Min, Options, Positive, Some
 from fluxentropy.config.options import INPUT, JSON, OUTPUT, SWITCH, WORK, EngineOptions
 from fluxentropy.config.yaml import check_mapping, from_plain, to_plain
 from fluxentropy.errors import UsageError
-from fluxentropy.pretraining.options import PretrainConfig, TrainingOptions
-from fluxentropy.rl.grpo.options import EVALUATION, GRPOConfig, GRPOOptions
+from fluxentropy.pretraining.options import EVALUATION, PretrainConfig, TrainingOptions
+from fluxentropy.rl.grpo.options import GRPOConfig, GRPOOptions
 
 ARMS = Parameter(group=Group("Arms", sort_key=2))
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

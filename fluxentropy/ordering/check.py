@@ -258,7 +258,7 @@ def _check_input(findings: Findings, manifest: dict[str, Any], hashed: int, engi
     findings.notes.append(f"same rows as {manifest.get('run')}, by count and by hash")
 
 
-def changed_input(manifest: dict[str, Any]) -> str | None:
+def changed_input(manifest: Mapping[str, Any]) -> str | None:
     """The first input file that is gone, or not the one that the bins were made of, in words."""
     files = [Path(name) for name in manifest["files"]]
     for file in files:

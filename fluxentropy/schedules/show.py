@@ -81,8 +81,9 @@ def schedule(config: PlanConfig) -> ScheduleResult:
     record = _record(plan, blocks.length)
     write_json(config.out / "mixture.json", {"config": to_plain(config.schedule), **record})
     asked = config.tokens // blocks.length if config.tokens is not None else int(plan.sizes.sum())
-    shown = {"plan": plan, "length": blocks.length, "asked": asked}
-    return ScheduleResult(out=config.out, config=config.schedule, **record, **shown)
+    return ScheduleResult(
+        out=config.out, config=config.schedule, plan=plan, length=blocks.length, asked=asked, **record
+    )
 
 
 def _record(plan: Plan, length: int) -> dict[str, Any]:

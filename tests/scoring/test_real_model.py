@@ -67,7 +67,8 @@ def test_neighbours_do_not_change_a_score(scorer: Scorer) -> None:
 
 @needs_shared_data
 def test_scores_follow_the_published_column_of_this_model_and_others_less(scorer: Scorer) -> None:
-    rows = published()
+    """On the 50 shortest texts; `sanity_checks/own_scores.py` has all 150."""
+    rows = sorted(published(), key=lambda row: len(row["Text"]))[:50]
     entropies = [scores.entropy_mean for scores in scorer.score([row["Text"] for row in rows])]
     correlation = {
         name.split("_awesome")[0]: (
