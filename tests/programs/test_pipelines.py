@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -65,8 +66,8 @@ def test_ray_score_asks_for_actors_with_a_share_of_a_gpu_and_resumes(
         asked.append(options)
         return Local()
 
-    for module in ("scoring", "binning", "verify"):
-        monkeypatch.setattr(f"fluxentropy.{module}.make_engine", make_engine)
+    for module in ("scoring.score", "ordering.bin", "verification.verify"):
+        monkeypatch.setattr(importlib.import_module(f"fluxentropy.{module}"), "make_engine", make_engine)
     write_texts(tmp_path)
     arguments = ("web.jsonl", "--model", "model", "--max-tokens", 64, "--bins", 4, "--workers", 6, "--out", "out")
     for _ in range(2):
