@@ -25,7 +25,7 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter,
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
-from fluxentropy.cli.commands import COMMANDS, DESCRIPTION, EXAMPLES, Command, _named
+from fluxentropy.cli.commands import COMMANDS, DESCRIPTION, EXAMPLES, Command, named
 from fluxentropy.config.results import Result
 from fluxentropy.config.yaml import read_yaml, to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, UsageError
@@ -197,7 +197,7 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
         tokens = arguments["--config"].tokens
         if tokens:
             path = Path(tokens[-1].value)
-            given = read_yaml(path, _named(command.file) if command.file else command.config)
+            given = read_yaml(path, named(command.file) if command.file else command.config)
             if command.file:  # such as the file of a training: what it is to write is no matter here
                 known = {option.name for option in fields(command.config)} - {"out"}
                 given = {name: value for name, value in given.items() if name in known}
@@ -305,7 +305,7 @@ def _run(command: Command, config: Any, switches: Switches) -> int:
         return 0
     keep_freed_memory()
     with quiet_libraries(), contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
-        result: Result = _named(command.target)(config)
+        result: Result = named(command.target)(config)
     for line in [to_json(result.to_dict())] if switches.json else result.lines():
         write_line(line)
     return result.exit_code

@@ -41,10 +41,10 @@ class Command:
 
     @property
     def config(self) -> type:
-        return _named(self.options) if isinstance(self.options, str) else self.options
+        return named(self.options) if isinstance(self.options, str) else self.options
 
 
-def _named(target: str) -> Any:
+def named(target: str) -> Any:
     """What "module:name" names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
