@@ -2,7 +2,7 @@
 
 commands.py  the table of commands
 app.py       flags and YAML -> options -> a command; what is printed, exit codes, signals
-demo.py      `fluxentropy demo`
+demo.py      `fluxentropy demo`; passages.py: its text
 """
 
 from fluxentropy.doors import door

@@ -164,9 +164,9 @@ def test_a_policy_goes_on_with_its_threads(tmp_path: Path, monkeypatch: pytest.M
 
         patch.setattr(StateCheckpoints, "step_end", step_end)
         with pytest.raises(StoppedError):
-            grpo(config(tmp_path / "run"), task=Digits())
+            grpo(config(tmp_path / "run"), own_task=Digits())
     with torch_has(2):
-        grpo(config(tmp_path / "run"), task=Digits())
+        grpo(config(tmp_path / "run"), own_task=Digits())
     assert len(had) > 3 and set(had) == {1}
     assert identity(tmp_path / "run")["threads"] == 1
 

@@ -17,7 +17,7 @@ from fakes import save_model
 from fluxentropy.cli.app import main
 from fluxentropy.errors import UsageError
 from fluxentropy.scoring.score import worker_device
-from tests.verification.test_faults import killed, snapshot, start_alone
+from tests.verification.test_faults import killed, server, snapshot  # noqa: F401  # `server` starts by itself
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "fineweb.py"
@@ -123,7 +123,7 @@ def test_workers_that_are_killed_while_they_score(model: Path, tmp_path: Path) -
     argv = ["score", source, "--model", model, "--out", out, *SCORE, "--workers", 2]
     assert score(source, model, tmp_path / "one") == 0
     for step in ("5:before", "8:after"):  # counted in each process: the workers are killed, or who started them
-        killed(argv, step, run=start_alone)
+        killed(argv, step)
         before = len(list((out / "scores").glob(".part-*.json")))
         assert before < len(list((tmp_path / "one" / "scores").glob("part-*.parquet")))
     assert main([str(part) for part in argv]) == 0

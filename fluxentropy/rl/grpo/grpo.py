@@ -88,13 +88,13 @@ class GRPOResult(Result):
 
 
 @command
-def grpo(config: GRPOConfig, *, task: Task | None = None, warm: Path | None = None) -> GRPOResult:
+def grpo(config: GRPOConfig, *, own_task: Task | None = None, warm: Path | None = None) -> GRPOResult:
     """Train a policy on a task, going on from the last checkpoint of the same command.
 
-    `task`: one of your own in place of the configuration's. `warm`: a file for the policy after the warm-up, which runs
+    `own_task`: one in place of the configuration's. `warm`: a file for the policy after the warm-up, which runs
     share that differ in what comes after it alone; the first of them makes it.
     """
-    experiment = open_experiment(config, task)
+    experiment = open_experiment(config, own_task)
     with (
         RunDirectory(config.out, overwrite=config.overwrite, folder="checkpoints", suffix=".ckpt", owned=OWNED) as run,
         as_begun(config.out, config.accelerator) as threads,

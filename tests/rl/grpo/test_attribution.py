@@ -64,7 +64,7 @@ def test_the_tokens_sum_to_the_batchs_part_of_the_step(
         return own(self, clip=clip)
 
     monkeypatch.setattr(EntropyProbe, "attribute", attribute)
-    grpo(config(tmp_path / "run", steps=2, probe=probe(), loss=loss, clip=0.003, micro_batch=5), task=Digits())
+    grpo(config(tmp_path / "run", steps=2, probe=probe(), loss=loss, clip=0.003, micro_batch=5), own_task=Digits())
     found = rows(tmp_path / "run")
     assert [row["probe_attribution_total"] for row in found] == pytest.approx(batch_parts, rel=1e-4)
     assert all(abs(row["probe_momentum_per_sequence"]) > 1e-7 for row in found[1:])  # and none of it is in the sum
@@ -83,7 +83,7 @@ def test_responses_of_one_token_agree_with_the_split_of_the_metrics(tmp_path: Pa
     rounding, which AdamW makes as large as all else unless epsilon is larger.
     """
     rollout, optim = RolloutOptions(prompts=4, responses=3, max_tokens=1), GRPOOptim(eps=1e-4)
-    grpo(config(tmp_path / "run", steps=2, probe=probe(), rollout=rollout, optim=optim), task=Digits())
+    grpo(config(tmp_path / "run", steps=2, probe=probe(), rollout=rollout, optim=optim), own_task=Digits())
     for row in rows(tmp_path / "run"):
         assert row["probe_attribution_total"] == pytest.approx(row["probe_batch_per_sequence"], rel=1e-4)
 
@@ -94,7 +94,7 @@ def test_responses_of_one_token_agree_with_the_split_of_the_metrics(tmp_path: Pa
 def test_tokens_join_the_responses_of_the_run(tmp_path: Path) -> None:
     """By step, prompt and response, of the same types: which responses moved the entropy, and were they right?"""
     loss = LossOptions(average="responses")
-    grpo(config(tmp_path / "run", steps=2, probe=probe(), loss=loss), task=Digits())
+    grpo(config(tmp_path / "run", steps=2, probe=probe(), loss=loss), own_task=Digits())
     responses = pq.read_table(tmp_path / "run" / "responses.parquet")
     tokens = pq.read_table(tmp_path / "run" / "attribution")
     keys = ["step", "prompt", "response"]
@@ -118,7 +118,7 @@ def test_stopped_while_it_writes_a_run_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"steps": 2, "probe": probe(), "checkpoint_every": 2, "inner_epochs": 2}
-    grpo(config(tmp_path / "whole", **options), task=Digits())
+    grpo(config(tmp_path / "whole", **options), own_task=Digits())
 
     class StoppedError(Exception):
         pass
@@ -136,15 +136,15 @@ def test_stopped_while_it_writes_a_run_goes_on_to_the_same_bytes(
         with monkeypatch.context() as patch:
             patch.setattr(grpocallbacks, "write_attribution", stop)
             with pytest.raises(StoppedError):
-                grpo(config(tmp_path / "stopped", **options), task=Digits())
-    grpo(config(tmp_path / "stopped", **options), task=Digits())
+                grpo(config(tmp_path / "stopped", **options), own_task=Digits())
+    grpo(config(tmp_path / "stopped", **options), own_task=Digits())
     assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
     manifest = json.loads((tmp_path / "stopped" / "manifest.json").read_text())
     sums = {
         f"attribution/{name}": hashlib.sha256(data).hexdigest() for name, data in tables(tmp_path / "whole").items()
     }
     assert len(sums) == 2 and sums.items() <= manifest["files"].items()
-    grpo(config(tmp_path / "stopped", steps=1, overwrite=True), task=Digits())
+    grpo(config(tmp_path / "stopped", steps=1, overwrite=True), own_task=Digits())
     assert not (tmp_path / "stopped" / "attribution").exists()
 
 
@@ -179,7 +179,7 @@ def test_it_is_done_where_it_can_be_and_nothing_limits_the_probe(
 )
 def test_other_steps_have_no_table_and_no_numbers(options: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
     settings = probe(every=2, parts=None, attribution=None)
-    grpo(config(tmp_path / "run", steps=2, probe=settings, inner_epochs=2, **options), task=Digits())
+    grpo(config(tmp_path / "run", steps=2, probe=settings, inner_epochs=2, **options), own_task=Digits())
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found if "probe_attribution_total" in row] == expected
     assert [row["step"] for row in found if "probe_first_per_sequence" in row] == [2]
@@ -201,7 +201,7 @@ def test_a_request_that_cannot_be_met_is_refused(
     if options.get("controller") == {"name": "steering"}:
         steer(monkeypatch, Steering())
     with pytest.raises(UsageError, match=said):
-        grpo(config(tmp_path / "run", probe=probe(parts=None), **options), task=Digits())
+        grpo(config(tmp_path / "run", probe=probe(parts=None), **options), own_task=Digits())
 
 
 def test_it_needs_probed_steps() -> None:

@@ -63,7 +63,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a probe that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    grpo(config(out, probe=PROBE, plots=True), task=Digits())
+    grpo(config(out, probe=PROBE, plots=True), own_task=Digits())
     return out
 
 
@@ -122,13 +122,13 @@ def test_the_export_is_a_model_of_transformers(whole: Path) -> None:
 
 def test_a_finished_run_is_left_alone_and_another_refused(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.glob("export/*")}
-    found, last = grpo(config(whole, probe=PROBE), task=Digits()), metrics(whole)[-1]
+    found, last = grpo(config(whole, probe=PROBE), own_task=Digits()), metrics(whole)[-1]
     assert (found.out, found.export.is_dir(), found.steps, found.reward) == (whole, True, 4, last["reward"])
     assert (found.eval_solved, found.entropy_per_token) == (last["eval_solved"], last["entropy_per_token"])
     assert found.to_dict() == {"out": str(whole), **last}
     assert {path: path.stat().st_mtime_ns for path in whole.glob("export/*")} == before
     with pytest.raises(RunError, match=r"holds another run: loss.clip_low is 0.2 there and 0.1 here"):
-        grpo(config(whole, probe=PROBE, loss=LossOptions(clip_low=0.1)), task=Digits())
+        grpo(config(whole, probe=PROBE, loss=LossOptions(clip_low=0.1)), own_task=Digits())
 
 
 def test_verify(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,8 +168,8 @@ def test_stopped_at_every_step_it_goes_on_to_the_same_bits(
         with monkeypatch.context() as patch:
             stop_after(patch, step, StateCheckpoints if step % 2 else Rows)
             with pytest.raises(StoppedError):
-                grpo(settings, task=Digits())
-    grpo(settings, task=Digits())
+                grpo(settings, own_task=Digits())
+    grpo(settings, own_task=Digits())
     assert result(tmp_path / "run") == result(whole)
 
 
@@ -184,12 +184,12 @@ def test_all_state_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "checkpoint_every": 2,
         "micro_batch": 5,
     }
-    grpo(config(tmp_path / "one", **options), task=Digits())
+    grpo(config(tmp_path / "one", **options), own_task=Digits())
     with monkeypatch.context() as patch:
         stop_after(patch, 4, StateCheckpoints)
         with pytest.raises(StoppedError):
-            grpo(config(tmp_path / "two", **options), task=Digits())
-    grpo(config(tmp_path / "two", **options), task=Digits())
+            grpo(config(tmp_path / "two", **options), own_task=Digits())
+    grpo(config(tmp_path / "two", **options), own_task=Digits())
     assert result(tmp_path / "one") == result(tmp_path / "two")
     found = metrics(tmp_path / "one")
     assert len({row["beta"] for row in found[1:]}) > 2
@@ -224,7 +224,7 @@ def test_killed_by_the_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_micro_batches_do_not_change_the_result(whole: Path, tmp_path: Path) -> None:
-    grpo(config(tmp_path / "run", probe=PROBE, micro_batch=5), task=Digits())
+    grpo(config(tmp_path / "run", probe=PROBE, micro_batch=5), own_task=Digits())
     for one, two in zip(metrics(whole), metrics(tmp_path / "run"), strict=True):
         assert one.keys() == two.keys()
         assert {name: two[name] for name in ("reward", "tokens", "loss") if name in two} == pytest.approx(
@@ -249,7 +249,7 @@ def test_it_learns(tmp_path: Path) -> None:
         checkpoint_every=25,
         eval_sampled=True,
     )
-    grpo(settings, task=Three())
+    grpo(settings, own_task=Three())
     found = metrics(tmp_path / "run")
     assert found[1]["reward"] < 0.4 and found[-1]["reward"] > 0.9 and found[-1]["eval_reward"] > 0.8
     assert found[-1]["entropy_per_token"] < found[1]["entropy_per_token"] / 2
@@ -266,7 +266,7 @@ def test_a_controller_scales_the_step_that_was_taken(tmp_path: Path, monkeypatch
 
         steer(monkeypatch, Steering(scales=(scale,), asks=ask))
         options = {"steps": 1, "probe": FIRST}
-        grpo(config(tmp_path / name, controller={"name": "steering"}, **options), task=Digits())
+        grpo(config(tmp_path / name, controller={"name": "steering"}, **options), own_task=Digits())
         row = metrics(tmp_path / name)[1]
         ((entropy, first, preconditioner, step),) = told
         assert entropy == pytest.approx(row["probe_entropy_per_token"]) and step == 1
@@ -288,7 +288,7 @@ def test_an_entropy_batch_on_the_prompts_of_the_update_has_pairs_of_one_prompt(t
     experiment = open_experiment(config(tmp_path / "run", probe=probe, steps=1), Digits())
     batch, update = experiment.entropy_batch(1, 0), experiment.roll_out(1).responses
     assert [batch.prompt(n) for n in range(3)] == [update.prompt(n) for n in range(3)]
-    grpo(experiment.config, task=Digits())
+    grpo(experiment.config, own_task=Digits())
     row = metrics(tmp_path / "run")[1]
     kinds = [row[f"probe_kernel_{kind}"] for kind in ("identical", "same_prompt", "cross_prompt")]
     assert kinds[1] and kinds[2] and sum(kinds) == pytest.approx(row["probe_kernel_total"])
@@ -301,7 +301,7 @@ def test_a_checker_that_fails_ends_no_run_and_is_counted(tmp_path: Path) -> None
                 raise ValueError(response)
             return 1.0
 
-    grpo(config(tmp_path / "run", steps=2), task=Fragile())
+    grpo(config(tmp_path / "run", steps=2), own_task=Fragile())
     first, *steps = metrics(tmp_path / "run")
     assert 0 < first["eval_checker_errors"] <= 6
     assert len(steps) == 2
@@ -322,7 +322,7 @@ def test_a_checker_that_fails_ends_no_run_and_is_counted(tmp_path: Path) -> None
 def test_the_covariance_is_of_the_update_that_the_loss_makes(loss: LossOptions, tmp_path: Path) -> None:
     """-mean S w with w the weights of ∇S in minus the gradient of the loss, by autograd, times the responses."""
     probe = ProbeOptions(every=1, prompts=3, responses=2, parts=("measured", "kernel"))
-    grpo(config(tmp_path / "run", probe=probe, steps=1, loss=loss, clip=1e-4), task=Digits())
+    grpo(config(tmp_path / "run", probe=probe, steps=1, loss=loss, clip=1e-4), own_task=Digits())
     row, table = metrics(tmp_path / "run")[1], pq.read_table(tmp_path / "run" / "responses.parquet").to_pydict()
     S, A = (torch.tensor(table[name], dtype=torch.float64) for name in ("logp", "advantage"))
     lengths = torch.tensor(table["length"])
@@ -347,7 +347,7 @@ def test_a_controller_without_a_probe_sees_the_same_entropy_batch(
     for every in (1, None):
         steer(monkeypatch, Steering(asks=lambda view: told.append(view.first_order())))
         options = {"steps": 1, "probe": dataclasses.replace(FIRST, every=every)}
-        grpo(config(tmp_path / str(every), controller={"name": "steering"}, **options), task=Digits())
+        grpo(config(tmp_path / str(every), controller={"name": "steering"}, **options), own_task=Digits())
     assert told[0] == told[1]
     assert all(torch.equal(weights(tmp_path / "1")[n], t) for n, t in weights(tmp_path / "None").items())
 
@@ -356,7 +356,7 @@ def test_a_controller_without_a_probe_sees_the_same_entropy_batch(
 def test_the_probe_knows_the_update_of_each_average(average: Any, tmp_path: Path) -> None:
     """AdamW's part of this batch, by the probe's two batches and by the step itself: the same to first order."""
     probe = ProbeOptions(every=1, prompts=4, responses=2, parts=("split", "two_batch"))
-    grpo(config(tmp_path / "run", steps=1, probe=probe, loss=LossOptions(average=average)), task=Digits())
+    grpo(config(tmp_path / "run", steps=1, probe=probe, loss=LossOptions(average=average)), own_task=Digits())
     row = metrics(tmp_path / "run")[1]
     assert row["probe_two_batch_per_sequence"] != 0
     entropy_batch = row["probe_batch_per_sequence"]  # the same entropy batch, another estimator of its gradient
@@ -385,7 +385,7 @@ def folder_of_llama(folder: Path) -> Path:
 
 def test_any_decoder_of_transformers_can_be_trained(tmp_path: Path) -> None:
     folder = folder_of_llama(tmp_path / "llama")
-    grpo(config(tmp_path / "run", policy=PolicyOptions(model=str(folder)), steps=2), task=Digits())
+    grpo(config(tmp_path / "run", policy=PolicyOptions(model=str(folder)), steps=2), own_task=Digits())
     assert all(row["logp_gap"] < 1e-5 for row in metrics(tmp_path / "run")[1:])
     before, after = load_file(folder / "model.safetensors"), weights(tmp_path / "run")
     assert before.keys() == after.keys() and all(not torch.equal(before[name], after[name]) for name in before)
@@ -400,7 +400,7 @@ def test_low_rank_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "optim": GRPOOptim(lr=0.01),
         "steps": 2,
     }
-    grpo(config(tmp_path / "run", **options), task=Digits())
+    grpo(config(tmp_path / "run", **options), own_task=Digits())
     before, after = load_file(folder / "model.safetensors"), weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
@@ -411,8 +411,8 @@ def test_low_rank_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         stop_after(patch, 2, StateCheckpoints)
         with pytest.raises(StoppedError):
-            grpo(config(tmp_path / "two", **options), task=Digits())
-    grpo(config(tmp_path / "two", **options), task=Digits())
+            grpo(config(tmp_path / "two", **options), own_task=Digits())
+    grpo(config(tmp_path / "two", **options), own_task=Digits())
     assert result(tmp_path / "two") == result(tmp_path / "run")
 
 
@@ -425,7 +425,7 @@ def test_a_reward_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
             return math.inf if problem.prompt.startswith("xx") else 1.0
 
     with pytest.raises(RunError, match=r"the reward of the response '.*' to the prompt 'xx.=' is inf"):
-        grpo(config(tmp_path / "run"), task=Broken())
+        grpo(config(tmp_path / "run"), own_task=Broken())
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_reward_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
-        grpo(config(tmp_path / "run", **options), task=Digits())
+        grpo(config(tmp_path / "run", **options), own_task=Digits())
 
 
 @pytest.mark.parametrize(

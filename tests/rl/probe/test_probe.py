@@ -303,7 +303,7 @@ import fluxentropy.rl.probe as rl
 assert "torch" not in sys.modules
 assert fluxentropy.rl.EntropyProbe is rl.EntropyProbe
 assert {"EntropyProbe", "EntropyProbeCallback"} <= {*dir(fluxentropy.rl)}
-assert len([getattr(rl, name) for name in rl.__all__]) == 79
+assert len([getattr(rl, name) for name in dir(rl) if not name.startswith("_")]) == 79
 print({'transformers', 'datasets', 'duckdb'} & set(sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
