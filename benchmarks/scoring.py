@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxentropy.cli.app import keep_freed_memory
-from fluxentropy.cli.demo import passages
+from fluxentropy.cli.passages import passages
 from fluxentropy.models.forward import PackedLinear, can_pack
 from fluxentropy.models.loading import Decoder, load_decoder
 from fluxentropy.models.zoo import find_model

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from fluxentropy.errors import UsageError
 
@@ -100,7 +100,7 @@ def _checks(cls: type) -> list[tuple[str, Check | Separated]]:
         for name, hint in inspect.get_annotations(base, eval_str=True).items():
             kind: Any
             said: list[Any]
-            kind, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            kind, *said = (hint.__origin__, *hint.__metadata__) if hasattr(hint, "__metadata__") else (hint,)
             if get_origin(kind) is Literal:
                 *most, last = values = get_args(kind)
                 fix = f"use {', '.join(map(str, most))}{' or ' if most else ''}{last}"

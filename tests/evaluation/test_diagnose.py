@@ -39,6 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.usefixtures("sketches")
 def test_what_is_written(items: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "diagnosis"
     command = ["diagnose", items(), "--target", "correct", "--metrics", "entropy,varentropy,sqrt_varentropy"]

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_file(), reason=f"no shared data in {SHARED}: set FLUXENTROPY_SHARED"),
 ]
 
-QUESTIONS = 24
+QUESTIONS = 14
 
 
 @pytest.fixture(scope="module")
