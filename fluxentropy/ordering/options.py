@@ -66,11 +66,11 @@ class BinConfig(Options):
 two, separated by a comma, with --grid."""
     bins: Annotated[int | None, INPUT] = None
     """So many bins of equal counts."""
-    quantiles: Annotated[tuple[str, ...] | None, INPUT, Separated()] = None
+    quantiles: Annotated[tuple[str | float, ...] | None, INPUT, Separated()] = None
     """Edges at these percentiles, such as 10,25,50,75,90."""
     grid: Annotated[str | None, INPUT] = None
     """Bins of two columns, such as 4x4."""
-    edges: Annotated[tuple[str, ...] | None, INPUT, Separated()] = None
+    edges: Annotated[tuple[str | float, ...] | None, INPUT, Separated()] = None
     """Edges at these values, or those of another corpus: its bins.json."""
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
@@ -127,8 +127,8 @@ expression."""
     @property
     def edges_file(self) -> Path | None:
         """The bins.json that `edges` names, if it does."""
-        named = self.edges is not None and len(self.edges) == 1 and self.edges[0].endswith(".json")
-        return Path(self.edges[0]) if self.edges and named else None
+        named = self.edges is not None and len(self.edges) == 1 and str(self.edges[0]).endswith(".json")
+        return Path(str(self.edges[0])) if self.edges and named else None
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

@@ -11,10 +11,10 @@ import pytest
 
 from fluxentropy.cli.commands import DemoConfig
 from fluxentropy.config.options import parse_bytes
-from fluxentropy.config.yaml import read_yaml, to_yaml
+from fluxentropy.config.yaml import from_plain, read_yaml, to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.evaluation import DiagnoseConfig
-from fluxentropy.ordering.options import SortConfig
+from fluxentropy.ordering.options import BinConfig, SortConfig
 from fluxentropy.report import TokensConfig
 from fluxentropy.scoring.options import ScoreConfig
 
@@ -115,3 +115,11 @@ def test_parse_bytes(size: str, expected: int) -> None:
 def test_parse_bytes_refuses(size: str) -> None:
     with pytest.raises(UsageError, match="--memory"):
         parse_bytes(size)
+
+
+def test_edges_from_python_and_yaml_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "bin.yaml"
+    file.write_text("edges: [1, 2.5]\n")
+    plain = {**read_yaml(file, BinConfig), "run": "r", "out": "o"}
+    assert from_plain(BinConfig, plain).numbers("edges") == [1.0, 2.5]
+    assert BinConfig("r", quantiles=(10, 50), out=Path("o")).numbers("quantiles") == [10.0, 50.0]
