@@ -12,7 +12,7 @@ from fluxentropy.errors import RunError, SourceError
 from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.files import read_json
 
-# --- run directories of `score` -> the scores of their models, side by side -------------------------------------------
+# --- runs with scores -------------------------------------------------------------------------------------------------
 
 
 CONSENSUS = "consensus"  # the folder of what all models say together: never one of the models
@@ -36,7 +36,7 @@ def _place(name: str, ordered: Sequence[str]) -> tuple[int, str]:
     return (ordered.index(name) if name in ordered else 0), name
 
 
-# --- folders and files -> the runs in them, by what each one holds: the first step of a report ------------------------
+# --- runs of any kind -------------------------------------------------------------------------------------------------
 
 
 DEPTH = 2  # folders below a given one that are searched

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self, TextIO
 
-# --- progress of a long command on stderr: how much, how fast, how much longer ----------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
 RATE_WINDOW = 30.0  # seconds that the shown rate looks back
@@ -136,7 +136,7 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
-# --- what surrounds a command: signals, what libraries say, and stdout. Only the command line uses it -----------------
+# --- debugging --------------------------------------------------------------------------------------------------------
 
 
 DEBUG = "FLUXENTROPY_DEBUG"
