@@ -45,7 +45,7 @@ test: install
 	$(TESTS)
 
 test-quick: install
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow" tests
 
 lint: install
 	$(VENV)/bin/ruff format --check .
