@@ -17,18 +17,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fluxentropy.entropy import TokenStats, token_stats
-from fluxentropy.models.forward import PROBE_TOLERANCE, FastPath, ForwardPath, Grouped, embedding_rows
+from fluxentropy.entropy import Head, TokenStats, token_stats
+from fluxentropy.models.forward import PROBE_TOLERANCE, FastPath, ForwardPath, Grouped
+from fluxentropy.models.fused import FusedPath, Span
 from fluxentropy.models.loading import Decoder
 from fluxentropy.models.tokenizers import Encoder
 from fluxentropy.models.weights import is_out_of_memory
+from fluxentropy.runs.engine import one_thread_each, usable_cores
 from fluxentropy.scoring.batching import plan_batches
 from fluxentropy.scoring.scorer import default_batch_tokens
 
@@ -67,15 +69,22 @@ class Reader:
     """Runs prompts through a model: contexts once where the model allows it, else a row for each ending."""
 
     def __init__(
-        self, decoder: Decoder, path: ForwardPath, *, max_tokens: int | None = None, batch_tokens: int | None = None
+        self,
+        decoder: Decoder,
+        path: ForwardPath,
+        *,
+        max_tokens: int | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.decoder, self.path = decoder, path
+        self.threads = threads or usable_cores()
         self.batch_tokens = batch_tokens or default_batch_tokens(decoder)
         self.encoder = Encoder(decoder.tokenizer, None)
         self.window = min(limit for limit in (max_tokens, decoder.window, 2**30) if limit is not None)
         self.fast, self.together = _shared_path(path)
-        self.sliding = _sliding_window(decoder)
-        self.vocabulary = embedding_rows(decoder.model)
+        self.sliding = None if isinstance(self.fast, FusedPath) else _sliding_window(decoder)
+        self.vocabulary = path.vocabulary
         self.shared, self.note = self._choose()
 
     # --- texts -> tokens ---
@@ -118,14 +127,19 @@ class Reader:
         asked = [place for place, prompt in enumerate(prompts) if prompt.status == "ok"]
         once = {place: _each_once(prompts[place]) for place in asked}
         lengths = [once[place][0].length for place in asked]
-        for batch in plan_batches(lengths, self.batch_tokens):
-            places = [asked[i] for i in batch]
-            group = [once[place][0] for place in places]
-            for place, reading in zip(places, self._read(group), strict=True):
-                found[place] = _of_all(reading, once[place][1])
+        planned = plan_batches(lengths, self.batch_tokens, padded=self.path.padded)
+        groups = [[once[asked[i]][0] for i in batch] for batch in planned]
+        for batch, group, readings in zip(planned, groups, self._each(groups), strict=True):
+            for i, reading in zip(batch, readings, strict=True):
+                found[asked[i]] = _of_all(reading, once[asked[i]][1])
             if on_batch:
                 on_batch(sum(prompt.length for prompt in group))
         return found
+
+    def _each(self, groups: Sequence[Sequence[Prompt]]) -> Iterator[list[Reading]]:
+        if self.decoder.device.type == "cpu" and self.path.parallel:
+            return one_thread_each(self._read, groups, self.threads)
+        return map(self._read, groups)
 
     @torch.inference_mode()
     def _read(self, prompts: Sequence[Prompt]) -> list[Reading]:
@@ -149,12 +163,19 @@ class Reader:
             self.path.state.restore()
         device = self.decoder.device
         ids, positions, mask = (tensor.to(device) for tensor in shared_rows(prompts))
-        hidden = path.base(
-            input_ids=ids, position_ids=positions, attention_mask=mask.to(self.decoder.dtype), use_cache=False
-        )[0]  # (B, L, D)
+        if isinstance(path, FusedPath):
+            inside = torch.arange(ids.shape[1]) < torch.tensor([[prompt.length] for prompt in prompts])
+            hidden = torch.empty(*ids.shape, path.decoder.embedding.shape[1], dtype=path.decoder.dtype)  # (B, L, D)
+            hidden[inside] = path.decoder.hidden(ids[inside], positions[inside], shared_spans(prompts))
+            head: Head = path.decoder
+        else:
+            hidden = path.base(
+                input_ids=ids, position_ids=positions, attention_mask=mask.to(self.decoder.dtype), use_cache=False
+            )[0]
+            head = path.head
         context_at, ending_at, targets = _places(prompts)
-        of_context = token_stats(hidden[context_at.unbind()], head=path.head, top_k=TOP_K)
-        of_endings = token_stats(hidden[ending_at.unbind()], targets.to(device), head=path.head)
+        of_context = token_stats(hidden[context_at.unbind()], head=head, top_k=TOP_K)
+        of_endings = token_stats(hidden[ending_at.unbind()], targets.to(device), head=head)
         return _readings(prompts, of_context, of_endings)
 
     def _read_alone(self, prompt: Prompt) -> Reading:
@@ -199,11 +220,11 @@ class Reader:
         return True, f"contexts are read once for all their endings: deviation {error:.1g} nats on probes"
 
 
-def _shared_path(path: ForwardPath) -> tuple[FastPath | None, int | None]:
+def _shared_path(path: ForwardPath) -> tuple[FastPath | FusedPath | None, int | None]:
     """The fast path where endings may share a row, and up to how many tokens (None: any)."""
     inner, limit = (path.path, path.limit) if isinstance(path, Grouped) else (path, None)
     allowed = limit is None or limit > 0
-    return (inner, limit) if isinstance(inner, FastPath) and allowed else (None, limit)
+    return (inner, limit) if isinstance(inner, FastPath | FusedPath) and allowed else (None, limit)
 
 
 def _each_once(prompt: Prompt) -> tuple[Prompt, list[int]]:
@@ -224,7 +245,7 @@ def _of_all(reading: Reading, at: Sequence[int]) -> Reading:
 
 def _sliding_window(decoder: Decoder) -> int | None:
     """The shortest attention window of any layer: a row beyond it needs masks that only the model itself makes."""
-    value = getattr(decoder.model.config.get_text_config(), "sliding_window", None)
+    value = getattr(decoder.config.get_text_config(), "sliding_window", None)
     return value if isinstance(value, int) and value > 0 else None
 
 
@@ -245,6 +266,20 @@ def shared_rows(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
     seen = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)  # (B, query, key)
     mask = torch.zeros(len(prompts), 1, L, L).masked_fill(~(seen & earlier)[:, None], HIDDEN)
     return ids, positions, mask
+
+
+def shared_spans(prompts: Sequence[Prompt]) -> list[Span]:
+    """The contexts and endings of prompts that lie end to end, each ending after its context."""
+    spans, start = [], 0
+    for prompt in prompts:
+        C = len(prompt.context)
+        spans.append(Span(start, C))
+        at = start + C
+        for ending in prompt.endings:
+            spans.append(Span(at, len(ending), before=start, prefix=C))
+            at += len(ending)
+        start = at
+    return spans
 
 
 def _places(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,12 +24,12 @@ from fluxentropy.entropy import truncated_entropy
 from fluxentropy.evaluation import HellaswagConfig
 from fluxentropy.evaluation.answering import Prompt, Reader, Reading
 from fluxentropy.evaluation.questions import ACCURACIES, FORMAT, Question, Questions, open_questions, read_task
+from fluxentropy.models.paths import open_path
 from fluxentropy.models.zoo import find_model
 from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.engine import missing_parts
 from fluxentropy.runs.files import atomic_path, versions
 from fluxentropy.runs.progress import Progress
-from fluxentropy.scoring.scorer import open_path
 
 # --- items ------------------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fluxentropy.config.results import Result, command, html_table
 from fluxentropy.errors import ModelError
@@ -24,6 +24,10 @@ from fluxentropy.models.gguffile import split_files
 from fluxentropy.models.weights import format_bytes
 from fluxentropy.models.zoo import ZooEntry, read_zoo, shipped_zoos, zoo_path
 from fluxentropy.runs.files import fingerprint_file, fingerprint_json
+
+if TYPE_CHECKING:
+    import torch
+
 
 # --- files of models --------------------------------------------------------------------------------------------------
 
@@ -136,10 +140,51 @@ def integer_weights(folder: Path) -> list[str]:
     ]
 
 
-def _headers(folder: Path) -> dict[str, dict[str, Any]]:
+def _tensor_places(folder: Path) -> dict[str, tuple[Path, int, dict[str, Any]]]:
+    """Each tensor in the safetensors files of a model folder: its file, the first of its bytes, and its `dtype`,
+    `shape` and `data_offsets`."""
+    found: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+    for name in weight_files(folder):
+        with open(folder / name, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        for key, tensor in _headers(folder, [name]).items():
+            found[key] = folder / name, 8 + size + tensor["data_offsets"][0], tensor
+    return found
+
+
+Weights = Callable[[str], "torch.Tensor"]  # the weight of a name; KeyError where there is none
+
+
+def model_weights(model: Any) -> Weights:
+    """The weights of a model in memory, by name."""
+    state: dict[str, torch.Tensor] = model.state_dict()
+    return state.__getitem__
+
+
+def file_weights(folder: Path) -> Weights | None:
+    """The weights in the safetensors files of a model folder, by name; None where they are in other files.
+
+    Each is a mapping of its own, which ends with the tensor: of a file that is mapped as one, all that was read stays.
+    """
+    import numpy as np
+    import torch
+
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    places = _tensor_places(folder)
+
+    def read(name: str) -> torch.Tensor:
+        path, first, facts = places[name]
+        kind, begin, end = kinds[facts["dtype"]], *facts["data_offsets"]
+        raw = np.memmap(path, dtype=np.uint8, mode="c", offset=first, shape=end - begin)
+        return torch.from_numpy(raw).view(kind).view(facts["shape"])
+
+    return read if places else None
+
+
+def _headers(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """What the headers of a model folder's safetensors files say of each tensor: `dtype`, `shape`."""
     found: dict[str, dict[str, Any]] = {}
-    for name in weight_files(folder):
+    for name in weight_files(folder) if names is None else names:
         try:
             with open(folder / name, "rb") as file:
                 size = int.from_bytes(file.read(8), "little")

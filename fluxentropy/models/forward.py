@@ -16,29 +16,45 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.activations import SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from fluxentropy.entropy import TokenStats, concatenate, token_stats
+from fluxentropy.models.linear import PackedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # --- paths through a model --------------------------------------------------------------------------------------------
 
 
 COLUMNS = 2048  # vocabulary columns projected at once
 PROBE_LENGTHS = (33, 12)
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}  # mean, nats
+PROBE_TOLERANCE = {  # mean, nats
+    torch.float32: 1e-3,
+    torch.float64: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.03,
+    torch.int8: 0.3,
+}
 
 
 class ForwardPath(Protocol):
-    """Runs a decoder on right-padded rows and returns the statistics of chosen positions."""
+    """Runs a decoder on right-padded rows and returns the statistics of chosen positions.
+
+    `vocabulary` tokens can be read and `outcomes` have a probability. `parallel`: threads may call it at once.
+    `padded`: padding costs as much as tokens do.
+    """
 
     name: str
+    vocabulary: int
+    outcomes: int
+    parallel: bool
+    padded: bool
 
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
         """ids (B, T) right-padded, keep bool (B, T), targets int64 (N,) -> statistics (N,) in row-major order."""
@@ -49,9 +65,12 @@ class PlainPath:
     """Full logits of one row at a time through the model's own forward: slow, and right for every decoder."""
 
     name = "plain"
+    parallel = True
+    padded = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.vocabulary, self.outcomes = embedding_rows(model), logit_columns(model)
 
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
         parts, start = [], 0
@@ -71,9 +90,12 @@ class FastPath:
     """Base model, then the head in blocks over the chosen positions."""
 
     name = "fast"
+    parallel = True
+    padded = True
 
     def __init__(self, model: PreTrainedModel, *, packed: bool = False) -> None:
         """`packed` rewrites the model's layers in place (see `pack_layers`): it then serves only this path."""
+        self.vocabulary, self.outcomes = embedding_rows(model), logit_columns(model)
         self.head = TailHead(model, packed=packed)
         if packed:
             pack_layers(model)
@@ -97,7 +119,9 @@ class _GivenOutput(BaseModelOutputWithPast):
 class _GivenHidden(nn.Module):
     """Stands in for a base model: whatever it is called with, it returns the hidden states it was given."""
 
-    hidden: Tensor
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
         return _GivenOutput(last_hidden_state=self.hidden)
@@ -115,11 +139,7 @@ class TailHead:
         prefix = model.base_model_prefix
         if not isinstance(projection, nn.Linear) or not names or "." in names[0] or not hasattr(model, prefix):
             raise ValueError("the model has no separate base model and linear output projection")
-        self.given = _GivenHidden()
-        self.tail = copy.copy(model)  # shares every weight; only its table of submodules is its own
-        self.tail._modules = dict(model._modules)
-        self.tail._modules[prefix] = self.given
-        self.name = names[0]
+        self.model, self.prefix, self.name = model, prefix, names[0]
         bias = projection.bias
         self.slices: list[nn.Module] = []
         for start in range(0, projection.out_features, columns):
@@ -127,47 +147,19 @@ class TailHead:
             part = nn.Linear(1, 1, bias=False)
             part.weight = nn.Parameter(projection.weight.data[start:stop], requires_grad=False)
             part.bias = None if bias is None else nn.Parameter(bias.data[start:stop], requires_grad=False)
-            self.slices.append(PackedLinear(part) if packed else part)
+            self.slices.append(PackedLinear(part.weight.data, part.bias) if packed else part)
 
     def blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         """(R, D) -> logits (R, C), block after block of columns."""
-        self.given.hidden = hidden[None]
+        tail = copy.copy(self.model)  # shares every weight; its table of submodules is its own: threads may run at once
+        tail._modules = {**self.model._modules, self.prefix: _GivenHidden(hidden[None])}
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         for part in self.slices:
-            self.tail._modules[self.name] = part
-            yield self.tail(input_ids=ids, use_cache=False).logits[0]
+            tail._modules[self.name] = part
+            yield tail(input_ids=ids, use_cache=False).logits[0]
 
 
 # --- prepacked layers for CPUs ----------------------------------------------------------------------------------------
-# oneDNN on weights in its own blocked layout: 2.3 x the default float32 product on AMD Zen 5 (docs/LOG.md). The
-# operators are those that torch.compile itself emits for frozen CPU graphs.
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this device have oneDNN's packed linear layers for `dtype`."""
-    ready = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    ready = ready and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if dtype == torch.bfloat16:
-        return ready and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return ready and dtype == torch.float32
-
-
-class PackedLinear(nn.Module):
-    """`nn.Linear` for inference, its weight in oneDNN's blocked layout, with an optional fused activation."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data.contiguous(), 512)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor, activation: str = "none") -> Tensor:  # (..., in) -> (..., out)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], "")
-        return result
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The layer's output multiplied by `other`, fused: (..., in), (..., out) -> (..., out)."""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
-        return result
 
 
 class PackedGatedMLP(nn.Module):
@@ -187,6 +179,8 @@ def pack_layers(model: PreTrainedModel) -> None:
 
     What is not packed is copied first: a memory-mapped weight file stays in memory while any view into it lives.
     """
+    from transformers.activations import SiLUActivation
+
     base = getattr(model, model.base_model_prefix)
     linear = {id(module.weight) for module in base.modules() if type(module) is nn.Linear}
     for parameter in base.parameters():
@@ -195,7 +189,7 @@ def pack_layers(model: PreTrainedModel) -> None:
     for parent in list(base.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, PackedLinear(child.weight.data, child.bias))
                 del child.weight  # the list above still holds the old layer
     for parent in list(base.modules()):
         for name, child in list(parent.named_children()):
@@ -260,18 +254,17 @@ def is_causal(logits: list[Tensor]) -> bool:
     return not bool(change > tolerance)  # NaN logits say nothing about causality
 
 
-def path_error(path: ForwardPath, model: PreTrainedModel, reference: Tensor) -> float:
-    """How far the path's entropies on the padded probe rows are from the reference, in nats.
+def path_error(path: ForwardPath, rows: list[Tensor], reference: Tensor, *, exact: bool = True) -> float:
+    """How far the path's entropies on padded probe rows are from the reference, in nats.
 
-    The mean absolute deviation; in float32, where rounding is small everywhere, a tenth of the largest if that is more
+    The mean absolute deviation; if `exact`, where rounding is small everywhere, a tenth of the largest if that is more
     (a single token that an expert dropped).
     """
-    rows = probe_rows(model)
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     keep = torch.arange(ids.shape[1], device=ids.device) < torch.tensor([[len(row)] for row in rows], device=ids.device)
     with torch.inference_mode():
         entropy = path(ids, keep, None).entropy
-    return distance(entropy, reference, exact=model.dtype in (torch.float32, torch.float64))
+    return distance(entropy, reference, exact=exact)
 
 
 def distance(entropy: Tensor, reference: Tensor, *, exact: bool) -> float:
@@ -315,6 +308,8 @@ class Grouped:
     def __init__(self, path: ForwardPath, limit: int, state: FreshState | None = None) -> None:
         self.path, self.limit, self.state = path, limit, state
         self.name = f"{path.name}, {_words(limit)}"
+        self.vocabulary, self.outcomes, self.padded = path.vocabulary, path.outcomes, path.padded
+        self.parallel = path.parallel and state is None
 
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
         owner = keep.nonzero()[:, 0]  # (N,) the row of each kept position

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import pickle
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +37,7 @@ from fluxentropy.runs.files import fingerprint_file, fingerprint_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 FINGERPRINTED = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model", "*.txt")
@@ -41,22 +45,51 @@ FINGERPRINTED = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.model", "*.txt
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A loaded model. `fingerprint` identifies its weights and tokenizer, `notes` say what was decided and why."""
+    """A model with its tokenizer. `fingerprint` identifies both, `notes` say what was decided and why.
+
+    The weights are loaded when `model` is first asked for; a CPU may never ask (`models.paths`). `dtype` is the
+    precision that was asked for: int8 has its weights loaded in float32.
+    """
 
     name: str
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
-    notes: tuple[str, ...] = ()
+    load: Callable[[], PreTrainedModel] = field(repr=False)
+    load_config: Callable[[], PreTrainedConfig] = field(repr=False)
+    folder: Path | None = None  # that holds the weights, unless they were changed after they were read
+    notes: list[str] = field(default_factory=list)  # loading may add to them
 
-    @property
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, fingerprint: str) -> Decoder:
+        """The decoder of a model that is in memory."""
+        return cls(
+            name=name,
+            tokenizer=tokenizer,
+            device=model.device,
+            dtype=model.dtype,
+            fingerprint=fingerprint,
+            load=lambda: model,
+            load_config=lambda: model.config,
+        )
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The loaded model, in evaluation mode on its device. Errors: ModelError, as `load_decoder`."""
+        return self.load()
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration. (That of transformers 5.23 loads a third of torch: half a start.)"""
+        return self.load_config()
+
+    @cached_property
     def window(self) -> int | None:
         """The longest input the model was built for, in tokens; None where its configuration sets no limit."""
         from fluxentropy.models.forward import dynamic_factor
 
-        config = self.model.config.get_text_config()
+        config = self.config.get_text_config()
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
             value = getattr(config, key, None)
             if isinstance(value, int) and value > 0:
@@ -73,6 +106,13 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
     Errors: ModelError names the model and what is missing, wrong, or too large for the device; UsageError an unknown
     device.
     """
+    decoder = find_decoder(entry, device=device, dtype=dtype, offline=offline)
+    _ = decoder.model
+    return decoder
+
+
+def find_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Decoder:
+    """Like `load_decoder`, the weights not loaded yet where all files are here."""
     place, place_note = _choose_device(device)
     kind, kind_note = _choose_dtype(entry.dtype if dtype == "auto" else dtype, place)
     if adapter := adapter_folder(entry):
@@ -82,18 +122,28 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
     check_memory(entry.name, max(known or 0, entry.parameters or 0) or None, kind, place)
     if found.source == entry.hub and not offline and (adapter := download_adapter(entry)):
         return _load_adapted(entry, adapter, place, kind, (place_note, kind_note), offline)
-    model, tokenizer, weights_note = _from_pretrained(entry, found, kind, offline)
-    _check_decoder(entry.name, model, tokenizer)
-    model.eval().requires_grad_(False)
-    _move(entry.name, model, place)
+    tokenizer = _load_tokenizer(entry, found, offline)
+    notes = [text for text in (place_note, kind_note, found.note) if text]
+
+    def load() -> PreTrainedModel:
+        model, note = _load_model(entry, found, kind, offline)
+        notes.extend([note] if note else [])
+        _check_decoder(entry.name, model, tokenizer)
+        model.eval().requires_grad_(False)
+        _move(entry.name, model, place)
+        return model
+
+    loaded = load() if found.source == entry.hub else None  # downloaded now; then its commit is known
     return Decoder(
         name=entry.name,
-        model=model,
         tokenizer=tokenizer,
         device=place,
         dtype=kind,
         fingerprint=found.fingerprint or _hub_fingerprint(entry),
-        notes=tuple(text for text in (place_note, kind_note, found.note, weights_note) if text),
+        load=load if loaded is None else lambda: loaded,
+        load_config=(lambda: _load_config(entry, found, offline)) if loaded is None else lambda: loaded.config,
+        folder=None if loaded is not None or entry.trust_remote_code else found.folder,
+        notes=notes,
     )
 
 
@@ -121,21 +171,14 @@ def _load_adapted(
     if any(path.is_file() for pattern in TOKENIZERS for path in folder.glob(pattern)):
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if dtype != torch.float32:
+    if dtype not in (torch.float32, torch.int8):
         cast_weights(model, dtype)
     model.eval().requires_grad_(False)
     _move(entry.name, model, place)
     prints = {"adapter": fingerprint_folder(folder), "base": base.fingerprint}
     note = f"adapter {folder} merged in float32 into its base {base.name}"
-    return Decoder(
-        name=entry.name,
-        model=model,
-        tokenizer=tokenizer,
-        device=place,
-        dtype=dtype,
-        fingerprint="sha256:" + fingerprint_json(prints),
-        notes=(*notes, *base.notes[2:], note),
-    )
+    merged = Decoder.of(model, tokenizer, name=entry.name, fingerprint="sha256:" + fingerprint_json(prints))
+    return dataclasses.replace(merged, dtype=dtype, notes=[*notes, *base.notes[2:], note])
 
 
 def fingerprint_folder(folder: Path) -> str:
@@ -235,29 +278,55 @@ def _hub_fingerprint(entry: ZooEntry) -> str:
     return f"{entry.hub}@{folder.name if folder else entry.revision or 'main'}"
 
 
-def _from_pretrained(
-    entry: ZooEntry, found: _Found, dtype: torch.dtype, offline: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    from transformers import AutoConfig, AutoTokenizer
+def _load_tokenizer(entry: ZooEntry, found: _Found, offline: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
 
+    with _clear_errors(entry), quiet_transformers():
+        if entry.hub or entry.folder:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                found.source, **_options(entry, found, offline)
+            )
+            return tokenizer
+        return gguf_tokenizer(entry)
+
+
+def _load_config(entry: ZooEntry, found: _Found, offline: bool) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    with _clear_errors(entry), quiet_transformers():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(found.source, **_options(entry, found, offline))
+        return config
+
+
+def _load_model(entry: ZooEntry, found: _Found, dtype: torch.dtype, offline: bool) -> tuple[PreTrainedModel, str]:
+    import torch
+
+    config = _load_config(entry, found, offline)
+    dtype = torch.float32 if dtype == torch.int8 else dtype
+    with _clear_errors(entry), quiet_transformers():
+        loader = loader_for(entry.name, config, own_code=entry.trust_remote_code)
+        options = _options(entry, found, offline)
+        model, note = load_checked(loader, found.source, name=entry.name, dtype=dtype, **options)
+        if getattr(model, "hf_quantizer", None) is None and (folder := found.folder or hub_folder(entry)):
+            check_integers(f"model {entry.name!r}", integer_weights(folder))
+    return model, note
+
+
+def _options(entry: ZooEntry, found: _Found, offline: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"trust_remote_code": entry.trust_remote_code, "local_files_only": offline}
     if found.source == entry.hub:
         options["revision"] = entry.revision or "main"
+    return options
+
+
+@contextlib.contextmanager
+def _clear_errors(entry: ZooEntry) -> Iterator[None]:
+    """What transformers, safetensors and a model's own code raise, as a ModelError that names the model."""
     try:
-        with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase
-            if entry.hub or entry.folder:
-                tokenizer = AutoTokenizer.from_pretrained(found.source, **options)
-            else:
-                tokenizer = gguf_tokenizer(entry)
-            config = AutoConfig.from_pretrained(found.source, **options)
-            loader = loader_for(entry.name, config, own_code=entry.trust_remote_code)
-            model, note = load_checked(loader, found.source, name=entry.name, dtype=dtype, **options)
-            if getattr(model, "hf_quantizer", None) is None and (folder := found.folder or hub_folder(entry)):
-                check_integers(f"model {entry.name!r}", integer_weights(folder))
+        yield
     except ModelError:
         raise
-    except Exception as error:  # transformers, safetensors and remote code raise many kinds
+    except Exception as error:
         if is_out_of_memory(error):
             raise ModelError(f"model {entry.name!r} does not fit in memory: {first_line(error)}") from error
         hint = near_names(entry.name)
@@ -270,7 +339,6 @@ def _from_pretrained(
                 f"objects that run code are not opened: convert it to safetensors"
             ) from error
         raise ModelError(f"model {entry.name!r} cannot be loaded: {first_line(error)}{hint}") from error
-    return model, tokenizer, note
 
 
 def _check_decoder(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,7 +20,7 @@ from fluxentropy.config.yaml import check_mapping, config_path, read_yaml
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.models.gguffile import split_files
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # a model's run is a folder of that name
 RESERVED = ("consensus",)  # the order that the whole zoo agrees on is written under that name

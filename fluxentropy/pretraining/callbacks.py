@@ -18,6 +18,7 @@ from fluxentropy.evaluation.answering import Reader
 from fluxentropy.evaluation.hellaswag import make_item, summarise, to_table
 from fluxentropy.evaluation.questions import ACCURACIES, open_questions, read_task
 from fluxentropy.models.loading import Decoder
+from fluxentropy.models.paths import choose_path
 from fluxentropy.pretraining.export import to_transformers
 from fluxentropy.pretraining.gpt import GPT
 from fluxentropy.pretraining.ledger import Ledger, step_row
@@ -30,7 +31,6 @@ from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import MetricsFile
 from fluxentropy.schedules.dataset import FOLDER
 from fluxentropy.schedules.schedule import Adaptive
-from fluxentropy.scoring.scorer import choose_path
 
 # --- callbacks --------------------------------------------------------------------------------------------------------
 
@@ -287,14 +287,7 @@ class QuestionRounds(StepCallback):
             self.tokenizer = AutoTokenizer.from_pretrained(self.plan.blocks.path / FOLDER / "tokenizer")
         model: Any = to_transformers(module.gpt)
         model.to(module.device).eval().requires_grad_(False)
-        decoder = Decoder(
-            name="the model in training",
-            model=model,
-            tokenizer=self.tokenizer,
-            device=module.device,
-            dtype=torch.float32,
-            fingerprint="",
-        )
+        decoder = Decoder.of(model, self.tokenizer, name="the model in training", fingerprint="")
         path, _ = choose_path(decoder)
         assert path is not None  # without packing there is always the plain path
         return Reader(decoder, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import pickle
@@ -16,9 +17,10 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -64,6 +66,63 @@ class _Worker:
         return self.job(unit)
 
 
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """How many threads may compute at once: the cores that this process may run on, no more than its control group
+    lets it use or `OMP_NUM_THREADS` asks for. `root` is where /proc and /sys are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    limits = [cores, *([int(asked)] if asked.isdigit() else []), *map(math.ceil, _quotas(root))]
+    return max(min(limits), 1)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The cores that the control groups of this process, and those around them, let it use together."""
+    with contextlib.suppress(OSError, ValueError):
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        for line in groups:
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            folder = mount / path.strip("/")
+            for group in (folder, *folder.parents):
+                with contextlib.suppress(OSError, ValueError):
+                    if controllers:  # version 1
+                        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                    else:
+                        quota, period = (group / "cpu.max").read_text().split()
+                    if float(quota) > 0:
+                        yield float(quota) / float(period)
+                if group == mount:
+                    break
+
+
+def one_thread_each(work: Callable[[U], R], items: Iterable[U], threads: int) -> Iterator[R]:
+    """`work` of each item, in order, by `threads` threads that compute on a core each.
+
+    No thread waits for another inside an item, as those of a parallel matrix product do: a core that something else
+    takes for a while slows its own item down and no other. The results do not depend on the number of threads.
+    """
+
+    import torch
+
+    def alone(item: U) -> R:
+        torch.set_num_threads(1)
+        return work(item)
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(alone, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # threads that are started later ask for the number that was set last
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +141,7 @@ class Processes:
     def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
         if self.pool is None:
             context = multiprocessing.get_context("spawn")
-            threads = max((os.cpu_count() or 1) // self.workers, 1)
+            threads = max(usable_cores() // self.workers, 1)
             self.count, self.pids = context.Value("i", 0), context.Array("l", self.workers)
             initargs = (self.count, self.pids, threads)
             self.pool = ProcessPoolExecutor(

@@ -59,21 +59,27 @@ def windows(text: int, ids: np.ndarray, size: int, stride: int, n_prefix: int) -
         )
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of rows, longest first, in batches of at most `budget` padded tokens (a longer row goes alone).
+def plan_batches(lengths: Sequence[int], budget: int, *, padded: bool = True) -> list[list[int]]:
+    """Indices of rows, longest first, in batches of at most `budget` tokens (a longer row goes alone).
+
+    `padded`: the padding of shorter rows counts.
 
     >>> plan_batches([3, 9, 4, 3], budget=9)
     [[1], [2, 0], [3]]
+    >>> plan_batches([3, 9, 4, 2], budget=9, padded=False)
+    [[1], [2, 0, 3]]
     """
     batches: list[list[int]] = []
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    width = 0
+    taken = width = 0
     for index in order:
-        if batches and (len(batches[-1]) + 1) * width <= budget:
+        more = width if padded else lengths[index]
+        if batches and taken + more <= budget:
             batches[-1].append(index)
+            taken += more
         else:
             batches.append([index])
-            width = lengths[index]
+            taken = width = lengths[index]
     return batches
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,46 +12,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.entropy import TokenStats, concatenate
 from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.models.forward import (
-    ALONE,
-    PROBE_TOLERANCE,
-    FastPath,
-    ForwardPath,
-    FreshState,
-    Grouped,
-    PlainPath,
-    can_pack,
-    distance,
-    embedding_rows,
-    entropies,
-    is_causal,
-    logit_columns,
-    path_error,
-    probe_logits,
-    probe_rows,
-    row_limit,
-)
-from fluxentropy.models.loading import Decoder, load_decoder
+from fluxentropy.models.forward import ForwardPath
+from fluxentropy.models.loading import Decoder
+from fluxentropy.models.paths import choose_path, open_path
 from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded, Encoder
 from fluxentropy.models.weights import is_out_of_memory
 from fluxentropy.models.zoo import ZooEntry, find_model
+from fluxentropy.runs.engine import one_thread_each, usable_cores
 from fluxentropy.scoring.batching import Row, TextStats, plan_batches, windows
 from fluxentropy.scoring.scores import Scores
 from fluxentropy.scoring.tokens import Tokens, as_texts, described, token_table
 
-CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
+CPU_BATCH_TOKENS = 512  # of each thread; larger batches fall out of the caches, and need more memory (docs/LOG.md)
 GPU_BATCH_TOKENS = 65536
-OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens")  # of `open_scorer`
+OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens", "threads")
 
 
 @dataclass(kw_only=True)
 class Work:
-    """What the forward passes did so far: real tokens (duplicates once, padding not), padded tokens, seconds."""
+    """What the forward passes did so far: real tokens (duplicates once, padding not), padded tokens, and seconds by
+    the clock, however many threads there were."""
 
     tokens: int = 0
     padded: int = 0
@@ -65,6 +50,9 @@ class Scorer:
     scores all of it in windows of `max_tokens`, each token after at least `max_tokens - stride` tokens of context
     (fewer only near the start). Texts with the same tokens are run once. A batch that does not fit is halved.
 
+    On a CPU, `threads` threads (by default one for each core that this process may use) take batches of at most
+    `batch_tokens` tokens, each on one core. The numbers do not depend on how many they are.
+
     Errors: UsageError when `max_tokens` exceeds the model's window; ModelError when the model is not a causal
     decoder, or a single row does not fit on the device.
     """
@@ -77,6 +65,7 @@ class Scorer:
         window: str = "first",
         stride: int | None = None,
         batch_tokens: int | None = None,
+        threads: int | None = None,
         path: ForwardPath | None = None,
     ) -> None:
         if window not in ("first", "sliding"):
@@ -100,8 +89,8 @@ class Scorer:
         chosen = path or choose_path(decoder)[0]
         assert chosen is not None  # without packing there is always the plain path
         self.path: ForwardPath = chosen
-        self.vocabulary = embedding_rows(decoder.model)
-        self.outcomes = logit_columns(decoder.model)
+        self.vocabulary, self.outcomes = self.path.vocabulary, self.path.outcomes
+        self.threads = threads or usable_cores()
         self.work = Work()
         self.opened: tuple[ZooEntry, dict[str, Any]] | None = None  # what `open_scorer` would open again
         self.named: dict[str, Any] | None = None
@@ -119,7 +108,8 @@ class Scorer:
         """The scorer of a zoo name, a Hub id, a folder or a .gguf file.
 
         `zoo` is a YAML file with more names. `options` are those of `open_scorer`: device ("auto"), dtype ("auto",
-        "fp32", "bf16", "fp16"), offline, max_tokens (512), window ("first", "sliding"), stride, batch_tokens.
+        "fp32", "bf16", "fp16", "int8"), offline, max_tokens (512), window ("first", "sliding"), stride, batch_tokens,
+        threads.
 
             scorer = Scorer.from_pretrained("smollm2-135m-instruct", dtype="bf16")
             scorer(["To be"])[0].entropy_mean       # nats
@@ -243,36 +233,53 @@ class Scorer:
         gathered: TextStats | None,
     ) -> None:
         """Add the totals of every row to its text's line of `totals` (texts, 8), and its statistics to `gathered`."""
-        pending = [
-            [rows[i] for i in batch]
-            for batch in reversed(plan_batches([len(row.ids) for row in rows], self.batch_tokens))
-        ]
-        while pending:
-            batch = pending.pop()
-            try:
-                stats = self._forward(batch)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise ModelError(
-                        f"a text of {len(batch[0].ids)} tokens does not fit in the memory of {self.decoder.device}: "
-                        f"lower --max-tokens"
-                    ) from error
-                torch.cuda.empty_cache()  # does nothing without CUDA
-                self.batch_tokens = max(self.batch_tokens // 2, 1)
-                half = len(batch) // 2
-                pending += [batch[half:], batch[:half]]
-                continue
-            _add_totals(totals, batch, stats)
-            if gathered:
-                gathered.add(batch, stats)
-            if on_batch:
-                on_batch(sum(len(row.ids) for row in batch))
+        lengths = [len(row.ids) for row in rows]
+        planned = plan_batches(lengths, self.batch_tokens, padded=self.path.padded)
+        started = time.perf_counter()
+        for done in self._each([[rows[i] for i in batch] for batch in planned]):
+            for batch, stats in done:
+                _add_totals(totals, batch, stats)
+                if gathered:
+                    gathered.add(batch, stats)
+                self._count(batch)
+                if on_batch:
+                    on_batch(sum(len(row.ids) for row in batch))
+        self.work.seconds += time.perf_counter() - started
+
+    def _each(self, batches: Sequence[list[Row]]) -> Iterator[list[tuple[list[Row], TokenStats]]]:
+        if self.decoder.device.type == "cpu" and self.path.parallel:
+            return one_thread_each(self._whole_or_halved, batches, self.threads)
+        return map(self._whole_or_halved, batches)
+
+    def _whole_or_halved(self, batch: list[Row]) -> list[tuple[list[Row], TokenStats]]:
+        """A batch and its statistics; where it does not fit into memory, those of its parts."""
+        if len(batch) > 1 and sum(len(row.ids) for row in batch) > self.batch_tokens:  # an earlier one did not fit
+            return self._halved(batch)
+        try:
+            return [(batch, self._forward(batch))]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise ModelError(
+                    f"a text of {len(batch[0].ids)} tokens does not fit in the memory of {self.decoder.device}: "
+                    f"lower --max-tokens"
+                ) from error
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        self.batch_tokens = max(self.batch_tokens // 2, 1)
+        return self._halved(batch)
+
+    def _halved(self, batch: list[Row]) -> list[tuple[list[Row], TokenStats]]:
+        half = len(batch) // 2
+        return [*self._whole_or_halved(batch[:half]), *self._whole_or_halved(batch[half:])]
+
+    def _count(self, batch: Sequence[Row]) -> None:
+        lengths = [len(row.ids) for row in batch]
+        self.work.tokens += sum(lengths)
+        self.work.padded += max(lengths) * len(lengths) if self.path.padded else sum(lengths)
 
     def _forward(self, batch: Sequence[Row], top_k: int | None = None) -> TokenStats:
         """Statistics (N,) of the kept positions of a batch, row after row, on the CPU."""
-        started = time.perf_counter()
         device = self.decoder.device
         ids = nn.utils.rnn.pad_sequence([torch.from_numpy(row.ids) for row in batch], batch_first=True)  # (B, T)
         position = torch.arange(ids.shape[1])
@@ -282,11 +289,7 @@ class Scorer:
         targets = torch.from_numpy(np.concatenate([row.targets for row in batch]))  # (N,)
         with torch.inference_mode():
             stats = self.path(ids.to(device), keep.to(device), targets.to(device), top_k=top_k)
-            stats = concatenate([stats], lambda column: column.cpu())
-        self.work.tokens += sum(len(row.ids) for row in batch)
-        self.work.padded += ids.numel()
-        self.work.seconds += time.perf_counter() - started
-        return stats
+            return concatenate([stats], lambda column: column.cpu())
 
 
 # --- from per-token statistics to per-text scores ---------------------------------------------------------------------
@@ -373,9 +376,6 @@ def default_batch_tokens(decoder: Decoder) -> int:
     return CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS
 
 
-# --- the path through the model ---------------------------------------------------------------------------------------
-
-
 def open_scorer(
     entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False, **options: object
 ) -> tuple[Scorer, tuple[str, ...]]:
@@ -384,90 +384,3 @@ def open_scorer(
     scorer = Scorer(decoder, path=path, **options)  # type: ignore[arg-type]
     scorer.opened = (entry, {"device": device, "dtype": dtype, "offline": offline, **options})
     return scorer, notes
-
-
-def open_path(
-    entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False
-) -> tuple[Decoder, ForwardPath, tuple[str, ...]]:
-    """Load a model and choose the path through it; also notes on what was chosen.
-
-    On a CPU the model's layers are prepacked. Where the packed model fails its probe, it is loaded again, unpacked.
-    """
-    decoder = load_decoder(entry, device=device, dtype=dtype, offline=offline)
-    if can_pack(decoder.device, decoder.dtype):
-        path, note = choose_path(decoder, pack=True)
-        if path is None:
-            decoder = load_decoder(entry, device=device, dtype=dtype, offline=offline)
-    else:
-        path = None
-    if path is None:
-        path, note = choose_path(decoder)
-    assert path is not None  # without packing there is always the plain path
-    return decoder, path, (*decoder.notes, note)
-
-
-def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | None, str]:
-    """The fastest path that agrees with the model's plain forward, and a note; None when `pack` was tried and failed.
-
-    Where padded rows together do not agree, rows of one length are tried, then each row alone, then the plain path.
-    The decoder must be as it was loaded: nothing has gone through it. Packing rewrites the model: after a None the
-    model must be loaded again.
-
-    Errors: ModelError for a model that is not causal, or that gives a text other numbers when it is asked again.
-    """
-    model = decoder.model
-    fresh = FreshState(model)
-    reference, remembers = _own_numbers(decoder, fresh)
-    hint = row_limit(model)
-    state = fresh if remembers or hint is not None else None  # else there is nothing to give back
-    limits: list[int | None] = [hint, *(limit for limit in (0, ALONE) if hint is None or limit < hint)]
-    tolerance = PROBE_TOLERANCE[decoder.dtype]
-    try:
-        fast = FastPath(model, packed=pack)
-        reason = ""
-        for limit in limits[1:] if remembers and hint is None else limits:
-            path = fast if limit is None else Grouped(fast, limit, state)
-            error = path_error(path, model, reference)
-            if error <= tolerance:
-                return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
-            reason = reason or f"deviates by {error:.2g} nats from the plain forward"
-    except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
-        reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
-    if pack:
-        return None, ""
-    plain = PlainPath(model)  # one row at a time
-    return Grouped(plain, ALONE, state) if state else plain, f"path plain, slow: this model {reason}"
-
-
-def _own_numbers(decoder: Decoder, state: FreshState) -> tuple[Tensor, bool]:
-    """Entropies of the probe rows, each alone from the fresh state; and whether the model remembers earlier rows."""
-    model = decoder.model
-    rows = probe_rows(model)
-    try:
-        logits = probe_logits(model, rows, before=state.restore)
-    except Exception as error:  # models of any make
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"model {decoder.name!r} ({model.config.model_type}) cannot read a text alone: {type(error).__name__}: "
-            f"{error}"
-        ) from error
-    reference = entropies(logits)
-
-    def change(before: Callable[[], None] | None) -> float:
-        return distance(entropies(probe_logits(model, rows[:1], before)), reference[: len(rows[0])], exact=True)
-
-    tolerance = PROBE_TOLERANCE[decoder.dtype] / 10
-    remembers = change(None) > tolerance
-    if remembers and change(state.restore) > tolerance:
-        raise ModelError(
-            f"model {decoder.name!r} ({model.config.model_type}) gives the same tokens other numbers each time: its "
-            f"forward is random, or keeps what it read before; such a model has no score"
-        )
-    if not is_causal(logits):
-        raise ModelError(
-            f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: "
-            f"a later token changes earlier predictions"
-        )
-    state.restore()
-    return reference, remembers

@@ -1,0 +1,218 @@
+"""Which way a decoder's tokens go: the fastest one that gives the numbers of the model's own plain forward.
+
+On a CPU, the fused decoder (fused.py); else transformers' layers, prepacked; else as they are, rows apart where they
+disturb each other; else the full logits of one row at a time. Each is tried on probe rows before anything is scored.
+
+What was found for a model whose files are unchanged is kept in the cache folder, so that the next command need not load
+the model twice to know it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fluxentropy.errors import ModelError, UsageError
+from fluxentropy.models.files import cache_folder, file_weights, model_weights
+from fluxentropy.models.forward import (
+    ALONE,
+    PROBE_TOLERANCE,
+    FastPath,
+    ForwardPath,
+    FreshState,
+    Grouped,
+    PlainPath,
+    distance,
+    entropies,
+    is_causal,
+    path_error,
+    probe_logits,
+    probe_rows,
+    row_limit,
+)
+from fluxentropy.models.fused import FusedDecoder, FusedPath, Shape, shape_of
+from fluxentropy.models.linear import can_pack, can_quantise
+from fluxentropy.models.loading import Decoder, find_decoder
+from fluxentropy.models.weights import is_out_of_memory
+from fluxentropy.models.zoo import ZooEntry
+from fluxentropy.runs.files import fingerprint_json, read_json, versions, write_json
+
+EXACT = (torch.float32, torch.float64)
+FORMAT = 1  # of what is kept about a model; another one where fused.py may give other numbers
+
+
+def open_path(
+    entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False
+) -> tuple[Decoder, ForwardPath, tuple[str, ...]]:
+    """Find a model and choose the path through it; also notes on what was chosen. Its weights are loaded once.
+
+    Errors: those of `load_decoder` and `choose_path`; UsageError for int8 where a model or a device cannot have it.
+    """
+    decoder = find_decoder(entry, device=device, dtype=dtype, offline=offline)
+    if found := _fused(decoder):
+        return decoder, found[0], (*decoder.notes, found[1])
+    if decoder.dtype == torch.int8:
+        raise UsageError(_no_int8(decoder))
+    path: ForwardPath | None = None
+    if can_pack(decoder.device, decoder.dtype):
+        path, note = choose_path(decoder, pack=True)
+        if path is None:
+            decoder = find_decoder(entry, device=device, dtype=dtype, offline=offline)
+    if path is None:
+        path, note = choose_path(decoder)
+    assert path is not None  # without packing there is always the plain path
+    return decoder, path, (*decoder.notes, note)
+
+
+# --- the fused decoder ------------------------------------------------------------------------------------------------
+
+
+def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
+    """The fused path and a note, where this decoder has it and it agrees with the plain forward; else None."""
+    whole = decoder.dtype == torch.int8
+    ready = can_quantise(decoder.device) if whole else can_pack(decoder.device, decoder.dtype)
+    if not ready:
+        return None
+    kept = _kept_file(decoder)
+    known = read_json(kept) if kept else None
+    weights = file_weights(decoder.folder) if decoder.folder else None
+    if known and weights:
+        if not known["shape"]:
+            return None
+        decoder.notes.extend(known["notes"])
+        decoder.__dict__["window"] = known["window"]
+        shape = Shape(**{**known["shape"], "inverse": torch.tensor(known["shape"]["inverse"])})
+        return FusedPath(FusedDecoder(shape, weights, decoder.dtype)), known["note"]
+    if (shape := shape_of(decoder.config)) is None:
+        return None
+    before = len(decoder.notes)
+    model = decoder.model
+    reference, remembers = own_numbers(decoder, FreshState(model))
+    if remembers:
+        return None
+    rows, weight = probe_rows(model), weights or model_weights(model)
+    if weights:
+        decoder.__dict__.pop("model")  # its weights are read again from the files: once in memory is enough
+        del model
+    found = _tried(decoder, lambda: FusedDecoder(shape, weight, decoder.dtype), rows, reference)
+    if kept and weights and (found or not whole):
+        facts = {**vars(shape), "inverse": shape.inverse.tolist()} if found else None
+        note = found[1] if found else ""
+        write_json(kept, {"shape": facts, "window": decoder.window, "note": note, "notes": decoder.notes[before:]})
+    return found
+
+
+def _tried(
+    decoder: Decoder, build: Callable[[], FusedDecoder], rows: list[Tensor], reference: Tensor
+) -> tuple[ForwardPath, str] | None:
+    try:
+        path = FusedPath(build())
+        error = path_error(path, rows, reference, exact=decoder.dtype in EXACT)
+    except (KeyError, RuntimeError) as problem:  # other weights than those of the family
+        if is_out_of_memory(problem):
+            raise
+        return None
+    if not error <= PROBE_TOLERANCE[decoder.dtype]:
+        return None
+    return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
+
+
+def _kept_file(decoder: Decoder) -> Path | None:
+    """The file that says what was found about a decoder; None where its files may change unseen."""
+    if decoder.folder is None:
+        return None
+    facts = {
+        "format": FORMAT,
+        "model": decoder.fingerprint,
+        "dtype": str(decoder.dtype),
+        "versions": versions(),
+        "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+    }
+    return cache_folder() / "paths" / f"{fingerprint_json(facts)[:32]}.json"
+
+
+def _no_int8(decoder: Decoder) -> str:
+    kind = getattr(decoder.config, "model_type", "") or type(decoder.config).__name__
+    if decoder.device.type != "cpu":
+        return f"--dtype int8 is for CPUs, and {decoder.name} is on {decoder.device}: use bf16"
+    if not can_quantise(decoder.device):
+        return "--dtype int8: this build of torch has no integer products: use fp32"
+    return (
+        f"--dtype int8: {decoder.name} ({kind}) has other layers than Llama, Mistral and Qwen, or its 8-bit weights "
+        f"give too different numbers: use fp32, or bf16"
+    )
+
+
+# --- the layers of transformers ---------------------------------------------------------------------------------------
+
+
+def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | None, str]:
+    """The fastest path that agrees with the model's plain forward, and a note; None when `pack` was tried and failed.
+
+    Where padded rows together do not agree, rows of one length are tried, then each row alone, then the plain path.
+    The decoder must be as it was loaded: nothing has gone through it. Packing rewrites the model: after a None the
+    model must be loaded again.
+
+    Errors: ModelError for a model that is not causal, or that gives a text other numbers when it is asked again.
+    """
+    model = decoder.model
+    fresh = FreshState(model)
+    reference, remembers = own_numbers(decoder, fresh)
+    rows, exact = probe_rows(model), decoder.dtype in EXACT
+    hint = row_limit(model)
+    state = fresh if remembers or hint is not None else None  # else there is nothing to give back
+    limits: list[int | None] = [hint, *(limit for limit in (0, ALONE) if hint is None or limit < hint)]
+    tolerance = PROBE_TOLERANCE[decoder.dtype]
+    try:
+        fast = FastPath(model, packed=pack)
+        reason = ""
+        for limit in limits[1:] if remembers and hint is None else limits:
+            path = fast if limit is None else Grouped(fast, limit, state)
+            error = path_error(path, rows, reference, exact=exact)
+            if error <= tolerance:
+                return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
+            reason = reason or f"deviates by {error:.2g} nats from the plain forward"
+    except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
+        reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
+    if pack:
+        return None, ""
+    plain = PlainPath(model)  # one row at a time
+    return Grouped(plain, ALONE, state) if state else plain, f"path plain, slow: this model {reason}"
+
+
+def own_numbers(decoder: Decoder, state: FreshState) -> tuple[Tensor, bool]:
+    """Entropies of the probe rows, each alone from the fresh state; and whether the model remembers earlier rows."""
+    model = decoder.model
+    rows = probe_rows(model)
+    try:
+        logits = probe_logits(model, rows, before=state.restore)
+    except Exception as error:  # models of any make
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model {decoder.name!r} ({model.config.model_type}) cannot read a text alone: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    reference = entropies(logits)
+
+    def change(before: Callable[[], None] | None) -> float:
+        return distance(entropies(probe_logits(model, rows[:1], before)), reference[: len(rows[0])], exact=True)
+
+    tolerance = PROBE_TOLERANCE[decoder.dtype] / 10
+    remembers = change(None) > tolerance
+    if remembers and change(state.restore) > tolerance:
+        raise ModelError(
+            f"model {decoder.name!r} ({model.config.model_type}) gives the same tokens other numbers each time: its "
+            f"forward is random, or keeps what it read before; such a model has no score"
+        )
+    if not is_causal(logits):
+        raise ModelError(
+            f"model {decoder.name!r} ({model.config.model_type}) is not a causal decoder: "
+            f"a later token changes earlier predictions"
+        )
+    state.restore()
+    return reference, remembers
