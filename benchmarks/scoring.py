@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from fluxentropy.cli.app import keep_freed_memory
 from fluxentropy.cli.passages import passages
-from fluxentropy.models.forward import PackedLinear, can_pack
+from fluxentropy.models.linear import PackedLinear, can_pack
 from fluxentropy.models.loading import Decoder, load_decoder
 from fluxentropy.models.zoo import find_model
 from fluxentropy.runs.files import write_json, write_text

@@ -155,12 +155,6 @@ def _tensor_places(folder: Path) -> dict[str, tuple[Path, int, dict[str, Any]]]:
 Weights = Callable[[str], "torch.Tensor"]  # the weight of a name; KeyError where there is none
 
 
-def model_weights(model: Any) -> Weights:
-    """The weights of a model in memory, by name."""
-    state: dict[str, torch.Tensor] = model.state_dict()
-    return state.__getitem__
-
-
 def file_weights(folder: Path) -> Weights | None:
     """The weights in the safetensors files of a model folder, by name; None where they are in other files.
 

@@ -58,7 +58,7 @@ class Decoder:
     fingerprint: str
     load: Callable[[], PreTrainedModel] = field(repr=False)
     load_config: Callable[[], PreTrainedConfig] = field(repr=False)
-    folder: Path | None = None  # that holds the weights, unless they were changed after they were read
+    folder: Path | None = None  # that holds these weights, where it is known
     notes: list[str] = field(default_factory=list)  # loading may add to them
 
     @classmethod
@@ -133,18 +133,20 @@ def find_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
         _move(entry.name, model, place)
         return model
 
-    loaded = load() if found.source == entry.hub else None  # downloaded now; then its commit is known
-    return Decoder(
+    loaded = {"model": load()} if found.source == entry.hub else {}  # downloaded now; then its commit is known
+    decoder = Decoder(
         name=entry.name,
         tokenizer=tokenizer,
         device=place,
         dtype=kind,
         fingerprint=found.fingerprint or _hub_fingerprint(entry),
-        load=load if loaded is None else lambda: loaded,
-        load_config=(lambda: _load_config(entry, found, offline)) if loaded is None else lambda: loaded.config,
-        folder=None if loaded is not None or entry.trust_remote_code else found.folder,
+        load=load,
+        load_config=lambda: _load_config(entry, found, offline),
+        folder=None if entry.trust_remote_code else found.folder or hub_folder(entry),
         notes=notes,
     )
+    decoder.__dict__.update(loaded)
+    return decoder
 
 
 def _move(name: str, model: PreTrainedModel, place: torch.device) -> None:

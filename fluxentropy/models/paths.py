@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.models.files import cache_folder, file_weights, model_weights
+from fluxentropy.models.files import cache_folder, file_weights
 from fluxentropy.models.forward import (
     ALONE,
     PROBE_TOLERANCE,
@@ -75,12 +75,11 @@ def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
     """The fused path and a note, where this decoder has it and it agrees with the plain forward; else None."""
     whole = decoder.dtype == torch.int8
     ready = can_quantise(decoder.device) if whole else can_pack(decoder.device, decoder.dtype)
-    if not ready:
+    weights = file_weights(decoder.folder) if ready and decoder.folder else None
+    if weights is None:
         return None
     kept = _kept_file(decoder)
-    known = read_json(kept) if kept else None
-    weights = file_weights(decoder.folder) if decoder.folder else None
-    if known and weights:
+    if known := read_json(kept):
         if not known["shape"]:
             return None
         decoder.notes.extend(known["notes"])
@@ -94,12 +93,11 @@ def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
     reference, remembers = own_numbers(decoder, FreshState(model))
     if remembers:
         return None
-    rows, weight = probe_rows(model), weights or model_weights(model)
-    if weights:
-        decoder.__dict__.pop("model")  # its weights are read again from the files: once in memory is enough
-        del model
-    found = _tried(decoder, lambda: FusedDecoder(shape, weight, decoder.dtype), rows, reference)
-    if kept and weights and (found or not whole):
+    rows = probe_rows(model)
+    decoder.__dict__.pop("model")  # its weights are read again from the files: once in memory is enough
+    del model
+    found = _tried(decoder, lambda: FusedDecoder(shape, weights, decoder.dtype), rows, reference)
+    if found or not whole:
         facts = {**vars(shape), "inverse": shape.inverse.tolist()} if found else None
         note = found[1] if found else ""
         write_json(kept, {"shape": facts, "window": decoder.window, "note": note, "notes": decoder.notes[before:]})
@@ -121,10 +119,8 @@ def _tried(
     return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
 
 
-def _kept_file(decoder: Decoder) -> Path | None:
-    """The file that says what was found about a decoder; None where its files may change unseen."""
-    if decoder.folder is None:
-        return None
+def _kept_file(decoder: Decoder) -> Path:
+    """The file that says what was found about a decoder."""
     facts = {
         "format": FORMAT,
         "model": decoder.fingerprint,

@@ -16,8 +16,9 @@ from fluxentropy.entropy import token_stats
 from fluxentropy.evaluation.answering import Prompt, Reader, shared_rows
 from fluxentropy.models.forward import PlainPath
 from fluxentropy.models.loading import Decoder, load_decoder
+from fluxentropy.models.paths import open_path
 from fluxentropy.models.zoo import find_model
-from fluxentropy.scoring.scorer import Scorer, open_path
+from fluxentropy.scoring.scorer import Scorer
 
 CONTEXTS = [SENTENCES[0], "a model", SENTENCES[4] + " " + SENTENCES[1]]
 ENDINGS = [["reads one token.", "is a fox", "predicts 3.14159 and the next"], ["jumps", "sleeps"], ["x y z", "中文 🙂"]]

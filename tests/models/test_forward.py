@@ -25,7 +25,6 @@ from fluxentropy.models.forward import (
     Grouped,
     PlainPath,
     TailHead,
-    can_pack,
     dynamic_factor,
     entropies,
     is_causal,
@@ -34,8 +33,10 @@ from fluxentropy.models.forward import (
     probe_rows,
     row_limit,
 )
+from fluxentropy.models.linear import can_pack
 from fluxentropy.models.loading import Decoder
-from fluxentropy.scoring.scorer import Scorer, choose_path
+from fluxentropy.models.paths import choose_path
+from fluxentropy.scoring.scorer import Scorer
 
 KINDS = ["llama", "gpt2", "gemma3"]
 CPU = torch.device("cpu")
@@ -106,10 +107,10 @@ def test_packing_leaves_no_unpacked_layer_and_keeps_the_embedding() -> None:
 def test_probe_error_is_small_for_a_right_path_and_large_for_a_wrong_one() -> None:
     model = make_model()
     reference = entropies(probe_logits(model, probe_rows(model)))
-    assert path_error(FastPath(model), model, reference) < 1e-5
+    assert path_error(FastPath(model), probe_rows(model), reference) < 1e-5
     wrong = FastPath(model)
     wrong.head = lambda hidden: model.lm_head(hidden) * 0.9
-    assert path_error(wrong, model, reference) > 1e-2
+    assert path_error(wrong, probe_rows(model), reference) > 1e-2
 
 
 def test_causality_is_told_from_bidirectional_attention() -> None:
@@ -202,14 +203,7 @@ def of_config(config: Any) -> Any:
 
 
 def decoder_of(model: Any) -> Decoder:
-    return Decoder(
-        name="tiny",
-        model=model,
-        tokenizer=make_tokenizer(),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        fingerprint="none",
-    )
+    return Decoder.of(model, make_tokenizer(), name="tiny", fingerprint="none")
 
 
 def alone(model: Any, ids: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -322,11 +316,12 @@ def test_rows_are_put_back_in_order() -> None:
 def test_a_group_holds_rows_that_cannot_disagree() -> None:
     seen: list[list[int]] = []
 
-    def path(ids: torch.Tensor, keep: torch.Tensor, targets: Any, *, top_k: Any = None) -> Any:
-        seen.append(sorted(keep.sum(1).tolist()))
-        return token_stats(torch.zeros(int(keep.sum()), 4))
+    class Seen(PlainPath):
+        def __call__(self, ids: torch.Tensor, keep: torch.Tensor, targets: Any, *, top_k: Any = None) -> Any:
+            seen.append(sorted(keep.sum(1).tolist()))
+            return token_stats(torch.zeros(int(keep.sum()), 4))
 
-    path.name = "seen"  # type: ignore[attr-defined]
+    path = Seen(make_model("llama"))
     lengths = [5, 9, 12, 9, 2, 10, 12]
     keep = torch.arange(12) < torch.tensor(lengths)[:, None]
     for limit, groups in (
@@ -336,7 +331,7 @@ def test_a_group_holds_rows_that_cannot_disagree() -> None:
         (12, [sorted(lengths)]),
     ):
         seen.clear()
-        Grouped(path, limit)(keep.long(), keep, None)  # type: ignore[arg-type]
+        Grouped(path, limit)(keep.long(), keep, None)
         assert sorted(seen) == groups
 
 

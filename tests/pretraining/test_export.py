@@ -157,8 +157,8 @@ def test_the_scorers_fast_paths_agree_with_the_model(variant: str, packed: bool)
     reference = entropies(logits)
     assert is_causal(logits)
     assert reference.std() > 0.005
-    assert path_error(PlainPath(model), model, reference) < 1e-6
-    assert path_error(FastPath(model, packed=packed), model, reference) < 1e-4
+    assert path_error(PlainPath(model), probe_rows(model), reference) < 1e-6
+    assert path_error(FastPath(model, packed=packed), probe_rows(model), reference) < 1e-4
 
 
 @pytest.mark.parametrize("variant", ["modern", "gpt2"])

@@ -13,21 +13,15 @@ from fakes import SENTENCES, make_model, make_tokenizer
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.models.forward import FastPath, PlainPath
 from fluxentropy.models.loading import Decoder
-from fluxentropy.scoring.scorer import Scorer, choose_path
+from fluxentropy.models.paths import choose_path
+from fluxentropy.scoring.scorer import Scorer
 from fluxentropy.scoring.scores import Scores
 
 TEXTS = [*SENTENCES, " ".join(SENTENCES), SENTENCES[1], "e", "", " ", "\x00\x01"]
 
 
 def make_decoder(kind: str = "llama", *, bos: bool = False, **changes: Any) -> Decoder:
-    return Decoder(
-        name="tiny",
-        model=make_model(kind, **changes),
-        tokenizer=make_tokenizer(bos=bos),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        fingerprint="none",
-    )
+    return Decoder.of(make_model(kind, **changes), make_tokenizer(bos=bos), name="tiny", fingerprint="none")
 
 
 def reference(decoder: Decoder, text: str, max_tokens: int) -> dict[str, float | None]:
@@ -120,19 +114,16 @@ def test_token_stats_of_one_text_add_up_to_its_scores() -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_scores() -> None:
     decoder = make_decoder()
     expected = Scorer(decoder, max_tokens=60).score(TEXTS)
-    fast = FastPath(decoder.model)
     calls = []
 
-    class Small:
-        name = "small"
-
+    class Small(FastPath):
         def __call__(self, ids: torch.Tensor, *args: Any, **options: Any) -> Any:
             calls.append(ids.shape)
             if ids.numel() > 70:
                 raise torch.OutOfMemoryError("out of memory")
-            return fast(ids, *args, **options)
+            return super().__call__(ids, *args, **options)
 
-    scorer = Scorer(decoder, max_tokens=60, path=Small())
+    scorer = Scorer(decoder, max_tokens=60, path=Small(decoder.model))
     for got, want in zip(scorer.score(TEXTS), expected, strict=True):
         assert_equal(got, want)
     assert scorer.batch_tokens < 1024
@@ -140,12 +131,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_scores() -> None
 
 
 def test_a_single_text_that_does_not_fit_is_an_error_that_says_so() -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("out of memory")
+    class Refuse(PlainPath):
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
 
-    refuse.name = "refuse"
+    decoder = make_decoder()
     with pytest.raises(ModelError, match=r"a text of \d+ tokens does not fit.*lower --max-tokens"):
-        Scorer(make_decoder(), max_tokens=60, path=refuse).score([SENTENCES[0]])
+        Scorer(decoder, max_tokens=60, path=Refuse(decoder.model)).score([SENTENCES[0]])
 
 
 def test_nan_from_the_model_is_a_status_of_that_text_alone() -> None:

@@ -31,14 +31,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 
 
 def make_decoder(kind: str = "llama", **changes: Any) -> Decoder:
-    return Decoder(
-        name="tiny",
-        model=make_model(kind, **changes),
-        tokenizer=make_tokenizer(),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        fingerprint="none",
-    )
+    return Decoder.of(make_model(kind, **changes), make_tokenizer(), name="tiny", fingerprint="none")
 
 
 def oracle(decoder: Decoder, text: str, max_tokens: int, q: list[float]) -> dict[str, float | None]:
