@@ -186,7 +186,7 @@ def test_a_model_of_every_kind_is_packed_and_falls_back_if_that_fails(
     scorer, _ = open_scorer(find_model(str(folder)), max_tokens=64)
     expected = scorer.score(["the lazy dog"])[0]
     assert scorer.path.name == "fused"
-    monkeypatch.setenv("FLUXENTROPY_CACHE", str(tmp_path / "cache"))  # where nothing is known about the model yet
+    monkeypatch.setenv("FLUXENTROPY_CACHE", str(tmp_path / "empty"))  # where nothing is known about the model yet
     monkeypatch.setattr("fluxentropy.models.linear.PackedLinear.forward", lambda self, x, activation="none": x)
     fallback, _ = open_scorer(find_model(str(folder)), max_tokens=64)
     assert fallback.path.name == "fast"
