@@ -43,105 +43,141 @@ from fluxentropy.runs.find import CONSENSUS
 #     C = Σ_t w_t (R_t - R̄)(R_t - R̄)ᵀ      products of midranks          (M, M)
 #     G = Σ_t w_t (x_t - x̄)(x_t - x̄)ᵀ      products of scores           (M, M)
 #
-# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. So a replicate costs no sorting.
+# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. A replicate costs no sorting: the
+# midranks are a running sum of the counts in the order of the scores. C is exact below 300,000 texts, as all its terms
+# are whole numbers below 2^53, and G is linear in w, so that one product serves all replicates of a `BLOCK`.
 
 
 QUINTILES = 5
+PART = 2048  # texts at a time, so that what is computed from them stays in the cache
+BINS = 1024  # of mean ranks, of which only those with a border of two fifths are sorted
+
+Order = tuple[np.ndarray, np.ndarray | None, np.ndarray]
 
 
 class TextSample:
-    """The texts, prepared so that the statistics of any weights of them need no sorting."""
+    """The texts, prepared so that the statistics of any samples of them need no sorting."""
 
     def __init__(self, scores: np.ndarray) -> None:
         self.n, self.m = scores.shape
         self.scored = np.isfinite(scores)
         self.complete = self.scored.all(axis=1)
-        self.all = _Shared(scores, self.complete, range(self.m))
-        self.pairs = [] if self.complete.all() else list(self._pairs(scores))
+        self.orders = [_order(column) for column in scores.T]
+        known = np.where(self.scored, scores, 0)
+        self.means = known.sum(axis=0) / self.scored.sum(axis=0)
+        self.centred = np.where(self.scored, scores - self.means, 0).T.copy()  # (M, n)
+        self.pairs: dict[bytes, list[tuple[int, int]]] = {}  # by the texts that both have scored
+        if not self.complete.all():
+            for i, j in itertools.combinations(range(self.m), 2):
+                self.pairs.setdefault(np.packbits(self.scored[:, i] & self.scored[:, j]).tobytes(), []).append((i, j))
 
-    def _pairs(self, scores: np.ndarray) -> Iterator[tuple[_Shared, list[tuple[int, int]]]]:
-        """Pairs of models, together where they share the same texts."""
-        groups: dict[bytes, list[tuple[int, int]]] = {}
-        for i, j in itertools.combinations(range(self.m), 2):
-            groups.setdefault(np.packbits(self.scored[:, i] & self.scored[:, j]).tobytes(), []).append((i, j))
-        for pairs in groups.values():
-            i, j = pairs[0]
-            yield (
-                _Shared(scores, self.scored[:, i] & self.scored[:, j], sorted({k for pair in pairs for k in pair})),
-                pairs,
-            )
+    def statistics(self, counts: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Every number of `Agreement` that the bootstrap repeats, for each sample: how often it has each text (B, n)."""
+        shared = counts if self.complete.all() else counts * self.complete
+        with np.errstate(divide="ignore", invalid="ignore"):  # a sample may hold one text only
+            samples = self._measure(shared, list(range(self.m)))
+            spreads = [found.pop("rank_sd_by_quintile") for found in samples]
+            products = [found.pop("rank_products") for found in samples]
+            components = [pca_of_distances(found["euclidean"]) for found in samples]
+            for pairs in self.pairs.values():
+                (i, j), *_ = pairs
+                models = sorted({model for pair in pairs for model in pair})
+                of_pairs = self._measure(counts * (self.scored[:, i] & self.scored[:, j]), models)
+                for found, theirs in zip(samples, of_pairs, strict=True):
+                    for name, matrix in found.items():
+                        for i, j in pairs:
+                            matrix[i, j] = matrix[j, i] = theirs[name][models.index(i), models.index(j)]
+            return [
+                {
+                    **found,
+                    "mean_spearman": np.mean(found["spearman"][np.triu_indices(self.m, 1)]),
+                    # Σ_ij C_ij / (M Σ_j C_jj): the variance of the rank sums over its largest possible value, ties too
+                    "kendall_w": product.sum() / (self.m * np.trace(product)),
+                    "explained_variance_ratio": ratio,
+                    "coordinates": coordinates,
+                    "rank_sd_by_quintile": spread,
+                }
+                for found, product, (ratio, coordinates), spread in zip(
+                    samples, products, components, spreads, strict=True
+                )
+            ]
 
-    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Every number of `Agreement` that the bootstrap repeats, for texts of `weights` (n,)."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # a replicate may hold one text only
-            ranks, found = self.all.measure(weights, self.n)
-            products = found.pop("rank_products")
-            ratio, coordinates = pca_of_distances(found["euclidean"])
-            for shared, pairs in self.pairs:
-                _, of_pairs = shared.measure(weights, self.n)
-                for name, matrix in found.items():
-                    for i, j in pairs:
-                        at = shared.models.index(i), shared.models.index(j)
-                        matrix[i, j] = matrix[j, i] = of_pairs[name][at]
-            return {
-                **found,
-                "mean_spearman": np.mean(found["spearman"][np.triu_indices(self.m, 1)]),
-                # Σ_ij C_ij / (M Σ_j C_jj): the variance of the rank sums over its largest possible value, ties included
-                "kendall_w": products.sum() / (self.m * np.trace(products)),
-                "explained_variance_ratio": ratio,
-                "coordinates": coordinates,
-                "rank_sd_by_quintile": _spread_by_quintile(ranks, weights[self.complete]),
+    def _measure(self, counts: np.ndarray, models: list[int]) -> list[dict[str, np.ndarray]]:
+        """The matrices (k, k) of k `models` in samples (B, n) of texts that all of them have scored."""
+        found = []
+        for sample, sums, products, squared in zip(counts, *self._moments(counts, models), strict=True):
+            total = int(sample.sum(dtype=np.int64))
+            rank_products, spread = self._ranks(sample, total, models)
+            pearson = _correlation(products - np.outer(sums, sums) / total)
+            matrices = {
+                "spearman": _correlation(rank_products),
+                "pearson": pearson,
+                "euclidean": np.sqrt(squared * (self.n / total)),
+                "euclidean_z": np.sqrt(np.maximum(2 * self.n * (1 - pearson), 0)),
+                "rank_products": rank_products,
+                "rank_sd_by_quintile": spread,
             }
+            found.append(matrices)
+        return found
+
+    def _moments(self, counts: np.ndarray, models: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Σ w x_i (B, k), Σ w x_i x_j and Σ w (x_i - x_j)² (B, k, k) of samples (B, n); x without its mean but in the last."""
+        k = len(models)
+        upper, above = np.triu_indices(k), np.triu_indices(k, 1)
+        means = self.means[models]
+        gaps = (means[above[0]] - means[above[1]])[:, None]
+        found = np.zeros((len(counts), k + len(upper[0]) + len(above[0])))
+        for start in range(0, self.n, PART):
+            x = self.centred[models, start : start + PART]
+            terms = np.concatenate([x, x[upper[0]] * x[upper[1]], np.square(x[above[0]] - x[above[1]] + gaps)])
+            found += counts[:, start : start + PART].astype(np.float64) @ terms.T
+        sums, *flat = np.split(found, [k, k + len(upper[0])], axis=1)
+        products, squared = np.zeros((2, len(counts), k, k))
+        for matrix, places, values in zip((products, squared), (upper, above), flat, strict=True):
+            matrix[:, places[0], places[1]] = matrix[:, places[1], places[0]] = values
+        return sums, products, squared
+
+    def _ranks(self, sample: np.ndarray, total: int, models: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """4 C (k, k), and the spread of the k models' ranks by quintile of the mean rank (5,), of a sample (n,)."""
+        k = len(models)
+        ranks = np.stack([_doubled_midranks(self.orders[model], sample) for model in models])
+        products = np.zeros((k, k))
+        sums, variances = np.empty((2, self.n))
+        for start in range(0, self.n, PART):
+            part = slice(start, start + PART)
+            centred = ranks[:, part] - float(total + 1)  # 2 (R - R̄)
+            products += (centred * sample[part]) @ centred.T
+            centred.sum(axis=0, out=sums[part])
+            np.einsum("kt,kt->t", centred, centred, out=variances[part])
+        variances *= k
+        variances -= sums * sums
+        return products, _by_quintile(sums, np.sqrt(variances) / (2 * k), sample)
 
 
-class _Shared:
-    """Models and the texts that all of them have scored."""
-
-    def __init__(self, scores: np.ndarray, rows: np.ndarray, models: Sequence[int]) -> None:
-        self.models = list(models)
-        self.rows = None if rows.all() else rows
-        self.scores = np.ascontiguousarray(scores[rows][:, self.models].T)  # (m, n)
-        self.codes = [np.unique(row, return_inverse=True)[1].astype(np.int32) for row in self.scores]
-        self.means = self.scores.mean(axis=1, keepdims=True)
-        self.scores -= self.means
-
-    def measure(self, weights: np.ndarray, scale_to: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Midranks (m, n), and the matrices (m, m) of the models' pairs under `weights` of all texts."""
-        w = weights if self.rows is None else weights[self.rows]
-        total = w.sum()
-        ranks = np.stack([midranks(codes, w) for codes in self.codes])  # (m, n)
-        centred = ranks - (total + 1) / 2
-        rank_products = (centred * w) @ centred.T
-        weighted = self.scores * w
-        sums = weighted.sum(axis=1, keepdims=True)  # (m, 1)
-        products = weighted @ self.scores.T
-        # (x_i - x_j)² with x = a + mean: the Gram matrix of a, the linear terms, and the distance of the means
-        gap, sum_gap = self.means - self.means.T, sums - sums.T
-        own = np.diag(products)
-        squared = own[:, None] + own - 2 * products + 2 * gap * sum_gap + total * gap**2
-        squared = np.maximum(squared, 0) * (scale_to / total)
-        np.fill_diagonal(squared, 0)
-        pearson = _correlation(products - sums @ sums.T / total)
-        matrices = {
-            "spearman": _correlation(rank_products),
-            "pearson": pearson,
-            "euclidean": np.sqrt(squared),
-            "euclidean_z": np.sqrt(np.maximum(2 * scale_to * (1 - pearson), 0)),
-            "rank_products": rank_products,
-        }
-        return ranks, matrices
+def _order(scores: np.ndarray) -> Order:
+    """Texts by their scores (n,), those without one last; where each score's ties end (G,), None if there are no ties;
+    and the place of each text's score among the G different ones (n,)."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    places = np.empty(len(scores), np.intp)
+    places[order] = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
+    return order, None if len(ends) == len(scores) else ends, places
 
 
-def midranks(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks from 1 of a sample that holds text t `weights[t]` times; equal texts share their mean rank. -> (n,)
+def _doubled_midranks(order: Order, counts: np.ndarray) -> np.ndarray:
+    """Twice the ranks from 1 of a sample that holds text t `counts[t]` times; equal texts share their mean rank. (n,)
 
-    `codes` number the distinct scores in ascending order, from 0.
-
-    >>> midranks(np.array([0, 2, 1, 2]), np.ones(4))
+    >>> _doubled_midranks(_order(np.array([0.5, 0.9, 0.7, 0.9])), np.ones(4, int)) / 2
     array([1. , 3.5, 2. , 3.5])
     """
-    size = np.bincount(codes, weights)  # of each group of ties
-    return (np.cumsum(size) - (size - 1) / 2)[codes]
+    texts, ends, places = order
+    reached = np.cumsum(counts[texts], dtype=np.int32)  # texts of the sample up to here
+    if ends is not None:
+        reached = reached[ends]
+    doubled = reached + 1
+    doubled[1:] += reached[:-1]
+    return doubled[places]
 
 
 def _correlation(products: np.ndarray) -> np.ndarray:
@@ -172,17 +208,28 @@ def pca_of_distances(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values / values.sum(), coordinates * np.where(largest < 0, -1, 1)
 
 
-def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over texts of the population SD of a text's ranks (M, n), by fifths of the texts in order of mean rank. (5,)
+def _by_quintile(keys: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Means of `values` (n,) by fifths of a sample in the order of `keys` (n,); it has each text `counts` (n,) times. (5,)
 
     A text on the border of two fifths counts for both in part.
     """
-    order = np.argsort(ranks.mean(axis=0), kind="stable")
-    ordered = weights[order]
-    reached = np.concatenate([[0], np.cumsum(ordered)])  # texts up to here
-    spread = np.concatenate([[0], np.cumsum(ranks.std(axis=0)[order] * ordered)])
+    low = keys.min()
+    bins = ((keys - low) * ((BINS - 1) / max(keys.max() - low, 1))).astype(np.intp)
+    reached = np.cumsum(np.bincount(bins, counts))  # texts up to the end of each bin
+    summed = np.cumsum(np.bincount(bins, counts * values))
     borders = np.linspace(0, reached[-1], QUINTILES + 1)
-    return np.diff(np.interp(borders, reached, spread)) / np.diff(borders)
+    found = np.zeros(QUINTILES + 1)
+    found[-1] = summed[-1]
+    for place in range(1, QUINTILES):
+        chosen = int(np.searchsorted(reached, borders[place]))
+        rows = np.flatnonzero(bins == chosen)
+        rows = rows[np.argsort(keys[rows], kind="stable")]
+        times, sums = counts[rows].astype(np.float64), 0.0
+        before = reached[chosen] - times.sum(), summed[chosen] - (times * values[rows]).sum()
+        at = np.cumsum(np.append(before[0], times))
+        sums = np.cumsum(np.append(before[1], times * values[rows]))
+        found[place] = np.interp(borders[place], at, sums)
+    return np.diff(found) / np.diff(borders)
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -190,7 +237,8 @@ def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 LEVEL = 0.95  # of the intervals
 FEWEST = 8  # texts that all models have scored: of fewer, percentiles of resamples are too narrow, and there are none
-THREADS = 4  # each holds about ten numbers a text and model while it works
+THREADS = 4  # each holds about two numbers a text and model while it works
+BLOCK = 32  # replicates that share a product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +361,7 @@ def measure_agreement(
     """
     check_scores(scores, models)
     sample = TextSample(np.asarray(scores, dtype=np.float64))
-    point = sample.statistics(np.ones(len(scores)))
+    (point,) = sample.statistics(np.ones((1, len(scores)), np.uint8))
     tree = _tree(point["euclidean"])
     complete = int(sample.complete.sum())
     chi2 = len(models) * (complete - 1) * float(point["kendall_w"])
@@ -402,18 +450,26 @@ def _bootstrap(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Statistics of samples of texts, drawn with replacement; a replicate's draw depends on its number alone."""
 
-    def replicate(child: np.random.SeedSequence) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(child)
-        weights = np.bincount(rng.integers(0, sample.n, sample.n), minlength=sample.n).astype(np.float64)
-        found = sample.statistics(weights)
-        found["coordinates"] = _turned(found["coordinates"], coordinates)
-        return found
+    def draw(child: np.random.SeedSequence) -> np.ndarray:
+        drawn = np.random.default_rng(child).integers(0, sample.n, sample.n)
+        return np.bincount(drawn, minlength=sample.n).astype(np.uint8)  # the chance of a 256 is below 10^-500
 
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        for found in pool.map(replicate, np.random.SeedSequence(seed).spawn(replicates)):
-            if on_replicate:
-                on_replicate()
-            yield found
+    def block(children: Sequence[np.random.SeedSequence]) -> list[dict[str, np.ndarray]]:
+        samples = sample.statistics(np.stack([draw(child) for child in children]))
+        return [found | {"coordinates": _turned(found["coordinates"], coordinates)} for found in samples]
+
+    children = np.random.SeedSequence(seed).spawn(replicates)
+    with ThreadPoolExecutor(min(THREADS, _cores())) as pool:
+        for samples in pool.map(block, (children[start : start + BLOCK] for start in range(0, replicates, BLOCK))):
+            for found in samples:
+                if on_replicate:
+                    on_replicate()
+                yield found
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _turned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
