@@ -28,6 +28,7 @@ import scipy.linalg
 import scipy.spatial.distance
 import scipy.special
 import scipy.stats
+from threadpoolctl import threadpool_limits
 
 from fluxentropy.agreement.matrix import ScoreMatrix
 from fluxentropy.config.yaml import to_yaml
@@ -52,19 +53,17 @@ QUINTILES = 5
 PART = 2048  # texts at a time, so that what is computed from them stays in the cache
 BINS = 1024  # of mean ranks, of which only those with a border of two fifths are sorted
 
-Order = tuple[np.ndarray, np.ndarray | None, np.ndarray]
-
-
 class TextSample:
     """The texts, prepared so that the statistics of any samples of them need no sorting."""
 
     def __init__(self, scores: np.ndarray) -> None:
         self.n, self.m = scores.shape
+        self.texts = np.argsort(sum(_order(column).places for column in scores.T), kind="stable")
+        scores = scores[self.texts]  # in one order for all models, what is looked up lies close together
         self.scored = np.isfinite(scores)
         self.complete = self.scored.all(axis=1)
         self.orders = [_order(column) for column in scores.T]
-        known = np.where(self.scored, scores, 0)
-        self.means = known.sum(axis=0) / self.scored.sum(axis=0)
+        self.means = np.where(self.scored, scores, 0).sum(axis=0) / self.scored.sum(axis=0)
         self.centred = np.where(self.scored, scores - self.means, 0).T.copy()  # (M, n)
         self.pairs: dict[bytes, list[tuple[int, int]]] = {}  # by the texts that both have scored
         if not self.complete.all():
@@ -73,6 +72,7 @@ class TextSample:
 
     def statistics(self, counts: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Every number of `Agreement` that the bootstrap repeats, for each sample: how often it has each text (B, n)."""
+        counts = counts.take(self.texts, axis=1)  # which keeps each sample together, as counts[:, texts] does not
         shared = counts if self.complete.all() else counts * self.complete
         with np.errstate(divide="ignore", invalid="ignore"):  # a sample may hold one text only
             samples = self._measure(shared, list(range(self.m)))
@@ -105,9 +105,10 @@ class TextSample:
     def _measure(self, counts: np.ndarray, models: list[int]) -> list[dict[str, np.ndarray]]:
         """The matrices (k, k) of k `models` in samples (B, n) of texts that all of them have scored."""
         found = []
-        for sample, sums, products, squared in zip(counts, *self._moments(counts, models), strict=True):
-            total = int(sample.sum(dtype=np.int64))
-            rank_products, spread = self._ranks(sample, total, models)
+        moments = self._moments(counts, models)
+        for total, (rank_products, spread), sums, products, squared in zip(
+            counts.sum(axis=1, dtype=np.int64), self._ranks(counts, models), *moments, strict=True
+        ):
             pearson = _correlation(products - np.outer(sums, sums) / total)
             matrices = {
                 "spearman": _correlation(rank_products),
@@ -121,63 +122,94 @@ class TextSample:
         return found
 
     def _moments(self, counts: np.ndarray, models: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Σ w x_i (B, k), Σ w x_i x_j and Σ w (x_i - x_j)² (B, k, k) of samples (B, n); x without its mean but in the last."""
-        k = len(models)
+        """Σ w x_i (B, k), Σ w x_i x_j and Σ w (x_i - x_j)² (B, k, k) of samples (B, n).
+
+        x are scores about the model's mean, which the differences have again.
+        """
+        k, size = len(models), len(counts)
         upper, above = np.triu_indices(k), np.triu_indices(k, 1)
         means = self.means[models]
-        gaps = (means[above[0]] - means[above[1]])[:, None]
-        found = np.zeros((len(counts), k + len(upper[0]) + len(above[0])))
+        found = np.zeros((size, k + len(upper[0]) + len(above[0])))
+        terms, weights = np.empty((found.shape[1], PART)), np.empty((size, PART))
         for start in range(0, self.n, PART):
             x = self.centred[models, start : start + PART]
-            terms = np.concatenate([x, x[upper[0]] * x[upper[1]], np.square(x[above[0]] - x[above[1]] + gaps)])
-            found += counts[:, start : start + PART].astype(np.float64) @ terms.T
+            t, w = terms[:, : x.shape[1]], weights[:, : x.shape[1]]
+            t[:k], w[:] = x, counts[:, start : start + PART]
+            for row, (i, j) in enumerate(zip(*upper, strict=True), k):
+                np.multiply(x[i], x[j], out=t[row])
+            for row, (i, j) in enumerate(zip(*above, strict=True), k + len(upper[0])):
+                np.subtract(x[i], x[j], out=t[row])
+                t[row] += means[i] - means[j]
+                np.square(t[row], out=t[row])
+            found += w @ t.T
         sums, *flat = np.split(found, [k, k + len(upper[0])], axis=1)
-        products, squared = np.zeros((2, len(counts), k, k))
+        products, squared = np.zeros((2, size, k, k))
         for matrix, places, values in zip((products, squared), (upper, above), flat, strict=True):
             matrix[:, places[0], places[1]] = matrix[:, places[1], places[0]] = values
         return sums, products, squared
 
-    def _ranks(self, sample: np.ndarray, total: int, models: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """4 C (k, k), and the spread of the k models' ranks by quintile of the mean rank (5,), of a sample (n,)."""
+    def _ranks(self, counts: np.ndarray, models: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each sample (n,) of `counts`: 4 C (k, k), and the spread of the ranks by quintile of the mean rank (5,)."""
         k = len(models)
-        ranks = np.stack([_doubled_midranks(self.orders[model], sample) for model in models])
-        products = np.zeros((k, k))
+        ranks = np.empty((k, self.n), np.int32)
         sums, variances = np.empty((2, self.n))
-        for start in range(0, self.n, PART):
-            part = slice(start, start + PART)
-            centred = ranks[:, part] - float(total + 1)  # 2 (R - R̄)
-            products += (centred * sample[part]) @ centred.T
-            centred.sum(axis=0, out=sums[part])
-            np.einsum("kt,kt->t", centred, centred, out=variances[part])
-        variances *= k
-        variances -= sums * sums
-        return products, _by_quintile(sums, np.sqrt(variances) / (2 * k), sample)
+        centred, weighted = np.empty((2, k, PART))
+        for sample in counts:
+            for row, model in zip(ranks, models, strict=True):
+                np.take(*_doubled_midranks(self.orders[model], sample), out=row, mode="clip")
+            weights = sample.astype(np.float64)
+            middle = weights.sum() + 1
+            products = np.zeros((k, k))
+            for start in range(0, self.n, PART):
+                part = slice(start, min(start + PART, self.n))
+                c, w = (buffer[:, : part.stop - start] for buffer in (centred, weighted))
+                c[:] = ranks[:, part]
+                c -= middle  # 2 (R - R̄)
+                products += np.multiply(c, weights[part], out=w) @ c.T
+                c.sum(axis=0, out=sums[part])
+                np.einsum("kt,kt->t", c, c, out=variances[part])
+            variances *= k
+            variances -= np.square(sums)
+            spread = np.sqrt(variances, out=variances)
+            spread /= 2 * k
+            yield products, _by_quintile(sums, spread, weights, self.texts)
 
 
-def _order(scores: np.ndarray) -> Order:
-    """Texts by their scores (n,), those without one last; where each score's ties end (G,), None if there are no ties;
-    and the place of each text's score among the G different ones (n,)."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """The order of a model's scores."""
+
+    texts: np.ndarray  # (n,) from the lowest score; those without one stand last
+    ends: np.ndarray | None  # (G,) the place of the last text of each different score; None where there are no ties
+    places: np.ndarray  # (n,) the number of each text's score among the different ones
+
+
+def _order(scores: np.ndarray) -> _Order:
+    """The order of scores (n,), NaN where there is none."""
+    texts = np.argsort(scores, kind="stable")
+    ordered = scores[texts]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     places = np.empty(len(scores), np.intp)
-    places[order] = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
-    return order, None if len(ends) == len(scores) else ends, places
+    places[texts] = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
+    return _Order(texts=texts, ends=None if len(ends) == len(scores) else ends, places=places)
 
 
-def _doubled_midranks(order: Order, counts: np.ndarray) -> np.ndarray:
-    """Twice the ranks from 1 of a sample that holds text t `counts[t]` times; equal texts share their mean rank. (n,)
+def _doubled_midranks(order: _Order, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Twice the ranks from 1 of a sample that holds text t `counts[t]` times; equal texts share their mean rank.
 
-    >>> _doubled_midranks(_order(np.array([0.5, 0.9, 0.7, 0.9])), np.ones(4, int)) / 2
+    A table (G,) of the different scores, and the place of each text in it (n,).
+
+    >>> table, places = _doubled_midranks(_order(np.array([0.5, 0.9, 0.7, 0.9])), np.ones(4, int))
+    >>> table[places] / 2
     array([1. , 3.5, 2. , 3.5])
     """
-    texts, ends, places = order
-    reached = np.cumsum(counts[texts], dtype=np.int32)  # texts of the sample up to here
-    if ends is not None:
-        reached = reached[ends]
-    doubled = reached + 1
-    doubled[1:] += reached[:-1]
-    return doubled[places]
+    reached = counts[order.texts].astype(np.int32)
+    np.cumsum(reached, out=reached)  # texts of the sample up to here
+    if order.ends is not None:
+        reached = reached[order.ends]
+    reached[1:] += reached[:-1]
+    reached += 1
+    return reached, order.places
 
 
 def _correlation(products: np.ndarray) -> np.ndarray:
@@ -208,10 +240,10 @@ def pca_of_distances(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values / values.sum(), coordinates * np.where(largest < 0, -1, 1)
 
 
-def _by_quintile(keys: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means of `values` (n,) by fifths of a sample in the order of `keys` (n,); it has each text `counts` (n,) times. (5,)
+def _by_quintile(keys: np.ndarray, values: np.ndarray, counts: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Means of `values` (n,) by fifths of a sample that has each text `counts` (n,) times. -> (5,)
 
-    A text on the border of two fifths counts for both in part.
+    The order is that of `keys` (n,), then of `texts` (n,). A text on the border of two fifths counts for both in part.
     """
     low = keys.min()
     bins = ((keys - low) * ((BINS - 1) / max(keys.max() - low, 1))).astype(np.intp)
@@ -223,8 +255,8 @@ def _by_quintile(keys: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np
     for place in range(1, QUINTILES):
         chosen = int(np.searchsorted(reached, borders[place]))
         rows = np.flatnonzero(bins == chosen)
-        rows = rows[np.argsort(keys[rows], kind="stable")]
-        times, sums = counts[rows].astype(np.float64), 0.0
+        rows = rows[np.lexsort((texts[rows], keys[rows]))]
+        times = counts[rows].astype(np.float64)
         before = reached[chosen] - times.sum(), summed[chosen] - (times * values[rows]).sum()
         at = np.cumsum(np.append(before[0], times))
         sums = np.cumsum(np.append(before[1], times * values[rows]))
@@ -459,7 +491,8 @@ def _bootstrap(
         return [found | {"coordinates": _turned(found["coordinates"], coordinates)} for found in samples]
 
     children = np.random.SeedSequence(seed).spawn(replicates)
-    with ThreadPoolExecutor(min(THREADS, _cores())) as pool:
+    # A product that several threads share waits for the one whose core is busy with something else.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(THREADS, _cores())) as pool:
         for samples in pool.map(block, (children[start : start + BLOCK] for start in range(0, replicates, BLOCK))):
             for found in samples:
                 if on_replicate:
