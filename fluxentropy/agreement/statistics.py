@@ -27,7 +27,6 @@ import scipy.cluster.hierarchy
 import scipy.linalg
 import scipy.spatial.distance
 import scipy.special
-import scipy.stats
 from threadpoolctl import threadpool_limits
 
 from fluxentropy.agreement.matrix import ScoreMatrix
@@ -51,6 +50,8 @@ from fluxentropy.runs.find import CONSENSUS
 
 QUINTILES = 5
 PART = 2048  # texts at a time, so that what is computed from them stays in the cache
+NARROW = 2**22  # texts, below which the chance of a difference above 2^14 is below 10^-50 (Massart 1990)
+MANTISSA, WHOLE = 2.0**52, np.float64(2.0**52).view(np.uint64)  # its last bits are those of the whole number added
 BINS = 1024  # of mean ranks, of which only those with a border of two fifths are sorted
 
 class TextSample:
@@ -73,16 +74,15 @@ class TextSample:
     def statistics(self, counts: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Every number of `Agreement` that the bootstrap repeats, for each sample: how often it has each text (B, n)."""
         counts = counts.take(self.texts, axis=1)  # which keeps each sample together, as counts[:, texts] does not
-        shared = counts if self.complete.all() else counts * self.complete
         with np.errstate(divide="ignore", invalid="ignore"):  # a sample may hold one text only
-            samples = self._measure(shared, list(range(self.m)))
+            samples = self._measure(counts, self.complete, list(range(self.m)))
             spreads = [found.pop("rank_sd_by_quintile") for found in samples]
             products = [found.pop("rank_products") for found in samples]
             components = [pca_of_distances(found["euclidean"]) for found in samples]
             for pairs in self.pairs.values():
                 (i, j), *_ = pairs
                 models = sorted({model for pair in pairs for model in pair})
-                of_pairs = self._measure(counts * (self.scored[:, i] & self.scored[:, j]), models)
+                of_pairs = self._measure(counts, self.scored[:, i] & self.scored[:, j], models)
                 for found, theirs in zip(samples, of_pairs, strict=True):
                     for name, matrix in found.items():
                         for i, j in pairs:
@@ -102,12 +102,13 @@ class TextSample:
                 )
             ]
 
-    def _measure(self, counts: np.ndarray, models: list[int]) -> list[dict[str, np.ndarray]]:
-        """The matrices (k, k) of k `models` in samples (B, n) of texts that all of them have scored."""
+    def _measure(self, counts: np.ndarray, base: np.ndarray, models: list[int]) -> list[dict[str, np.ndarray]]:
+        """The matrices (k, k) of k `models` in samples (B, n) of the texts `base` (n,) that all of them have scored."""
+        counts = counts if base.all() else counts * base
         found = []
         moments = self._moments(counts, models)
         for total, (rank_products, spread), sums, products, squared in zip(
-            counts.sum(axis=1, dtype=np.int64), self._ranks(counts, models), *moments, strict=True
+            counts.sum(axis=1, dtype=np.int64), self._ranks(counts, base, models), *moments, strict=True
         ):
             pearson = _correlation(products - np.outer(sums, sums) / total)
             matrices = {
@@ -148,31 +149,52 @@ class TextSample:
             matrix[:, places[0], places[1]] = matrix[:, places[1], places[0]] = values
         return sums, products, squared
 
-    def _ranks(self, counts: np.ndarray, models: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of each sample (n,) of `counts`: 4 C (k, k), and the spread of the ranks by quintile of the mean rank (5,)."""
-        k = len(models)
-        ranks = np.empty((k, self.n), np.int32)
-        sums, variances = np.empty((2, self.n))
+    def _ranks(self, counts: np.ndarray, base: np.ndarray, models: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each sample (n,) of `counts`: 4 C (k, k), and the spread of the ranks by quintile of the mean rank (5,).
+
+        Several samples go through the orders together, in the lanes of 64-bit words: by how much each text's rank, as a
+        distance from the middle, differs from that in the sample `base` (n,) that holds each text once. Such a
+        difference has a standard deviation of √n at most, so that 16 bits are enough below `NARROW` texts.
+        """
+        k, bits = len(models), 16 if self.n <= NARROW else 32
+        orders = [self.orders[model] for model in models]
+        word = sum(1 << shift for shift in range(0, 64, bits))  # 1 in each lane
+        plain = np.stack([order.sums_upto(base.astype(np.int64))[order.places] for order in orders]) - (
+            float(base.sum()) + 2.0 ** (bits - 1) + MANTISSA
+        )
+        moved = np.empty((k, self.n), np.uint64)
+        weights, (sums, variances) = np.empty(self.n), np.empty((2, self.n))
         centred, weighted = np.empty((2, k, PART))
-        for sample in counts:
-            for row, model in zip(ranks, models, strict=True):
-                np.take(*_doubled_midranks(self.orders[model], sample), out=row, mode="clip")
-            weights = sample.astype(np.float64)
-            middle = weights.sum() + 1
-            products = np.zeros((k, k))
-            for start in range(0, self.n, PART):
-                part = slice(start, min(start + PART, self.n))
-                c, w = (buffer[:, : part.stop - start] for buffer in (centred, weighted))
-                c[:] = ranks[:, part]
-                c -= middle  # 2 (R - R̄)
-                products += np.multiply(c, weights[part], out=w) @ c.T
-                c.sum(axis=0, out=sums[part])
-                np.einsum("kt,kt->t", c, c, out=variances[part])
-            variances *= k
-            variances -= np.square(sums)
-            spread = np.sqrt(variances, out=variances)
-            spread /= 2 * k
-            yield products, _by_quintile(sums, spread, weights, self.texts)
+        for first in range(0, len(counts), 64 // bits):
+            samples = counts[first : first + 64 // bits]
+            lanes, change = base * np.uint64(-word % 2**64), 0
+            for lane, sample in enumerate(samples):
+                lanes += sample.astype(np.uint64) << np.uint64(lane * bits)
+                change += int(sample.sum(dtype=np.int64) - base.sum()) << lane * bits
+            middle = np.uint64(((word << bits - 1) - change) % 2**64)
+            for row, order in zip(moved, orders, strict=True):
+                table = order.sums_upto(lanes)
+                table += middle
+                np.take(table, order.places, out=row, mode="clip")
+            for lane, sample in enumerate(samples):
+                weights[:] = sample
+                products = np.zeros((k, k))
+                for start in range(0, self.n, PART):
+                    part = slice(start, min(start + PART, self.n))
+                    c, w = (buffer[:, : part.stop - start] for buffer in (centred, weighted))
+                    found = c.view(np.uint64)
+                    np.right_shift(moved[:, part], np.uint64(lane * bits), out=found)
+                    found &= np.uint64(2**bits - 1)
+                    found |= WHOLE  # as a float: MANTISSA and the lane
+                    c += plain[:, part]  # 2 (R - R̄)
+                    products += np.multiply(c, weights[part], out=w) @ c.T
+                    c.sum(axis=0, out=sums[part])
+                    np.einsum("kt,kt->t", c, c, out=variances[part])
+                variances *= k
+                variances -= np.square(sums)
+                spread = np.sqrt(variances, out=variances)
+                spread /= 2 * k
+                yield products, _by_quintile(sums, spread, weights, self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,33 +205,32 @@ class _Order:
     ends: np.ndarray | None  # (G,) the place of the last text of each different score; None where there are no ties
     places: np.ndarray  # (n,) the number of each text's score among the different ones
 
+    def sums_upto(self, counts: np.ndarray) -> np.ndarray:
+        """Of each different score (G,): how many lie below it and how many up to it, together, as texts have `counts` (n,).
+
+        That is twice the rank from 1 of a text that stands there, less 1; equal texts share their mean rank.
+
+        >>> order = _order(np.array([0.5, 0.9, 0.7, 0.9]))
+        >>> (order.sums_upto(np.ones(4))[order.places] + 1) / 2
+        array([1. , 3.5, 2. , 3.5])
+        """
+        upto = counts.take(self.texts)
+        np.cumsum(upto, out=upto)
+        if self.ends is not None:
+            upto = upto[self.ends]
+        found = upto.copy()
+        found[1:] += upto[:-1]
+        return found
+
 
 def _order(scores: np.ndarray) -> _Order:
     """The order of scores (n,), NaN where there is none."""
-    texts = np.argsort(scores, kind="stable")
+    texts = np.argsort(scores)
     ordered = scores[texts]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     places = np.empty(len(scores), np.intp)
     places[texts] = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
     return _Order(texts=texts, ends=None if len(ends) == len(scores) else ends, places=places)
-
-
-def _doubled_midranks(order: _Order, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Twice the ranks from 1 of a sample that holds text t `counts[t]` times; equal texts share their mean rank.
-
-    A table (G,) of the different scores, and the place of each text in it (n,).
-
-    >>> table, places = _doubled_midranks(_order(np.array([0.5, 0.9, 0.7, 0.9])), np.ones(4, int))
-    >>> table[places] / 2
-    array([1. , 3.5, 2. , 3.5])
-    """
-    reached = counts[order.texts].astype(np.int32)
-    np.cumsum(reached, out=reached)  # texts of the sample up to here
-    if order.ends is not None:
-        reached = reached[order.ends]
-    reached[1:] += reached[:-1]
-    reached += 1
-    return reached, order.places
 
 
 def _correlation(products: np.ndarray) -> np.ndarray:
@@ -462,7 +483,8 @@ def log10_p(chi2: float, dof: int) -> float:
     >>> round(log10_p(30.0, 10), 3), round(log10_p(3e6, 10**6))
     (-3.067, -195737)
     """
-    log_p = float(scipy.stats.chi2.logsf(chi2, dof))
+    with np.errstate(divide="ignore"):
+        log_p = float(np.log(scipy.special.chdtrc(dof, chi2)))
     if np.isneginf(log_p):
         ratio = chi2 / dof
         log_p = float(scipy.special.log_ndtr(-np.sqrt(dof * (ratio - 1 - np.log(ratio)))))
@@ -549,7 +571,8 @@ def consensus_scores(scores: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
     n, m = scores.shape
     complete = np.isfinite(scores).all(axis=1)
     whole = scores[complete]
-    ranks = scipy.stats.rankdata(whole.T, axis=1)  # (M, n)
+    orders = [_order(column) for column in whole.T]
+    ranks = np.stack([order.sums_upto(np.ones(len(whole)))[order.places] for order in orders]) / 2 + 0.5  # (M, n)
     spread = whole.std(axis=0)
     standard = (whole - whole.mean(axis=0)) / np.where(spread > 0, spread, 1)
     values, vectors = np.linalg.eigh(standard.T @ standard / len(whole))
