@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fluxentropy.agreement import AgreeConfig, AgreementOptions, ZooConfig
-from fluxentropy.agreement.matrix import ScoreMatrix, read_runs, read_wide_table
+from fluxentropy.agreement.matrix import ScoreMatrix, read_runs, read_wide_table, unusable
 from fluxentropy.agreement.statistics import (
     LEVEL,
     Agreement,
     check_scores,
     measure_agreement,
-    unusable,
     write_consensus,
 )
 from fluxentropy.config.options import SourceOptions

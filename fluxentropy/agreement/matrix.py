@@ -56,6 +56,18 @@ class ScoreMatrix:
         return replace(self, models=models, scores=self.scores[:, kept], absent=absent)
 
 
+def unusable(scores: np.ndarray, models: Sequence[str]) -> dict[str, str]:
+    """Models whose column has no order, and why."""
+    found = {}
+    for model, column in zip(models, scores.T, strict=True):
+        values = column[np.isfinite(column)]
+        if len(values) == 0:
+            found[model] = "has not scored a single text"
+        elif values.min() == values.max():
+            found[model] = f"has the same score, {values[0]:g}, for all {len(values)} texts"
+    return found
+
+
 UNCOMPARED = ("bos_added", "tokenizer")  # policies that a tokenizer decides by itself
 
 
@@ -353,7 +365,9 @@ def _check_rows(described: pa.Table, path: Path) -> None:
     for name in described.column_names:
         if name.lower() not in (*TEXT_NAMES, "id"):
             continue
-        if pa.types.is_string(described[name].type) and pc.count_distinct(described[name], mode="all") == len(described):
+        if pa.types.is_string(described[name].type) and pc.count_distinct(described[name], mode="all") == len(
+            described
+        ):
             continue
         first: dict[Any, int] = {}
         for row, cell in enumerate(described[name].to_pylist(), 1):

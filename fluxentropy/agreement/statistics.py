@@ -29,7 +29,7 @@ import scipy.spatial.distance
 import scipy.special
 from threadpoolctl import threadpool_limits
 
-from fluxentropy.agreement.matrix import ScoreMatrix
+from fluxentropy.agreement.matrix import ScoreMatrix, unusable
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.runs.directory import RunDirectory
@@ -43,16 +43,19 @@ from fluxentropy.runs.find import CONSENSUS
 #     C = Σ_t w_t (R_t - R̄)(R_t - R̄)ᵀ      products of midranks          (M, M)
 #     G = Σ_t w_t (x_t - x̄)(x_t - x̄)ᵀ      products of scores           (M, M)
 #
-# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. A replicate costs no sorting: the
-# midranks are a running sum of the counts in the order of the scores. C is exact below 300,000 texts, as all its terms
-# are whole numbers below 2^53, and G is linear in w, so that one product serves all replicates of a `BLOCK`.
+# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. A replicate costs no sorting:
+# midranks are a running sum of the counts in the order of the scores. C is exact below 300,000 texts, as all its sums
+# are whole numbers below 2^53; G is linear in w, so that one product serves all replicates of a `BLOCK`.
 
 
 QUINTILES = 5
+OF_PAIRS = ("spearman", "pearson", "euclidean", "euclidean_z")
+OF_ALL = ("mean_spearman", "kendall_w", "explained_variance_ratio", "coordinates", "rank_sd_by_quintile")
 PART = 2048  # texts at a time, so that what is computed from them stays in the cache
 NARROW = 2**22  # texts, below which the chance of a difference above 2^14 is below 10^-50 (Massart 1990)
 MANTISSA, WHOLE = 2.0**52, np.float64(2.0**52).view(np.uint64)  # its last bits are those of the whole number added
 BINS = 1024  # of mean ranks, of which only those with a border of two fifths are sorted
+
 
 class TextSample:
     """The texts, prepared so that the statistics of any samples of them need no sorting."""
@@ -72,35 +75,25 @@ class TextSample:
                 self.pairs.setdefault(np.packbits(self.scored[:, i] & self.scored[:, j]).tobytes(), []).append((i, j))
 
     def statistics(self, counts: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Every number of `Agreement` that the bootstrap repeats, for each sample: how often it has each text (B, n)."""
+        """Every number of `Agreement` that the bootstrap repeats, of samples with each text `counts` (B, n) times."""
         counts = counts.take(self.texts, axis=1)  # which keeps each sample together, as counts[:, texts] does not
         with np.errstate(divide="ignore", invalid="ignore"):  # a sample may hold one text only
             samples = self._measure(counts, self.complete, list(range(self.m)))
-            spreads = [found.pop("rank_sd_by_quintile") for found in samples]
-            products = [found.pop("rank_products") for found in samples]
-            components = [pca_of_distances(found["euclidean"]) for found in samples]
+            for found in samples:
+                products = found.pop("rank_products")
+                # Σ_ij C_ij / (M Σ_j C_jj): the variance of the rank sums over its largest possible value, ties included
+                found["kendall_w"] = products.sum() / (self.m * np.trace(products))
+                found["explained_variance_ratio"], found["coordinates"] = pca_of_distances(found["euclidean"])
             for pairs in self.pairs.values():
-                (i, j), *_ = pairs
                 models = sorted({model for pair in pairs for model in pair})
-                of_pairs = self._measure(counts, self.scored[:, i] & self.scored[:, j], models)
-                for found, theirs in zip(samples, of_pairs, strict=True):
-                    for name, matrix in found.items():
-                        for i, j in pairs:
-                            matrix[i, j] = matrix[j, i] = theirs[name][models.index(i), models.index(j)]
-            return [
-                {
-                    **found,
-                    "mean_spearman": np.mean(found["spearman"][np.triu_indices(self.m, 1)]),
-                    # Σ_ij C_ij / (M Σ_j C_jj): the variance of the rank sums over its largest possible value, ties too
-                    "kendall_w": product.sum() / (self.m * np.trace(product)),
-                    "explained_variance_ratio": ratio,
-                    "coordinates": coordinates,
-                    "rank_sd_by_quintile": spread,
-                }
-                for found, product, (ratio, coordinates), spread in zip(
-                    samples, products, components, spreads, strict=True
-                )
-            ]
+                both = self.scored[:, pairs[0]].all(axis=1)
+                for found, theirs in zip(samples, self._measure(counts, both, models), strict=True):
+                    for name, (i, j) in itertools.product(OF_PAIRS, pairs):
+                        value = theirs[name][models.index(i), models.index(j)]
+                        found[name][i, j] = found[name][j, i] = value
+            for found in samples:
+                found["mean_spearman"] = np.mean(found["spearman"][np.triu_indices(self.m, 1)])
+        return samples
 
     def _measure(self, counts: np.ndarray, base: np.ndarray, models: list[int]) -> list[dict[str, np.ndarray]]:
         """The matrices (k, k) of k `models` in samples (B, n) of the texts `base` (n,) that all of them have scored."""
@@ -111,15 +104,14 @@ class TextSample:
             counts.sum(axis=1, dtype=np.int64), self._ranks(counts, base, models), *moments, strict=True
         ):
             pearson = _correlation(products - np.outer(sums, sums) / total)
-            matrices = {
-                "spearman": _correlation(rank_products),
-                "pearson": pearson,
-                "euclidean": np.sqrt(squared * (self.n / total)),
-                "euclidean_z": np.sqrt(np.maximum(2 * self.n * (1 - pearson), 0)),
-                "rank_products": rank_products,
-                "rank_sd_by_quintile": spread,
-            }
-            found.append(matrices)
+            of_pairs = (
+                _correlation(rank_products),
+                pearson,
+                np.sqrt(squared * (self.n / total)),
+                np.sqrt(np.maximum(2 * self.n * (1 - pearson), 0)),
+            )
+            whole = {"rank_products": rank_products, "rank_sd_by_quintile": spread}
+            found.append(dict(zip(OF_PAIRS, of_pairs, strict=True)) | whole)
         return found
 
     def _moments(self, counts: np.ndarray, models: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,7 +141,9 @@ class TextSample:
             matrix[:, places[0], places[1]] = matrix[:, places[1], places[0]] = values
         return sums, products, squared
 
-    def _ranks(self, counts: np.ndarray, base: np.ndarray, models: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _ranks(
+        self, counts: np.ndarray, base: np.ndarray, models: list[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of each sample (n,) of `counts`: 4 C (k, k), and the spread of the ranks by quintile of the mean rank (5,).
 
         Several samples go through the orders together, in the lanes of 64-bit words: by how much each text's rank, as a
@@ -192,8 +186,7 @@ class TextSample:
                     np.einsum("kt,kt->t", c, c, out=variances[part])
                 variances *= k
                 variances -= np.square(sums)
-                spread = np.sqrt(variances, out=variances)
-                spread /= 2 * k
+                spread = np.sqrt(np.maximum(variances, 0)) / (2 * k)
                 yield products, _by_quintile(sums, spread, weights, self.texts)
 
 
@@ -206,7 +199,7 @@ class _Order:
     places: np.ndarray  # (n,) the number of each text's score among the different ones
 
     def sums_upto(self, counts: np.ndarray) -> np.ndarray:
-        """Of each different score (G,): how many lie below it and how many up to it, together, as texts have `counts` (n,).
+        """How many lie below each different score, and up to it, in sum (G,), where texts stand `counts` (n,) times.
 
         That is twice the rank from 1 of a text that stands there, less 1; equal texts share their mean rank.
 
@@ -422,7 +415,7 @@ def measure_agreement(
     replicates = replicates if complete >= FEWEST else 0
     if replicates:
         draws = list(_bootstrap(sample, point["coordinates"], replicates, seed, on_replicate))
-        intervals = {name: _limits(np.stack([draw[name] for draw in draws])) for name in point}
+        intervals = {name: _limits(np.stack([draw[name] for draw in draws])) for name in OF_PAIRS + OF_ALL}
     return Agreement(
         models=tuple(models),
         n_texts=len(scores),
@@ -461,18 +454,6 @@ def check_scores(scores: np.ndarray, models: Sequence[str]) -> None:
             f"only {complete} of {len(scores)} texts are scored by all {len(models)} models: "
             f"agreement needs {QUINTILES} or more"
         )
-
-
-def unusable(scores: np.ndarray, models: Sequence[str]) -> dict[str, str]:
-    """Models whose column has no order, and why."""
-    found = {}
-    for model, column in zip(models, scores.T, strict=True):
-        values = column[np.isfinite(column)]
-        if len(values) == 0:
-            found[model] = "has not scored a single text"
-        elif values.min() == values.max():
-            found[model] = f"has the same score, {values[0]:g}, for all {len(values)} texts"
-    return found
 
 
 def log10_p(chi2: float, dof: int) -> float:
@@ -514,17 +495,13 @@ def _bootstrap(
 
     children = np.random.SeedSequence(seed).spawn(replicates)
     # A product that several threads share waits for the one whose core is busy with something else.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(THREADS, _cores())) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(THREADS, cores)) as pool:
         for samples in pool.map(block, (children[start : start + BLOCK] for start in range(0, replicates, BLOCK))):
             for found in samples:
                 if on_replicate:
                     on_replicate()
                 yield found
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _turned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
