@@ -138,8 +138,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 def settle(figure: Figure) -> None:
     """Lay the figure out, so that places in it can be measured."""
-    for _ in range(3):  # axes of equal aspect need some rounds
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    for _ in range(2):  # axes of equal aspect need some rounds
+        engine.execute(figure)
+    figure.draw_without_rendering()
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> list[Path]:

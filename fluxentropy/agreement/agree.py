@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fluxentropy.agreement import AgreeConfig, AgreementOptions, ZooConfig
-from fluxentropy.agreement.matrix import ScoreMatrix, read_runs, read_wide_table
+from fluxentropy.agreement.matrix import ScoreMatrix, read_runs, read_wide_table, unusable
 from fluxentropy.agreement.statistics import (
     LEVEL,
     Agreement,
     check_scores,
     measure_agreement,
-    unusable,
     write_consensus,
 )
 from fluxentropy.config.options import SourceOptions
@@ -35,11 +34,12 @@ from fluxentropy.runs.files import plain, versions, write_json
 from fluxentropy.runs.find import CONSENSUS, run_folders
 from fluxentropy.runs.progress import Progress, debugging
 from fluxentropy.scoring.options import ScoreConfig, ScoringOptions
-from fluxentropy.scoring.score import ScoreResult, score
 from fluxentropy.scoring.scores import SCORE_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fluxentropy.scoring.score import ScoreResult
 
 
 # --- `fluxentropy agree` ----------------------------------------------------------------------------------------------
@@ -364,6 +364,8 @@ def _score_config(config: ZooConfig, name: str, sources: tuple[str, ...]) -> Sco
 
 def _score(config: ScoreConfig, failed: dict[str, str]) -> ScoreResult | None:
     """Score with one model. Whatever goes wrong with it is this model's failure, by name, and not the zoo's."""
+    from fluxentropy.scoring.score import ScoreResult, score  # loads torch, which `agree` does without
+
     try:
         result = score(config)
     except Exception as error:  # models may run any code, and run out of any memory

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fluxentropy.config.yaml import did_you_mean
@@ -53,6 +54,18 @@ class ScoreMatrix:
         models = tuple(self.models[column] for column in kept)
         absent = {model: self.absent.get(model, 0) for model in models}
         return replace(self, models=models, scores=self.scores[:, kept], absent=absent)
+
+
+def unusable(scores: np.ndarray, models: Sequence[str]) -> dict[str, str]:
+    """Models whose column has no order, and why."""
+    found = {}
+    for model, column in zip(models, scores.T, strict=True):
+        values = column[np.isfinite(column)]
+        if len(values) == 0:
+            found[model] = "has not scored a single text"
+        elif values.min() == values.max():
+            found[model] = f"has the same score, {values[0]:g}, for all {len(values)} texts"
+    return found
 
 
 UNCOMPARED = ("bos_added", "tokenizer")  # policies that a tokenizer decides by itself
@@ -293,11 +306,17 @@ def _names_rows(name: str) -> bool:
 
 def _is_run(column: pa.ChunkedArray) -> bool:
     """Whether a column of three rows or more is 0, 1, 2, … or 1, 2, 3, …"""
-    values = [_number(cell) for cell in column.to_pylist()]
-    return len(values) > 2 and any(values == list(range(first, first + len(values))) for first in (0, 1))
+    values = _floats(column)
+    if values is not None:
+        return len(values) > 2 and values[0] in (0, 1) and np.array_equal(values, values[0] + np.arange(len(values)))
+    numbers = [_number(cell) for cell in column.to_pylist()]
+    return len(numbers) > 2 and any(numbers == list(range(first, first + len(numbers))) for first in (0, 1))
 
 
 def _is_whole(column: pa.ChunkedArray) -> bool:
+    values = _floats(column.drop_null())
+    if values is not None:
+        return bool((np.isfinite(values) & (values == np.floor(values))).all())
     return all(number is None or number % 1 == 0 for number in map(_number, column.to_pylist()))
 
 
@@ -311,6 +330,13 @@ def _has_number(column: pa.ChunkedArray) -> bool:
     return pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)
 
 
+def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
+    """A column of floats or integers as float64 (n,), NaN for null; None of another type."""
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return None
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
+
+
 def _number(cell: Any) -> float | None:
     try:
         return float(cell)
@@ -320,6 +346,9 @@ def _number(cell: Any) -> float | None:
 
 def _numbers(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
     """A column as float64 (n,); an empty cell or NaN is no score. SourceError names another cell."""
+    floats = _floats(column)
+    if floats is not None and not np.isinf(floats).any():
+        return floats
     values = np.full(len(column), np.nan)
     for row, cell in enumerate(column.to_pylist()):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
@@ -335,6 +364,10 @@ def _check_rows(described: pa.Table, path: Path) -> None:
     """Refuse a text that stands in the table twice: it would count twice."""
     for name in described.column_names:
         if name.lower() not in (*TEXT_NAMES, "id"):
+            continue
+        if pa.types.is_string(described[name].type) and pc.count_distinct(described[name], mode="all") == len(
+            described
+        ):
             continue
         first: dict[Any, int] = {}
         for row, cell in enumerate(described[name].to_pylist(), 1):

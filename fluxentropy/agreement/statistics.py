@@ -27,9 +27,9 @@ import scipy.cluster.hierarchy
 import scipy.linalg
 import scipy.spatial.distance
 import scipy.special
-import scipy.stats
+from threadpoolctl import threadpool_limits
 
-from fluxentropy.agreement.matrix import ScoreMatrix
+from fluxentropy.agreement.matrix import ScoreMatrix, unusable
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.runs.directory import RunDirectory
@@ -43,105 +43,187 @@ from fluxentropy.runs.find import CONSENSUS
 #     C = Σ_t w_t (R_t - R̄)(R_t - R̄)ᵀ      products of midranks          (M, M)
 #     G = Σ_t w_t (x_t - x̄)(x_t - x̄)ᵀ      products of scores           (M, M)
 #
-# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. So a replicate costs no sorting.
+# where w_t counts how often text t stands in the sample: 1, or what a bootstrap draws. A replicate costs no sorting:
+# midranks are a running sum of the counts in the order of the scores. C is exact below 300,000 texts, as all its sums
+# are whole numbers below 2^53; G is linear in w, so that one product serves all replicates of a `BLOCK`.
 
 
 QUINTILES = 5
+OF_PAIRS = ("spearman", "pearson", "euclidean", "euclidean_z")
+OF_ALL = ("mean_spearman", "kendall_w", "explained_variance_ratio", "coordinates", "rank_sd_by_quintile")
+PART = 2048  # texts at a time, so that what is computed from them stays in the cache
+NARROW = 2**22  # texts, below which the chance of a difference above 2^14 is below 10^-50 (Massart 1990)
+MANTISSA, WHOLE = 2.0**52, np.float64(2.0**52).view(np.uint64)  # its last bits are those of the whole number added
+BINS = 1024  # of mean ranks, of which only those with a border of two fifths are sorted
 
 
 class TextSample:
-    """The texts, prepared so that the statistics of any weights of them need no sorting."""
+    """The texts, prepared so that the statistics of any samples of them need no sorting."""
 
     def __init__(self, scores: np.ndarray) -> None:
         self.n, self.m = scores.shape
+        self.texts = np.argsort(sum(_order(column).places for column in scores.T), kind="stable")
+        scores = scores[self.texts]  # in one order for all models, what is looked up lies close together
         self.scored = np.isfinite(scores)
         self.complete = self.scored.all(axis=1)
-        self.all = _Shared(scores, self.complete, range(self.m))
-        self.pairs = [] if self.complete.all() else list(self._pairs(scores))
+        self.orders = [_order(column) for column in scores.T]
+        self.means = np.where(self.scored, scores, 0).sum(axis=0) / self.scored.sum(axis=0)
+        self.centred = np.where(self.scored, scores - self.means, 0).T.copy()  # (M, n)
+        self.pairs: dict[bytes, list[tuple[int, int]]] = {}  # by the texts that both have scored
+        if not self.complete.all():
+            for i, j in itertools.combinations(range(self.m), 2):
+                self.pairs.setdefault(np.packbits(self.scored[:, i] & self.scored[:, j]).tobytes(), []).append((i, j))
 
-    def _pairs(self, scores: np.ndarray) -> Iterator[tuple[_Shared, list[tuple[int, int]]]]:
-        """Pairs of models, together where they share the same texts."""
-        groups: dict[bytes, list[tuple[int, int]]] = {}
-        for i, j in itertools.combinations(range(self.m), 2):
-            groups.setdefault(np.packbits(self.scored[:, i] & self.scored[:, j]).tobytes(), []).append((i, j))
-        for pairs in groups.values():
-            i, j = pairs[0]
-            yield (
-                _Shared(scores, self.scored[:, i] & self.scored[:, j], sorted({k for pair in pairs for k in pair})),
-                pairs,
-            )
-
-    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Every number of `Agreement` that the bootstrap repeats, for texts of `weights` (n,)."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # a replicate may hold one text only
-            ranks, found = self.all.measure(weights, self.n)
-            products = found.pop("rank_products")
-            ratio, coordinates = pca_of_distances(found["euclidean"])
-            for shared, pairs in self.pairs:
-                _, of_pairs = shared.measure(weights, self.n)
-                for name, matrix in found.items():
-                    for i, j in pairs:
-                        at = shared.models.index(i), shared.models.index(j)
-                        matrix[i, j] = matrix[j, i] = of_pairs[name][at]
-            return {
-                **found,
-                "mean_spearman": np.mean(found["spearman"][np.triu_indices(self.m, 1)]),
+    def statistics(self, counts: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Every number of `Agreement` that the bootstrap repeats, of samples with each text `counts` (B, n) times."""
+        counts = counts.take(self.texts, axis=1)  # which keeps each sample together, as counts[:, texts] does not
+        with np.errstate(divide="ignore", invalid="ignore"):  # a sample may hold one text only
+            samples = self._measure(counts, self.complete, list(range(self.m)))
+            for found in samples:
+                products = found.pop("rank_products")
                 # Σ_ij C_ij / (M Σ_j C_jj): the variance of the rank sums over its largest possible value, ties included
-                "kendall_w": products.sum() / (self.m * np.trace(products)),
-                "explained_variance_ratio": ratio,
-                "coordinates": coordinates,
-                "rank_sd_by_quintile": _spread_by_quintile(ranks, weights[self.complete]),
-            }
+                found["kendall_w"] = products.sum() / (self.m * np.trace(products))
+                found["explained_variance_ratio"], found["coordinates"] = pca_of_distances(found["euclidean"])
+            for pairs in self.pairs.values():
+                models = sorted({model for pair in pairs for model in pair})
+                both = self.scored[:, pairs[0]].all(axis=1)
+                for found, theirs in zip(samples, self._measure(counts, both, models), strict=True):
+                    for name, (i, j) in itertools.product(OF_PAIRS, pairs):
+                        value = theirs[name][models.index(i), models.index(j)]
+                        found[name][i, j] = found[name][j, i] = value
+            for found in samples:
+                found["mean_spearman"] = np.mean(found["spearman"][np.triu_indices(self.m, 1)])
+        return samples
+
+    def _measure(self, counts: np.ndarray, base: np.ndarray, models: list[int]) -> list[dict[str, np.ndarray]]:
+        """The matrices (k, k) of k `models` in samples (B, n) of the texts `base` (n,) that all of them have scored."""
+        counts = counts if base.all() else counts * base
+        found = []
+        moments = self._moments(counts, models)
+        for total, (rank_products, spread), sums, products, squared in zip(
+            counts.sum(axis=1, dtype=np.int64), self._ranks(counts, base, models), *moments, strict=True
+        ):
+            pearson = _correlation(products - np.outer(sums, sums) / total)
+            of_pairs = (
+                _correlation(rank_products),
+                pearson,
+                np.sqrt(squared * (self.n / total)),
+                np.sqrt(np.maximum(2 * self.n * (1 - pearson), 0)),
+            )
+            whole = {"rank_products": rank_products, "rank_sd_by_quintile": spread}
+            found.append(dict(zip(OF_PAIRS, of_pairs, strict=True)) | whole)
+        return found
+
+    def _moments(self, counts: np.ndarray, models: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Σ w x_i (B, k), Σ w x_i x_j and Σ w (x_i - x_j)² (B, k, k) of samples (B, n).
+
+        x are scores about the model's mean, which the differences have again.
+        """
+        k, size = len(models), len(counts)
+        upper, above = np.triu_indices(k), np.triu_indices(k, 1)
+        means = self.means[models]
+        found = np.zeros((size, k + len(upper[0]) + len(above[0])))
+        terms, weights = np.empty((found.shape[1], PART)), np.empty((size, PART))
+        for start in range(0, self.n, PART):
+            x = self.centred[models, start : start + PART]
+            t, w = terms[:, : x.shape[1]], weights[:, : x.shape[1]]
+            t[:k], w[:] = x, counts[:, start : start + PART]
+            for row, (i, j) in enumerate(zip(*upper, strict=True), k):
+                np.multiply(x[i], x[j], out=t[row])
+            for row, (i, j) in enumerate(zip(*above, strict=True), k + len(upper[0])):
+                np.subtract(x[i], x[j], out=t[row])
+                t[row] += means[i] - means[j]
+                np.square(t[row], out=t[row])
+            found += w @ t.T
+        sums, *flat = np.split(found, [k, k + len(upper[0])], axis=1)
+        products, squared = np.zeros((2, size, k, k))
+        for matrix, places, values in zip((products, squared), (upper, above), flat, strict=True):
+            matrix[:, places[0], places[1]] = matrix[:, places[1], places[0]] = values
+        return sums, products, squared
+
+    def _ranks(
+        self, counts: np.ndarray, base: np.ndarray, models: list[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each sample (n,) of `counts`: 4 C (k, k), and the spread of the ranks by quintile of the mean rank (5,).
+
+        Several samples go through the orders together, in the lanes of 64-bit words: by how much each text's rank, as a
+        distance from the middle, differs from that in the sample `base` (n,) that holds each text once. Such a
+        difference has a standard deviation of √n at most, so that 16 bits are enough below `NARROW` texts.
+        """
+        k, bits = len(models), 16 if self.n <= NARROW else 32
+        orders = [self.orders[model] for model in models]
+        word = sum(1 << shift for shift in range(0, 64, bits))  # 1 in each lane
+        plain = np.stack([order.sums_upto(base.astype(np.int64))[order.places] for order in orders]) - (
+            float(base.sum()) + 2.0 ** (bits - 1) + MANTISSA
+        )
+        moved = np.empty((k, self.n), np.uint64)
+        weights, (sums, variances) = np.empty(self.n), np.empty((2, self.n))
+        centred, weighted = np.empty((2, k, PART))
+        for first in range(0, len(counts), 64 // bits):
+            samples = counts[first : first + 64 // bits]
+            lanes, change = base * np.uint64(-word % 2**64), 0
+            for lane, sample in enumerate(samples):
+                lanes += sample.astype(np.uint64) << np.uint64(lane * bits)
+                change += int(sample.sum(dtype=np.int64) - base.sum()) << lane * bits
+            middle = np.uint64(((word << bits - 1) - change) % 2**64)
+            for row, order in zip(moved, orders, strict=True):
+                table = order.sums_upto(lanes)
+                table += middle
+                np.take(table, order.places, out=row, mode="clip")
+            for lane, sample in enumerate(samples):
+                weights[:] = sample
+                products = np.zeros((k, k))
+                for start in range(0, self.n, PART):
+                    part = slice(start, min(start + PART, self.n))
+                    c, w = (buffer[:, : part.stop - start] for buffer in (centred, weighted))
+                    found = c.view(np.uint64)
+                    np.right_shift(moved[:, part], np.uint64(lane * bits), out=found)
+                    found &= np.uint64(2**bits - 1)
+                    found |= WHOLE  # as a float: MANTISSA and the lane
+                    c += plain[:, part]  # 2 (R - R̄)
+                    products += np.multiply(c, weights[part], out=w) @ c.T
+                    c.sum(axis=0, out=sums[part])
+                    np.einsum("kt,kt->t", c, c, out=variances[part])
+                variances *= k
+                variances -= np.square(sums)
+                spread = np.sqrt(np.maximum(variances, 0)) / (2 * k)
+                yield products, _by_quintile(sums, spread, weights, self.texts)
 
 
-class _Shared:
-    """Models and the texts that all of them have scored."""
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """The order of a model's scores."""
 
-    def __init__(self, scores: np.ndarray, rows: np.ndarray, models: Sequence[int]) -> None:
-        self.models = list(models)
-        self.rows = None if rows.all() else rows
-        self.scores = np.ascontiguousarray(scores[rows][:, self.models].T)  # (m, n)
-        self.codes = [np.unique(row, return_inverse=True)[1].astype(np.int32) for row in self.scores]
-        self.means = self.scores.mean(axis=1, keepdims=True)
-        self.scores -= self.means
+    texts: np.ndarray  # (n,) from the lowest score; those without one stand last
+    ends: np.ndarray | None  # (G,) the place of the last text of each different score; None where there are no ties
+    places: np.ndarray  # (n,) the number of each text's score among the different ones
 
-    def measure(self, weights: np.ndarray, scale_to: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Midranks (m, n), and the matrices (m, m) of the models' pairs under `weights` of all texts."""
-        w = weights if self.rows is None else weights[self.rows]
-        total = w.sum()
-        ranks = np.stack([midranks(codes, w) for codes in self.codes])  # (m, n)
-        centred = ranks - (total + 1) / 2
-        rank_products = (centred * w) @ centred.T
-        weighted = self.scores * w
-        sums = weighted.sum(axis=1, keepdims=True)  # (m, 1)
-        products = weighted @ self.scores.T
-        # (x_i - x_j)² with x = a + mean: the Gram matrix of a, the linear terms, and the distance of the means
-        gap, sum_gap = self.means - self.means.T, sums - sums.T
-        own = np.diag(products)
-        squared = own[:, None] + own - 2 * products + 2 * gap * sum_gap + total * gap**2
-        squared = np.maximum(squared, 0) * (scale_to / total)
-        np.fill_diagonal(squared, 0)
-        pearson = _correlation(products - sums @ sums.T / total)
-        matrices = {
-            "spearman": _correlation(rank_products),
-            "pearson": pearson,
-            "euclidean": np.sqrt(squared),
-            "euclidean_z": np.sqrt(np.maximum(2 * scale_to * (1 - pearson), 0)),
-            "rank_products": rank_products,
-        }
-        return ranks, matrices
+    def sums_upto(self, counts: np.ndarray) -> np.ndarray:
+        """How many lie below each different score, and up to it, in sum (G,), where texts stand `counts` (n,) times.
+
+        That is twice the rank from 1 of a text that stands there, less 1; equal texts share their mean rank.
+
+        >>> order = _order(np.array([0.5, 0.9, 0.7, 0.9]))
+        >>> (order.sums_upto(np.ones(4))[order.places] + 1) / 2
+        array([1. , 3.5, 2. , 3.5])
+        """
+        upto = counts.take(self.texts)
+        np.cumsum(upto, out=upto)
+        if self.ends is not None:
+            upto = upto[self.ends]
+        found = upto.copy()
+        found[1:] += upto[:-1]
+        return found
 
 
-def midranks(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks from 1 of a sample that holds text t `weights[t]` times; equal texts share their mean rank. -> (n,)
-
-    `codes` number the distinct scores in ascending order, from 0.
-
-    >>> midranks(np.array([0, 2, 1, 2]), np.ones(4))
-    array([1. , 3.5, 2. , 3.5])
-    """
-    size = np.bincount(codes, weights)  # of each group of ties
-    return (np.cumsum(size) - (size - 1) / 2)[codes]
+def _order(scores: np.ndarray) -> _Order:
+    """The order of scores (n,), NaN where there is none."""
+    texts = np.argsort(scores)
+    ordered = scores[texts]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    places = np.empty(len(scores), np.intp)
+    places[texts] = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
+    return _Order(texts=texts, ends=None if len(ends) == len(scores) else ends, places=places)
 
 
 def _correlation(products: np.ndarray) -> np.ndarray:
@@ -172,17 +254,28 @@ def pca_of_distances(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values / values.sum(), coordinates * np.where(largest < 0, -1, 1)
 
 
-def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over texts of the population SD of a text's ranks (M, n), by fifths of the texts in order of mean rank. (5,)
+def _by_quintile(keys: np.ndarray, values: np.ndarray, counts: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Means of `values` (n,) by fifths of a sample that has each text `counts` (n,) times. -> (5,)
 
-    A text on the border of two fifths counts for both in part.
+    The order is that of `keys` (n,), then of `texts` (n,). A text on the border of two fifths counts for both in part.
     """
-    order = np.argsort(ranks.mean(axis=0), kind="stable")
-    ordered = weights[order]
-    reached = np.concatenate([[0], np.cumsum(ordered)])  # texts up to here
-    spread = np.concatenate([[0], np.cumsum(ranks.std(axis=0)[order] * ordered)])
+    low = keys.min()
+    bins = ((keys - low) * ((BINS - 1) / max(keys.max() - low, 1))).astype(np.intp)
+    reached = np.cumsum(np.bincount(bins, counts))  # texts up to the end of each bin
+    summed = np.cumsum(np.bincount(bins, counts * values))
     borders = np.linspace(0, reached[-1], QUINTILES + 1)
-    return np.diff(np.interp(borders, reached, spread)) / np.diff(borders)
+    found = np.zeros(QUINTILES + 1)
+    found[-1] = summed[-1]
+    for place in range(1, QUINTILES):
+        chosen = int(np.searchsorted(reached, borders[place]))
+        rows = np.flatnonzero(bins == chosen)
+        rows = rows[np.lexsort((texts[rows], keys[rows]))]
+        times = counts[rows].astype(np.float64)
+        before = reached[chosen] - times.sum(), summed[chosen] - (times * values[rows]).sum()
+        at = np.cumsum(np.append(before[0], times))
+        sums = np.cumsum(np.append(before[1], times * values[rows]))
+        found[place] = np.interp(borders[place], at, sums)
+    return np.diff(found) / np.diff(borders)
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -190,7 +283,8 @@ def _spread_by_quintile(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 LEVEL = 0.95  # of the intervals
 FEWEST = 8  # texts that all models have scored: of fewer, percentiles of resamples are too narrow, and there are none
-THREADS = 4  # each holds about ten numbers a text and model while it works
+THREADS = 4  # each holds about two numbers a text and model while it works
+BLOCK = 32  # replicates that share a product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +407,7 @@ def measure_agreement(
     """
     check_scores(scores, models)
     sample = TextSample(np.asarray(scores, dtype=np.float64))
-    point = sample.statistics(np.ones(len(scores)))
+    (point,) = sample.statistics(np.ones((1, len(scores)), np.uint8))
     tree = _tree(point["euclidean"])
     complete = int(sample.complete.sum())
     chi2 = len(models) * (complete - 1) * float(point["kendall_w"])
@@ -321,7 +415,7 @@ def measure_agreement(
     replicates = replicates if complete >= FEWEST else 0
     if replicates:
         draws = list(_bootstrap(sample, point["coordinates"], replicates, seed, on_replicate))
-        intervals = {name: _limits(np.stack([draw[name] for draw in draws])) for name in point}
+        intervals = {name: _limits(np.stack([draw[name] for draw in draws])) for name in OF_PAIRS + OF_ALL}
     return Agreement(
         models=tuple(models),
         n_texts=len(scores),
@@ -362,18 +456,6 @@ def check_scores(scores: np.ndarray, models: Sequence[str]) -> None:
         )
 
 
-def unusable(scores: np.ndarray, models: Sequence[str]) -> dict[str, str]:
-    """Models whose column has no order, and why."""
-    found = {}
-    for model, column in zip(models, scores.T, strict=True):
-        values = column[np.isfinite(column)]
-        if len(values) == 0:
-            found[model] = "has not scored a single text"
-        elif values.min() == values.max():
-            found[model] = f"has the same score, {values[0]:g}, for all {len(values)} texts"
-    return found
-
-
 def log10_p(chi2: float, dof: int) -> float:
     """log10 of the chance that a chi-square variable of `dof` degrees of freedom exceeds `chi2`.
 
@@ -382,7 +464,8 @@ def log10_p(chi2: float, dof: int) -> float:
     >>> round(log10_p(30.0, 10), 3), round(log10_p(3e6, 10**6))
     (-3.067, -195737)
     """
-    log_p = float(scipy.stats.chi2.logsf(chi2, dof))
+    with np.errstate(divide="ignore"):
+        log_p = float(np.log(scipy.special.chdtrc(dof, chi2)))
     if np.isneginf(log_p):
         ratio = chi2 / dof
         log_p = float(scipy.special.log_ndtr(-np.sqrt(dof * (ratio - 1 - np.log(ratio)))))
@@ -402,18 +485,23 @@ def _bootstrap(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Statistics of samples of texts, drawn with replacement; a replicate's draw depends on its number alone."""
 
-    def replicate(child: np.random.SeedSequence) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(child)
-        weights = np.bincount(rng.integers(0, sample.n, sample.n), minlength=sample.n).astype(np.float64)
-        found = sample.statistics(weights)
-        found["coordinates"] = _turned(found["coordinates"], coordinates)
-        return found
+    def draw(child: np.random.SeedSequence) -> np.ndarray:
+        drawn = np.random.default_rng(child).integers(0, sample.n, sample.n)
+        return np.bincount(drawn, minlength=sample.n).astype(np.uint8)  # the chance of a 256 is below 10^-500
 
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        for found in pool.map(replicate, np.random.SeedSequence(seed).spawn(replicates)):
-            if on_replicate:
-                on_replicate()
-            yield found
+    def block(children: Sequence[np.random.SeedSequence]) -> list[dict[str, np.ndarray]]:
+        samples = sample.statistics(np.stack([draw(child) for child in children]))
+        return [found | {"coordinates": _turned(found["coordinates"], coordinates)} for found in samples]
+
+    children = np.random.SeedSequence(seed).spawn(replicates)
+    # A product that several threads share waits for the one whose core is busy with something else.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(THREADS, cores)) as pool:
+        for samples in pool.map(block, (children[start : start + BLOCK] for start in range(0, replicates, BLOCK))):
+            for found in samples:
+                if on_replicate:
+                    on_replicate()
+                yield found
 
 
 def _turned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -460,7 +548,8 @@ def consensus_scores(scores: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
     n, m = scores.shape
     complete = np.isfinite(scores).all(axis=1)
     whole = scores[complete]
-    ranks = scipy.stats.rankdata(whole.T, axis=1)  # (M, n)
+    orders = [_order(column) for column in whole.T]
+    ranks = np.stack([order.sums_upto(np.ones(len(whole)))[order.places] for order in orders]) / 2 + 0.5  # (M, n)
     spread = whole.std(axis=0)
     standard = (whole - whole.mean(axis=0)) / np.where(spread > 0, spread, 1)
     values, vectors = np.linalg.eigh(standard.T @ standard / len(whole))

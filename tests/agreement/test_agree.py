@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +132,10 @@ def test_a_slow_bootstrap_shows_progress(
     monkeypatch.setattr("fluxentropy.agreement.statistics.THREADS", 1)
     assert main(["agree", str(table), "--out", str(tmp_path / "out"), "--bootstrap", "20"]) == 0
     assert "20 replicates in" in capsys.readouterr().err
+
+
+def test_models_are_compared_without_loading_torch() -> None:
+    """It costs seconds and 300 MB, and only `zoo` needs it."""
+    code = "import sys, fluxentropy.agreement.agree; print({'torch', 'transformers', 'scipy.stats'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -20,6 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import nan_euclidean_distances
 
 from fluxentropy.agreement.agree import read_scores
+from fluxentropy.agreement.matrix import unusable
 from fluxentropy.agreement.statistics import (
     FEWEST,
     Agreement,
@@ -28,8 +29,6 @@ from fluxentropy.agreement.statistics import (
     consensus_scores,
     log10_p,
     measure_agreement,
-    midranks,
-    unusable,
     write_consensus,
 )
 from fluxentropy.errors import UsageError
@@ -48,13 +47,8 @@ def measure(scores: np.ndarray, **options: int) -> Agreement:
     return measure_agreement(scores, [f"m{i}" for i in range(scores.shape[1])], **{"replicates": 0, **options})
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=1, max_size=20))
-def test_midranks_are_those_of_the_drawn_texts_written_out(rows: list[tuple[int, int]]) -> None:
-    values, times = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    written = np.repeat(values, times)
-    found = midranks(np.unique(values, return_inverse=True)[1], times.astype(float))
-    assert np.repeat(found, times).tolist() == scipy.stats.rankdata(written).tolist()
+def statistics(scores: np.ndarray, *counts: np.ndarray) -> list[dict[str, np.ndarray]]:
+    return TextSample(scores).statistics(np.stack([np.asarray(row, np.uint8) for row in counts]))
 
 
 @pytest.mark.parametrize("decimals", [None, 0], ids=["no ties", "ties"])
@@ -113,8 +107,8 @@ def test_a_weighted_sample_gives_the_statistics_of_the_texts_written_out(gaps: b
         scores[:4, 1] = scores[3:9, 2] = np.nan
     weights = np.random.default_rng(3).integers(0, 4, 30)
     written = np.repeat(scores, weights, axis=0)
-    found = TextSample(scores).statistics(weights.astype(float))
-    expected = TextSample(written).statistics(np.ones(len(written)))
+    (found,) = statistics(scores, weights)
+    (expected,) = statistics(written, np.ones(len(written)))
     for name, value in expected.items():
         if name in ("coordinates", "euclidean", "euclidean_z"):  # these are scaled to the number of texts
             value = value * np.sqrt(len(scores) / len(written))
@@ -122,6 +116,74 @@ def test_a_weighted_sample_gives_the_statistics_of_the_texts_written_out(gaps: b
             assert found[name] == pytest.approx(value, rel=0.05)
         else:
             assert found[name] == pytest.approx(value, abs=1e-9), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.integers(5, 40), st.sampled_from([0, 1, 8]), st.booleans(), st.integers(0, 10**6))
+def test_every_replicate_of_a_block_has_the_numbers_of_its_texts_written_out(
+    models: int, n: int, decimals: int, gaps: bool, seed: int
+) -> None:
+    """SciPy, pandas and NumPy on the drawn texts, with ties, repeated texts and missing scores; in both word sizes."""
+    rng = np.random.default_rng(seed)
+    scores = draw(n, models, seed, decimals=decimals)
+    if gaps:
+        scores[rng.random(scores.shape) < 0.2] = np.nan
+    drawn = rng.integers(0, n, (9, n))
+    counts = [np.bincount(rows, minlength=n) for rows in drawn]
+    narrow = statistics(scores, *counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fluxentropy.agreement.statistics.NARROW", 0)
+        patch.setattr("fluxentropy.agreement.statistics.PART", 7)
+        wide = statistics(scores, *counts)
+    for rows, found, again in zip(drawn, narrow, wide, strict=True):
+        for name in found:
+            assert again[name] == pytest.approx(found[name], rel=1e-9, abs=1e-6, nan_ok=True), name
+        sample = pd.DataFrame(scores[rows])
+        whole = sample.dropna().to_numpy()
+        pairs = [(i, j) for i in range(models) for j in range(models) if i != j and len(sample[[i, j]].dropna())]
+        for i, j in pairs:
+            x, y = sample[[i, j]].dropna().to_numpy().T
+            assert found["euclidean"][i, j] == pytest.approx(np.linalg.norm(x - y) * np.sqrt(n / len(x)))
+            if np.ptp(x) > 0 and np.ptp(y) > 0:
+                assert found["spearman"][i, j] == pytest.approx(np.corrcoef(scipy.stats.rankdata([x, y], axis=1))[0, 1])
+                assert found["pearson"][i, j] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+        if len(whole) and (np.ptp(whole, axis=0) > 0).any():
+            ranks = scipy.stats.rankdata(whole, axis=0)
+            most = sum(((column - column.mean()) ** 2).sum() for column in ranks.T) * models
+            assert found["kendall_w"] == pytest.approx(
+                ((ranks.sum(axis=1) - ranks.sum(axis=1).mean()) ** 2).sum() / most
+            )
+
+
+def by_quintile(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The spread of ranks by sorting: every copy of a text a piece of length 1 on the axis that is cut in fifths."""
+    written = np.repeat(np.arange(len(scores)), counts)
+    ranks = scipy.stats.rankdata(scores[written], axis=0)
+    order = np.lexsort((written, ranks.mean(axis=1)))
+    spread, n = ranks.std(axis=1)[order], len(written)
+    ends = [np.clip(np.linspace(0, n, 6)[place : place + 2, None] - np.arange(n), 0, 1) for place in range(5)]
+    return np.array([(high - low) @ spread / (n / 5) for low, high in ends])
+
+
+@pytest.mark.parametrize(("n", "decimals"), [(7, 8), (53, 0), (400, 1), (3000, 8)])
+def test_quintiles_of_a_replicate_are_those_of_its_texts_sorted(n: int, decimals: int) -> None:
+    scores = draw(n, 3, seed=n, decimals=decimals)
+    counts = [np.bincount(rows, minlength=n) for rows in np.random.default_rng(n).integers(0, n, (5, n))]
+    for times, found in zip(counts, statistics(scores, *counts), strict=True):
+        assert found["rank_sd_by_quintile"] == pytest.approx(by_quintile(scores, times), rel=1e-12)
+
+
+def test_the_lanes_of_a_word_do_not_spill_into_each_other() -> None:
+    """A block of which one sample holds the lowest texts only, and the next the highest only."""
+    n = 4000
+    scores = np.random.default_rng(0).permutation(n)[:, None] + np.array([0.0, 0.25]) * np.arange(n)[:, None]
+    order = np.argsort(scores[:, 0])
+    counts = np.zeros((4, n), np.uint8)
+    counts[0, order[: n // 2]] = counts[1, order[n // 2 :]] = 2
+    counts[2, order[::2]], counts[3] = 2, 1
+    for times, found in zip(counts, statistics(scores, *counts), strict=True):
+        written = np.repeat(scores, times, axis=0)
+        assert found["spearman"][0, 1] == pytest.approx(scipy.stats.spearmanr(written).statistic, rel=1e-12)
 
 
 @pytest.mark.slow
