@@ -26,7 +26,17 @@ from fluxentropy.ordering.expressions import JOINED, Derived, Standards, derive_
 from fluxentropy.ordering.options import BY, BinConfig
 from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection
 from fluxentropy.ordering.shards import DATA, FORMAT, bin_folder, bins_top, read_manifest, readable_schema
-from fluxentropy.ordering.split import PIECES, PLACE, Gather, Scan, ScoredFile, Split, fingerprints, frugal_memory, ranges
+from fluxentropy.ordering.split import (
+    PIECES,
+    PLACE,
+    Gather,
+    Scan,
+    ScoredFile,
+    Split,
+    fingerprints,
+    frugal_memory,
+    ranges,
+)
 from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.engine import Engine, Local, cores, make_engine
 from fluxentropy.runs.files import read_json, sha256_file, versions, write_json

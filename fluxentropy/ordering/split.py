@@ -100,11 +100,13 @@ def writing(folder: Path, number: int, schema: pa.Schema, ranges: int, facts: di
     """Yield the writer of piece `number`; afterwards its record is added to `facts`, which are written with it."""
     path, record = part_paths(folder, number, SUFFIX)
     boot = _boot()
-    with atomic_path(path, durable=not boot) as aside:
-        with pa.output_stream(str(aside), compression=None, buffer_size=2**20) as sink:  # of many small batches
-            piece = PieceWriter(sink, schema, ranges)
-            with piece.writer:
-                yield piece
+    with (
+        atomic_path(path, durable=not boot) as aside,
+        pa.output_stream(str(aside), compression=None, buffer_size=2**20) as sink,  # of many small batches
+    ):
+        piece = PieceWriter(sink, schema, ranges)
+        with piece.writer:
+            yield piece
     facts |= {"bins": piece.bins, "batches": piece.batches, "ranges": ranges, "boot": boot, "format": FORMAT}
     write_json(record, facts)
 
@@ -141,7 +143,7 @@ def _batches(places: list[tuple[Path, list[int]]]) -> Iterator[pa.RecordBatch]:
 
 
 BATCH_BYTES, BATCH_ROWS = 2**22, 2**16  # of the input at a time
-RANGE_BYTES = 2**23  # a shuffled bin is cut into ranges of this size, each sorted by itself,
+RANGE_BYTES = 2**24  # a shuffled bin is cut into ranges of this size, each sorted by itself,
 LEAST_BATCH = 2**14  # as long as the input's batches are not cut into smaller pieces than this
 SCAN_ROWS = 2**16
 
@@ -150,8 +152,8 @@ SCAN_ROWS = 2**16
 def frugal_memory() -> Iterator[None]:
     """Arrow takes memory from jemalloc, or the system; its own keeps much of what its threads have given back.
 
-    The system's parts large blocks that threads take and give back into pieces: two units at a time then hold 110 MB
-    more. A pool that the user has chosen stays.
+    The system's leaves large blocks that threads have given back in pieces: two units at a time then hold 80 MB more.
+    A pool that the user has chosen stays.
     """
     before = pa.default_memory_pool()
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
@@ -304,7 +306,7 @@ def ranges(size: int, bins: int) -> int:
     """Into how many ranges of places the shuffled bins of an input of `size` bytes are cut.
 
     >>> ranges(10**6, 8), ranges(10**9, 8), ranges(10**12, 8)
-    (1, 15, 32)
+    (1, 8, 32)
     """
     return max(1, min(-(-size // (bins * RANGE_BYTES)), BATCH_BYTES // (bins * LEAST_BATCH)))
 
