@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -26,9 +26,19 @@ from fluxentropy.ordering.expressions import JOINED, Derived, Standards, derive_
 from fluxentropy.ordering.options import BY, BinConfig
 from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection
 from fluxentropy.ordering.shards import DATA, FORMAT, bin_folder, bins_top, read_manifest, readable_schema
-from fluxentropy.ordering.split import PIECES, PLACE, Gather, Scan, ScoredFile, Split, fingerprints, ranges
+from fluxentropy.ordering.split import (
+    PIECES,
+    PLACE,
+    Gather,
+    Scan,
+    ScoredFile,
+    Split,
+    fingerprints,
+    frugal_memory,
+    ranges,
+)
 from fluxentropy.runs.directory import RunDirectory
-from fluxentropy.runs.engine import Engine, make_engine
+from fluxentropy.runs.engine import Engine, Local, cores, make_engine
 from fluxentropy.runs.files import read_json, sha256_file, versions, write_json
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import TableFiles, table_files
@@ -111,6 +121,7 @@ class BinResult(Result):
 # --- `fluxentropy bin` ------------------------------------------------------------------------------------------------
 
 
+SHARE = 2**26  # of --memory: what each thread of a process has at least
 OWNED = (DATA, "bin=*", "unscored", "bins.json", FOLDER)  # what a run of `bin` puts into its folder, or once put
 log = logging.getLogger(__name__)
 
@@ -140,6 +151,7 @@ def bin_corpus(config: BinConfig) -> BinResult:
                 there = job.make()
             bins = there
         if blocks is not None:
+            job = dataclasses.replace(job, threads=1)  # a tokenizer has threads of its own
             blocks.make(bins, lambda pack, units: job.run(pack, units, "rows packed", lambda facts: facts["documents"]))
         shutil.rmtree(run.parts, ignore_errors=True)  # the pieces have served; a complete run needs none
     return BinResult.of(bins)
@@ -156,6 +168,7 @@ class _Job:
     given: Binning | None  # the edges of another corpus
     derived: dict[str, Derived]  # those of `by` that are no columns of the input, in this order
     engine: Engine
+    threads: int  # of each process
     top: str  # of the bins' folders in `out`
     renamed: dict[str, str]  # a column's name in the input -> in the shards
     columns: pa.Schema  # of the input, with the types that the shards have
@@ -199,7 +212,8 @@ class _Job:
             table=table,
             given=given,
             derived=derived,
-            engine=make_engine(config.engine, config.workers, config.address),
+            engine=(engine := make_engine(config.engine, config.workers, config.address)),
+            threads=max(1, min(cores(), parse_bytes(config.memory) // SHARE)) if engine == Local() else 1,
             top=bins_top(config.out),
             columns=columns,
             renamed=_renamed([*names, *derived])
@@ -238,6 +252,7 @@ class _Job:
         blocks.refuse_others()
         return blocks
 
+    @frugal_memory()
     def make(self) -> Bins:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
         self._refuse_older()
@@ -266,7 +281,7 @@ class _Job:
             order=self.config.order,
             by=self.renamed.get(self.by[0], self.by[0]),
             shard_bytes=parse_bytes(self.config.shard_size),
-            memory=parse_bytes(self.config.memory),
+            memory=parse_bytes(self.config.memory) // self.threads,
         )
         unscored = UNSCORED not in (split.only or ()) or any(str(UNSCORED) in record["bins"] for record in parts)
         numbers = [*range(binning.bins), *([UNSCORED] if unscored else [])]
@@ -303,7 +318,7 @@ class _Job:
         """All passes over the score columns."""
         scan = Scan(by=self.by, weight=self.config.weight, joined=self.joined)
         summaries: list[ColumnSummary] = [
-            reduce(add, column) for column in zip(*self.engine.run(scan, self.files), strict=True)
+            reduce(add, column) for column in zip(*self._each(scan, self.files), strict=True)
         ]
         selections: list[Selection | None] = []
         for cut, summary in zip(self._cuts(), summaries, strict=True):
@@ -315,7 +330,7 @@ class _Job:
                 selections.append(cut.start(summary.histogram, levels=STAT_LEVELS))
         while any(selection is not None and not selection.done for selection in selections):
             asked = tuple(None if selection is None or selection.done else selection for selection in selections)
-            found = zip(*self.engine.run(dataclasses.replace(scan, selections=asked), self.files), strict=True)
+            found = zip(*self._each(dataclasses.replace(scan, selections=asked), self.files), strict=True)
             for axis, column in enumerate(found):
                 selection = asked[axis]
                 if selection is not None:
@@ -369,10 +384,14 @@ class _Job:
     def run(self, job: Any, units: Sequence[Any], unit: str, size: Any) -> list[dict[str, Any]]:
         found = []
         with Progress(self.table.rows, unit=unit) as line:
-            for record in self.engine.run(job, units):
+            for record in self._each(job, units):
                 found.append(record)
                 line.update(size(record))
         return found
+
+    def _each(self, job: Any, units: Sequence[Any]) -> Iterator[Any]:
+        """What `job` returns for each unit, made by the engine, or in threads of this process."""
+        return (Local(self.threads) if self.threads > 1 else self.engine).run(job, units)
 
     def _check(self, parts: Sequence[dict[str, Any]], made: Sequence[dict[str, Any]]) -> None:
         """Every row of the input is in the bins: by count, and by the sum of the rows' hashes."""

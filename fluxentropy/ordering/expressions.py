@@ -25,7 +25,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -241,6 +240,8 @@ def join_scores(files: Sequence[ScoredFile], run: str, names: Sequence[str], fol
     schema = pa.schema([(name, pa.float64()) for name in names])
     folder.mkdir(parents=True, exist_ok=True)
     joined = []
+    import duckdb  # a tenth of a second that only joins take
+
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(folder / ".spill")}) as connection:
         connection.execute("CREATE VIEW b AS SELECT * FROM read_parquet([" + ", ".join(map(_text, other)) + "])")
         ((repeated,),) = connection.sql("SELECT count(id) - count(DISTINCT id) FROM b").fetchall()

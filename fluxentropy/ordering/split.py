@@ -27,7 +27,7 @@ from fluxentropy.ordering.edges import UNSCORED, Binning
 from fluxentropy.ordering.quantiles import ColumnSummary, Histogram, ScoreColumn, Selection
 from fluxentropy.ordering.shards import FORMAT, bin_folder, read_manifest, readable_table, sum_of_rows, write_bin
 from fluxentropy.runs.directory import part_numbers, part_paths
-from fluxentropy.runs.engine import prefetch
+from fluxentropy.runs.engine import Local, cores, prefetch
 from fluxentropy.runs.files import atomic_path, read_json, sha256_file, write_json
 from fluxentropy.runs.mergesort import Part, sorted_parts
 from fluxentropy.runs.tables import reading
@@ -54,8 +54,8 @@ SUFFIX = ".arrow"
 class PieceWriter:
     """An open piece, and what its record says of its record batches."""
 
-    def __init__(self, path: Path, schema: pa.Schema, ranges: int) -> None:
-        self.writer = pa.ipc.new_file(str(path), schema.append(PLACE_FIELD))
+    def __init__(self, sink: pa.NativeFile, schema: pa.Schema, ranges: int) -> None:
+        self.writer = pa.ipc.new_file(sink, schema.append(PLACE_FIELD))
         self.ranges = ranges
         self.written = 0
         self.bins: dict[str, int] = {}
@@ -100,8 +100,11 @@ def writing(folder: Path, number: int, schema: pa.Schema, ranges: int, facts: di
     """Yield the writer of piece `number`; afterwards its record is added to `facts`, which are written with it."""
     path, record = part_paths(folder, number, SUFFIX)
     boot = _boot()
-    with atomic_path(path, durable=not boot) as aside:
-        piece = PieceWriter(aside, schema, ranges)
+    with (
+        atomic_path(path, durable=not boot) as aside,
+        pa.output_stream(str(aside), compression=None, buffer_size=2**20) as sink,  # of many small batches
+    ):
+        piece = PieceWriter(sink, schema, ranges)
         with piece.writer:
             yield piece
     facts |= {"bins": piece.bins, "batches": piece.batches, "ranges": ranges, "boot": boot, "format": FORMAT}
@@ -140,20 +143,22 @@ def _batches(places: list[tuple[Path, list[int]]]) -> Iterator[pa.RecordBatch]:
 
 
 BATCH_BYTES, BATCH_ROWS = 2**22, 2**16  # of the input at a time
-RANGE_BYTES = 2**23  # a shuffled bin is cut into ranges of this size, each sorted by itself,
+RANGE_BYTES = 2**24  # a shuffled bin is cut into ranges of this size, each sorted by itself,
 LEAST_BATCH = 2**14  # as long as the input's batches are not cut into smaller pieces than this
 SCAN_ROWS = 2**16
 
 
 @contextlib.contextmanager
-def system_memory() -> Iterator[None]:
-    """Arrow takes memory from the system's allocator; its own keeps much of what its threads have given back.
+def frugal_memory() -> Iterator[None]:
+    """Arrow takes memory from jemalloc, or the system; its own keeps much of what its threads have given back.
 
+    The system's leaves large blocks that threads have given back in pieces: two units at a time then hold 80 MB more.
     A pool that the user has chosen stays.
     """
     before = pa.default_memory_pool()
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
-        pa.set_memory_pool(pa.system_memory_pool())
+        there = "jemalloc" in pa.supported_memory_backends()
+        pa.set_memory_pool(pa.jemalloc_memory_pool() if there else pa.system_memory_pool())
     try:
         yield
     finally:
@@ -247,7 +252,7 @@ class Split:
     ranges: int  # of places in a bin
     only: frozenset[int] | None = None  # bins to make again; None makes all
 
-    @system_memory()
+    @frugal_memory()
     def __call__(self, file: ScoredFile) -> dict[str, Any]:
         folder = self.out / PIECES
         if (facts := finished(folder, file.number, self.ranges)) is not None:
@@ -301,7 +306,7 @@ def ranges(size: int, bins: int) -> int:
     """Into how many ranges of places the shuffled bins of an input of `size` bytes are cut.
 
     >>> ranges(10**6, 8), ranges(10**9, 8), ranges(10**12, 8)
-    (1, 15, 32)
+    (1, 8, 32)
     """
     return max(1, min(-(-size // (bins * RANGE_BYTES)), BATCH_BYTES // (bins * LEAST_BATCH)))
 
@@ -319,7 +324,7 @@ class Gather:
     shard_bytes: int
     memory: int
 
-    @system_memory()
+    @frugal_memory()
     def __call__(self, number: int) -> dict[str, Any]:
         folder = self.out / bin_folder(number, self.bins, self.top)
         if (facts := read_manifest(folder)) is not None:
@@ -351,8 +356,10 @@ def fingerprints(source: str, paths: Sequence[Path]) -> dict[str, str]:
     """
     top = Path(os.path.commonpath([path.parent for path in paths]))
     is_run = (Path(source) / "manifest.json").exists()
-    found = {}
-    for path in paths:
+
+    def fingerprint(path: Path) -> str:
         record = read_json(path.with_name(f".{path.stem}.json")) if is_run else None
-        found[str(path.relative_to(top))] = record["sha256"] if record else sha256_file(path)
-    return found
+        return str(record["sha256"]) if record else sha256_file(path)
+
+    found = Local(cores()).run(fingerprint, paths)
+    return {str(path.relative_to(top)): one for path, one in zip(paths, found, strict=True)}

@@ -16,6 +16,7 @@ import pickle
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -47,10 +48,44 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """One unit after the other, in this process."""
+    """The units in this process: one after the other, or so many at a time as there are `threads`.
+
+    Threads share the job. They serve jobs that spend their time in Arrow and in files, where Python does not hold them.
+    """
+
+    threads: int = 1
 
     def run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
-        return map(job, units)
+        return map(job, units) if self.threads == 1 else self._run(job, units)
+
+    def _run(self, job: Callable[[U], R], units: Iterable[U]) -> Iterator[R]:
+        given_up = threading.Event()
+
+        def work(unit: U) -> R:
+            _unit.given_up = given_up
+            return job(unit)
+
+        made: deque[Future[R]] = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for unit in units:
+                    made.append(pool.submit(work, unit))
+                    if len(made) == QUEUED * self.threads:
+                        yield made.popleft().result()
+                while made:
+                    yield made.popleft().result()
+            except BaseException:  # nothing may write behind the back of whoever goes on
+                given_up.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_unit = threading.local()  # `given_up`: whether anyone still waits for what this thread makes
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:
@@ -401,7 +436,11 @@ def _cut_lengths(texts: pa.Array, text_chars: int | None) -> np.ndarray:
 
 
 def prefetch(items: Iterable[T]) -> Generator[T, None, None]:
-    """Yield the items while the next one is made in a thread: reading and tokenising overlap with the forward pass."""
+    """Yield the items while the next one is made in a thread: reading and tokenising overlap with the forward pass.
+
+    In a unit of `Local` that nobody waits for any longer, `RunError` ends it before the next item.
+    """
+    given_up: threading.Event | None = getattr(_unit, "given_up", None)
     made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
     stop = threading.Event()
 
@@ -430,6 +469,8 @@ def prefetch(items: Iterable[T]) -> Generator[T, None, None]:
                 if value is not None:
                     raise value
                 return
+            if given_up is not None and given_up.is_set():
+                raise RunError("given up")
             yield value
     finally:
         stop.set()

@@ -394,7 +394,9 @@ def test_one_text_of_5_mb(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_memory_and_repetition_change_no_byte(run: Any, tmp_path: Path) -> None:
+def test_workers_cores_memory_and_repetition_change_no_byte(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, size))) for size in rng.integers(0, 6000, 6000)]
     corpus(tmp_path / "in", rows=6000, body=[text or None for text in texts])
@@ -405,8 +407,12 @@ def test_workers_memory_and_repetition_change_no_byte(run: Any, tmp_path: Path) 
         "disk": ["--memory", "16MiB"],  # 4 MB are sorted at a time, of 9 in a bin
     }.items():
         assert run(tmp_path / "in", *flags, *more, "--out", tmp_path / name)[0] == 0
+    for number in (1, 3):
+        monkeypatch.setattr("fluxentropy.ordering.bin.cores", lambda number=number: number)
+        assert run(tmp_path / "in", *flags, "--out", tmp_path / f"cores {number}")[0] == 0
     files = snapshot(tmp_path / "one")
     assert len(files) > 8
+    assert snapshot(tmp_path / "cores 1") == snapshot(tmp_path / "cores 3") == files
     assert snapshot(tmp_path / "two") == files
     assert snapshot(tmp_path / "disk") == files
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.arrow")}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxentropy.errors import RunError, UsageError
-from fluxentropy.runs.engine import WORKER, Engine, Local, Processes, Ray, cut_parts, make_engine, prefetch
+from fluxentropy.runs.engine import WORKER, Engine, Local, Processes, Ray, cores, cut_parts, make_engine, prefetch
 
-ENGINES = [Local(), Processes(2)]  # Ray is asked the same things in a process of its own, see below
+ENGINES = [Local(), Local(threads=2), Processes(2)]  # Ray is asked the same things in a process of its own, see below
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Loader:
         return os.getpid(), self.loaded
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize("engine", [Local(), Processes(2)], ids=str)
 def test_a_worker_keeps_its_job(engine: Engine) -> None:
     job = Loader()
     found = [*engine.run(job, range(4)), *engine.run(job, range(6))]
@@ -248,6 +250,11 @@ def test_a_process_that_is_told_to_stop_does_not_wait_for_its_workers(
     assert not any(map(alive, workers))
 
 
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert cores() == 2
+
+
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_engine("local", 1) == Local()
     assert make_engine("local", 3) == Processes(3)
@@ -256,6 +263,52 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'fluxentropy\[ray\]'"):
         list(Ray().run(refuse, [Unit(0)]))
+
+
+@pytest.mark.timeout(60)
+def test_threads_work_at_the_same_time_on_few_units_ahead() -> None:
+    both, drawn = threading.Barrier(2), []
+
+    def units() -> Iterator[int]:
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    def meet(number: int) -> int:
+        both.wait(timeout=30)  # breaks where no other thread is at work
+        return number
+
+    results = Local(threads=2).run(meet, units())
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    assert len(drawn) <= 8
+    assert list(results) == list(range(4, 100))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("told", [KeyboardInterrupt, GeneratorExit])
+def test_threads_that_nobody_waits_for_end_before_their_next_item(told: type[BaseException]) -> None:
+    begun, ended = threading.Event(), []
+
+    def endless(number: int) -> int:
+        if number == 1:
+            return number
+        try:
+            for item in prefetch(itertools.count()):
+                if item == 10:
+                    begun.set()
+        finally:
+            ended.append(number)
+        return number
+
+    def units() -> Iterator[int]:
+        yield 0
+        begun.wait(timeout=30)
+        raise told
+
+    with pytest.raises(told):
+        list(Local(threads=2).run(endless, units()))
+    assert ended == [0]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 # --- Parts do not depend on batches, and prefetching changes nothing but time ---
