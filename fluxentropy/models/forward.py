@@ -14,6 +14,7 @@ Shape legend: B rows, T positions, N chosen positions, D hidden width, C a block
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -150,6 +151,12 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return ready and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return ready and dtype == torch.float32
+
+
+def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether head and statistics can be one kernel (`fusedhead`): a GPU of NVIDIA's or AMD's, and Triton for it."""
+    known = dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return device.type == "cuda" and known and importlib.util.find_spec("triton") is not None
 
 
 class PackedLinear(nn.Module):
