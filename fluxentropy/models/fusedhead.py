@@ -17,6 +17,7 @@ Shape legend: N rows, D hidden width, V vocabulary, P parts of the vocabulary.
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,25 @@ except ImportError:  # the extra `triton`; torch for CUDA brings it along
 
 # --- the kernel -------------------------------------------------------------------------------------------------------
 
-ROWS, COLUMNS = 64, 128  # of a tile of logits
 PROGRAMS = 512  # at least so many are started, by cutting the vocabulary: a few for each processor of a large GPU
 FLOOR = -110.0  # e^x is 0 in float32 below
-UNIT = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}  # columns of hidden states that are loaded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Sizes of tiles of logits, powers of 2; a step of their products takes `unit` columns of the hidden states."""
+
+    rows: int
+    columns: int
+    unit: int
+    warps: int = 8
+
+
+TILES = {
+    torch.float32: Tiles(rows=64, columns=128, unit=32),
+    torch.bfloat16: Tiles(rows=128, columns=128, unit=64),
+    torch.float16: Tiles(rows=128, columns=128, unit=64),
+}
 
 
 def _sums_of_tiles(  # type: ignore[no-untyped-def]
@@ -155,7 +171,7 @@ def fused_stats(
     scale: float = 1.0,
     cap: float | None = None,
     temperature: float = 1.0,
-    columns: int = COLUMNS,
+    tiles: Tiles | None = None,
 ) -> TokenStats:
     """Entropy, varentropy, maximum probability and surprisal of softmax(z / temperature), without gradients.
 
@@ -164,22 +180,22 @@ def fused_stats(
         weight: (V, D) of the same type.
         targets: int64 (N,), the tokens whose surprisal is wanted. A negative target gives a NaN surprisal.
         bias: (V,). z = scale · (hidden weightᵀ + bias), and with a `cap` cap · tanh(z / cap).
-        columns: of the vocabulary in a tile, a power of 2.
+        tiles: their sizes, if not those of `TILES`.
 
     The same as `entropy.token_stats` of these logits in float32, undefined positions included.
     """
     assert _kernel is not None, "triton is not installed"
     hidden, weight = hidden.contiguous(), weight.contiguous()
+    size = tiles or TILES[hidden.dtype]
     (N, D), V = hidden.shape, len(weight)
-    tiles = -(-V // columns)
-    parts = min(tiles, max(1, PROGRAMS // max(1, -(-N // ROWS))))
-    tiles_of_part = -(-tiles // parts)
-    parts = -(-tiles // tiles_of_part)
+    high, wide = math.ceil(N / size.rows), math.ceil(V / size.columns)  # of the logits, in tiles
+    tiles_of_part = math.ceil(wide / max(1, PROGRAMS // max(1, high)))
+    parts = math.ceil(wide / tiles_of_part)
     out = torch.empty(7, parts, N, dtype=torch.float32, device=hidden.device)
     cuda = hidden.device.type == "cuda"
     if N:
         with torch.cuda.device(hidden.device) if cuda else contextlib.nullcontext():
-            _kernel[(-(-N // ROWS), parts)](
+            _kernel[(high, parts)](
                 hidden,
                 weight,
                 weight if bias is None else bias,
@@ -197,10 +213,10 @@ def fused_stats(
                 HAS_CAP=cap is not None,
                 WIDEN=not cuda,
                 FLOOR=FLOOR,
-                ROWS=ROWS,
-                COLUMNS=columns,
-                UNIT=UNIT[hidden.dtype],
-                num_warps=4,
+                ROWS=size.rows,
+                COLUMNS=size.columns,
+                UNIT=size.unit,
+                num_warps=size.warps,
             )
     chosen = None
     if targets is not None:

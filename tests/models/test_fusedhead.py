@@ -20,7 +20,7 @@ from torch import Tensor
 from fluxentropy.entropy import TokenStats, token_stats
 from fluxentropy.models import fusedhead
 from fluxentropy.models.forward import FastPath, TailHead, can_fuse
-from fluxentropy.models.fusedhead import FusedPath, Tail, fused_stats, measured_tail
+from fluxentropy.models.fusedhead import TILES, FusedPath, Tail, Tiles, fused_stats, measured_tail
 from fluxentropy.scoring import scorer
 from tests.models.test_forward import decoder_of, padded_batch
 from tests.test_entropy import CASES
@@ -63,9 +63,9 @@ def test_the_hard_cases_of_the_estimators(case: str) -> None:
     z = CASES[case](torch.Generator().manual_seed(1))
     targets = torch.randint(0, z.shape[1], (len(z),), generator=torch.Generator().manual_seed(2))
     targets[0] = -1
-    columns = 128 if z.shape[1] <= 5000 else 4096
+    tiles = Tiles(rows=32, columns=128 if z.shape[1] <= 5000 else 4096, unit=32)
     hidden, weight = as_product(z)
-    assert_same(fused(hidden, weight, targets, columns=columns), z.clamp(min=-3e38), targets)
+    assert_same(fused(hidden, weight, targets, tiles=tiles), z.clamp(min=-3e38), targets)
 
 
 @runs_kernels
@@ -108,12 +108,13 @@ def test_logits_of_minus_infinity_have_no_mass(columns: int) -> None:
     hidden, weight, bias = torch.randn(9, 16, generator=g), torch.randn(100, 16, generator=g), torch.zeros(100)
     bias[:40] = bias[70] = -torch.inf  # whole tiles without a finite logit, the first ones too
     targets = torch.full((9,), 70)
-    got = fused(hidden, weight, targets, bias=bias, columns=columns)
+    tiles = Tiles(rows=16, columns=columns, unit=16)
+    got = fused(hidden, weight, targets, bias=bias, tiles=tiles)
     assert_same(got, hidden.double() @ weight.double().T + bias.double())
     assert (got.surprisal == torch.inf).all()
     bias[:] = -torch.inf
     bias[7] = 1e4
-    one_hot = fused(hidden * 0, weight, bias=bias, columns=columns)
+    one_hot = fused(hidden * 0, weight, bias=bias, tiles=tiles)
     assert (one_hot.entropy.abs().max(), one_hot.varentropy.max(), one_hot.max_prob.min()) == (0, 0, 1)
 
 
@@ -134,7 +135,9 @@ def test_undefined_rows_are_nan_and_leave_the_others_alone() -> None:
     assert got.entropy.isnan().nonzero()[:, 0].tolist() == [1, 2, 66]
     assert got.surprisal.isnan().nonzero()[:, 0].tolist() == [1, 2, 4, 5, 66]
     assert_same(got, logits)
-    torch.testing.assert_close(got.surprisal.double(), token_stats(logits, targets).surprisal, equal_nan=True)
+    torch.testing.assert_close(
+        got.surprisal.double(), token_stats(logits, targets).surprisal, rtol=1e-6, atol=1e-6, equal_nan=True
+    )
     nothing = fused(hidden[:3], weight, bias=torch.full((100,), -torch.inf))
     assert nothing.entropy.isnan().all()
 
@@ -146,7 +149,33 @@ def test_equal_maxima_in_several_tiles_and_parts_are_counted(monkeypatch: pytest
         z = torch.full((3, 200), -30.0)
         z[:, [0, 5, 40, 41, 199]] = 2.0
         z[1, 150] = 40.0  # a later tile's maximum makes all earlier ones small
-        assert_same(fused(*as_product(z), columns=32), z)
+        assert_same(fused(*as_product(z), tiles=Tiles(rows=16, columns=32, unit=16)), z)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or INTERPRETED, reason="needs triton, and no TRITON_INTERPRET"
+)
+@pytest.mark.parametrize("capability", [80, 90])  # of A100 and H100; no GPU is needed to compile for one
+@pytest.mark.parametrize("dtype", TILES)
+def test_the_kernel_compiles_for_gpus(dtype: torch.dtype, capability: int) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    size, kernel = TILES[dtype], fusedhead._kernel
+    of = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
+    flags = {"HAS_BIAS": True, "HAS_TARGETS": True, "HAS_CAP": True, "WIDEN": False, "FLOOR": fusedhead.FLOOR}
+    flags |= {"ROWS": size.rows, "COLUMNS": size.columns, "UNIT": size.unit}
+    types = [of, of, of, "*i64", "*fp32", *["i32"] * 4, *["fp32"] * 3, *["constexpr"] * len(flags)]
+    source = ASTSource(
+        kernel,
+        dict(zip(kernel.arg_names, types, strict=True)),
+        {(kernel.arg_names.index(name),): value for name, value in flags.items()},
+        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in ("hidden", "weight", "out", "width")},
+    )
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": size.warps})
+    assert built.metadata.shared <= 99 * 1024  # bytes that a block may have on every GPU since the A10
+    assert ("mma" in built.asm["ptx"]) == (dtype != torch.float32)  # tensor cores, and no TF32
 
 
 @runs_kernels
