@@ -261,9 +261,8 @@ class FusedPath(FastPath):
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
         if top_k is not None:
             return super().__call__(ids, keep, targets, top_k=top_k)
-        hidden = self.base(input_ids=ids, use_cache=False)[0]  # (B, T, D)
-        tail = self.tail
-        return fused_stats(hidden[keep], self.weight, targets, bias=self.bias, scale=tail.scale, cap=tail.cap)
+        hidden, tail = self.hidden(ids, keep), self.tail
+        return fused_stats(hidden, self.weight, targets, bias=self.bias, scale=tail.scale, cap=tail.cap)
 
 
 @dataclass(frozen=True, kw_only=True)

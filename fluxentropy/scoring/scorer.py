@@ -282,7 +282,7 @@ class Scorer:
         keep = (position >= begin) & (position < end)
         targets = torch.from_numpy(np.concatenate([row.targets for row in batch]))  # (N,)
         with torch.inference_mode():
-            stats = self.path(ids.to(device), keep.to(device), targets.to(device), top_k=top_k)
+            stats = self.path(ids.to(device), keep, targets.to(device), top_k=top_k)
             stats = concatenate([stats], lambda column: column.cpu())
         self.work.tokens += sum(len(row.ids) for row in batch)
         self.work.padded += ids.numel()
