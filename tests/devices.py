@@ -1,7 +1,7 @@
 """A GPU that is none: tensors that say they are on it, and hold their values on the CPU.
 
-PyTorch's own stand-ins do not go far enough on a build without CUDA. In FakeTensorMode `torch.empty(3).to("cuda")` and a
-CUDA tensor with an index on the CPU end in an error ("not linked with support for cuda devices"), and tensors on the
+PyTorch's own stand-ins do not go far enough on a build without CUDA: in FakeTensorMode `torch.empty(3).to("cuda")` and
+a CUDA tensor with an index on the CPU end in an error ("not linked with support for cuda devices"), and tensors on the
 meta device have no values. Here every operation is computed, and held to the rules of a GPU:
 
 - tensors of the GPU and of the CPU do not mix, but for numbers (0-dim) and indices;

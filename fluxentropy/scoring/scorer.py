@@ -41,12 +41,14 @@ from fluxentropy.models.loading import Decoder, load_decoder
 from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded, Encoder
 from fluxentropy.models.weights import is_out_of_memory
 from fluxentropy.models.zoo import ZooEntry, find_model
-from fluxentropy.scoring.batching import Row, TextStats, plan_batches, windows
+from fluxentropy.scoring.batching import CudaMemory, Memory, Row, TextStats, plan_batches, probed_budget, windows
 from fluxentropy.scoring.scores import Scores
 from fluxentropy.scoring.tokens import Tokens, as_texts, described, token_table
 
 CPU_BATCH_TOKENS = 1024  # larger batches fall out of the caches: slower, and they need more memory (docs/LOG.md)
-GPU_BATCH_TOKENS = 65536
+GPU_BATCH_TOKENS = 65536  # where the memory is not asked
+GPU_FIRST_TOKENS, GPU_MOST_TOKENS = 2048, 2**18  # between which the memory decides
+GPU_BATCH_WORK = 2**46  # FLOP: larger models fill a GPU with fewer tokens, and a batch takes no more than seconds
 OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens")  # of `open_scorer`
 
 
@@ -97,7 +99,7 @@ class Scorer:
                 f"stride {self.stride}: windows of {max_tokens} tokens, special ones included, have room for "
                 f"{max_tokens - self.encoder.n_prefix}"
             )
-        self.batch_tokens = batch_tokens or default_batch_tokens(decoder)
+        self._batch_tokens = batch_tokens
         chosen = path or choose_path(decoder)[0]
         assert chosen is not None  # without packing there is always the plain path
         self.path: ForwardPath = chosen
@@ -136,6 +138,31 @@ class Scorer:
         names = {"zoo": zoo, "revision": revision, "trust_remote_code": trust_remote_code}
         scorer.named = {"model": str(model), **names, **options}
         return scorer
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a batch. Where nobody named a number, a GPU's memory is asked when this is first needed."""
+        if self._batch_tokens is None:
+            memory = device_memory(self.decoder.device)
+            self._batch_tokens = self._probe(memory) if memory else default_batch_tokens(self.decoder)
+        return self._batch_tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, tokens: int) -> None:
+        self._batch_tokens = tokens
+
+    def _probe(self, memory: Memory) -> int:
+        """The budget that `memory` has room for, tried with rows of `max_tokens`."""
+        ids = np.random.default_rng(0).integers(0, self.vocabulary, self.max_tokens)
+
+        def run(tokens: int) -> None:
+            self._forward([Row(text=0, ids=ids)] * max(tokens // len(ids), 1))
+
+        first = max(GPU_FIRST_TOKENS, 2 ** (self.max_tokens - 1).bit_length())
+        work = 2 * self.decoder.model.num_parameters()
+        tokens = probed_budget(run, memory, first=first, most=min(GPU_MOST_TOKENS, GPU_BATCH_WORK // work))
+        self.work = Work()
+        return tokens
 
     def as_options(self) -> dict[str, Any]:
         """This model and these policies as options of a command: `fluxentropy.score("web.jsonl", model=scorer, ...)`.
@@ -244,10 +271,10 @@ class Scorer:
         gathered: TextStats | None,
     ) -> None:
         """Add the totals of every row to its text's line of `totals` (texts, 8), and its statistics to `gathered`."""
-        pending = [
-            [rows[i] for i in batch]
-            for batch in reversed(plan_batches([len(row.ids) for row in rows], self.batch_tokens))
-        ]
+        lengths = [len(row.ids) for row in rows]
+        few = len(rows) * max(lengths, default=0) <= CPU_BATCH_TOKENS  # one batch in any case: nobody asks the memory
+        budget = CPU_BATCH_TOKENS if few and self._batch_tokens is None else self.batch_tokens
+        pending = [[rows[i] for i in batch] for batch in reversed(plan_batches(lengths, budget))]
         while pending:
             batch = pending.pop()
             try:
@@ -261,7 +288,7 @@ class Scorer:
                         f"lower --max-tokens"
                     ) from error
                 torch.cuda.empty_cache()  # does nothing without CUDA
-                self.batch_tokens = max(self.batch_tokens // 2, 1)
+                budget = self.batch_tokens = max(budget // 2, 1)
                 half = len(batch) // 2
                 pending += [batch[half:], batch[:half]]
                 continue
@@ -369,8 +396,13 @@ def _scores(item: Encoded, totals: np.ndarray | None) -> Scores:
     )
 
 
+def device_memory(device: torch.device) -> Memory | None:
+    """The memory of a GPU that can be asked for it."""
+    return CudaMemory(device) if device.type == "cuda" else None
+
+
 def default_batch_tokens(decoder: Decoder) -> int:
-    """Padded tokens of a batch, where nobody asked for another number."""
+    """Padded tokens of a batch, where nobody asked for another number, nor a memory."""
     return CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS
 
 
