@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -44,12 +45,31 @@ class OnGpu(Tensor):
         raise AssertionError("an operation on the stand-in for a GPU outside of `Gpu`")
 
 
+class _Literals(TorchFunctionMode):
+    """`torch.tensor` makes its tensor and moves it out of sight of what is dispatched: here it is made, then moved."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.pop("device", None) if function is torch.tensor else None
+        made = function(*args, **kwargs)
+        return made if device is None else made.to(device)
+
+
 class Gpu(TorchDispatchMode):
     """Computes operations on the stand-in while it lasts; `waits` says which make the CPU wait, and in which file."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[tuple[str, str]] = []
+        self._literals = _Literals()
+
+    def __enter__(self) -> Gpu:
+        self._literals.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._literals.__exit__(*error)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -78,9 +98,9 @@ class Gpu(TorchDispatchMode):
 
 
 def _asker() -> str:
-    """The name of the file, outside of torch, whose line led to the operation that is being dispatched."""
+    """The name of the file, outside of torch and this one, whose line led to the operation that is being dispatched."""
     frame = sys._getframe(2)
-    while frame and "/torch/" in frame.f_code.co_filename:
+    while frame and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
         frame = frame.f_back
     return Path(frame.f_code.co_filename).name if frame else ""
 

@@ -297,7 +297,7 @@ def measured_tail(head: TailHead) -> Tail:
     Names in configurations would not do: `logits_scaling` divides in Granite and multiplies in HyperCLOVA X.
     Errors: ValueError for anything but a scale and a soft-cap.
     """
-    device = head.slices[0].weight.device
+    device = next(head.slices[0].parameters()).device
     given = torch.cat(
         [torch.tensor([1e-6, 1e6], dtype=torch.float64), torch.linspace(-300, 300, 254, dtype=torch.float64)]
     )

@@ -455,7 +455,7 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | 
     state = fresh if remembers or hint is not None else None  # else there is nothing to give back
     limits: list[int | None] = [hint, *(limit for limit in (0, ALONE) if hint is None or limit < hint)]
     tolerance = PROBE_TOLERANCE[decoder.dtype]
-    failed = []
+    failed: list[str] = []
     for kind, options in _fast_paths(decoder, pack):
         reason = ""
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import GPU, Gpu, to_gpu
 from fakes import make_model
 from torch import Tensor
 
@@ -205,6 +206,63 @@ def test_the_scorer_takes_it_after_its_probe(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # --- without a kernel -------------------------------------------------------------------------------------------------
+
+
+class Emulated:
+    """What the kernel promises, part by part, in PyTorch."""
+
+    def __getitem__(self, grid: tuple[int, int]) -> Any:
+        return self.run
+
+    def run(self, hidden: Any, weight: Any, bias: Any, targets: Any, out: Any, *numbers: Any, **flags: Any) -> None:
+        tiles, scale, cap, capped_scale = numbers[3:]
+        x = hidden.float() @ weight.float().T + (bias if flags["HAS_BIAS"] else 0)
+        z = cap * torch.tanh(x * capped_scale) if flags["HAS_CAP"] else x * scale
+        for part, piece in enumerate(z.split(tiles * flags["COLUMNS"], dim=1)):
+            first = part * tiles * flags["COLUMNS"]
+            wrong = piece.isnan() | (piece == torch.inf)
+            piece = piece.masked_fill(wrong, -torch.inf)
+            top = piece.amax(1)
+            d = (piece - top.masked_fill(top == -torch.inf, 0)[:, None]).clamp(min=-110)
+            e = d.exp().masked_fill(d == 0, 0)
+            chosen = torch.zeros_like(top)
+            if flags["HAS_TARGETS"]:
+                hit = torch.arange(first, first + piece.shape[1], device=z.device) == targets[:, None]
+                chosen = torch.where(hit, piece, 0).sum(1)
+            found = (top, (d == 0).sum(1), e.sum(1), (e * d).sum(1), (e * d * d).sum(1), chosen, wrong.any(1))
+            out[:, part] = torch.stack([column.float() for column in found])
+
+
+@pytest.mark.parametrize("programs", [1, 7])
+@pytest.mark.parametrize("case", CASES)
+def test_the_sums_of_parts_make_those_of_the_vocabulary(
+    case: str, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fusedhead, "_kernel", Emulated())
+    monkeypatch.setattr(fusedhead, "PROGRAMS", programs)
+    z = CASES[case](torch.Generator().manual_seed(1))
+    z[1, :2] = torch.tensor([torch.nan, 0.0])[: z.shape[1]]
+    targets = torch.randint(0, z.shape[1], (len(z),), generator=torch.Generator().manual_seed(2))
+    targets[0] = -1
+    hidden, weight = as_product(z.nan_to_num(nan=0.0, neginf=-3e38))
+    hidden[1, 0] = torch.nan
+    z = z.clamp(min=-3e38)
+    z[1] = torch.nan
+    assert_same(fused_stats(hidden, weight, targets), z, targets)
+
+
+def test_on_a_gpu_nothing_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusedhead, "_kernel", Emulated())
+    ids, keep, targets = padded_batch()
+    with torch.no_grad():
+        expected = FastPath(make_model("gemma3"))(ids, keep, targets)
+    with Gpu() as gpu, torch.no_grad():
+        path = FusedPath(to_gpu(make_model("gemma3")))
+        gpu.waits.clear()
+        found = path(ids.to(GPU), keep, targets.to(GPU))
+        assert {file for _, file in gpu.waits} <= {"masking_utils.py"}
+        for got, want in zip(found[:4], expected[:4], strict=True):
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-5)
 
 
 def wrong_stats(hidden: Tensor, weight: Tensor, targets: Tensor | None, **_: Any) -> TokenStats:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,8 @@ from fluxentropy.evaluation.answering import Reader
 from fluxentropy.models.forward import FastPath, Grouped, PlainPath
 from fluxentropy.models.loading import Decoder
 from fluxentropy.scoring.scorer import Scorer, choose_path
+from tests.models.test_forward import MODELS, decoder_of
+from tests.models.test_forward import TEXTS as BATCH
 from tests.scoring.test_scorer import assert_equal
 
 TEXTS = [*SENTENCES, " ".join(SENTENCES), SENTENCES[1], "e", ""]
@@ -88,6 +94,17 @@ def test_every_path_and_policy_keeps_its_tensors_together(limit: int | None, gpu
             assert scorer.tokens(TEXTS[0], top_k=3).entropy.shape == (scores[0].n_tokens,)
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic", "scarce experts"])
+def test_models_that_look_at_the_batch_or_remember(kind: str, gpu: Gpu) -> None:
+    here, there = (decoder_of(MODELS[kind][0]()) for _ in range(2))
+    there = dataclasses.replace(there, model=to_gpu(there.model), device=GPU)
+    scorers = [Scorer(decoder, max_tokens=200, path=choose_path(decoder)[0]) for decoder in (here, there)]
+    assert scorers[0].path.name == scorers[1].path.name
+    expected, got = (scorer.score(BATCH) for scorer in scorers)
+    for a, b in zip(got, expected, strict=True):
+        assert_equal(a, b, rel=1e-6)
+
+
 def test_questions_are_answered_there_too(gpu: Gpu) -> None:
     contexts, endings = [SENTENCES[0], "a model"], [["jumps", "sleeps now"], ["reads", "is a fox"]]
     readings = []
@@ -99,3 +116,19 @@ def test_questions_are_answered_there_too(gpu: Gpu) -> None:
     for a, b in zip(*readings, strict=True):
         assert a.entropy == pytest.approx(b.entropy, rel=1e-5)
         assert [x.sum() for x in a.surprisal] == pytest.approx([x.sum() for x in b.surprisal], rel=1e-5)
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    monkeypatch.setitem(sys.modules, "scoring", None)  # is put back, as it was
+    del sys.modules["scoring"]
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(folder / "gpu.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (2, "")
+    assert said.err == "benchmarks/gpu.py needs a GPU with CUDA, and PyTorch sees none here.\n"
