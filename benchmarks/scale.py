@@ -62,7 +62,9 @@ CORPORA = (
 def paper(corpus: CorpusSize, args: argparse.Namespace) -> dict[str, float]:
     """What it takes to score `corpus`; every token is scored once."""
     gpus = args.gpus or corpus.gpus
-    rate = args.flops * args.utilisation / (2 * args.parameters)  # tokens/s of a GPU
+    products = 2 * args.parameters / (args.flops * args.utilisation)  # seconds a token, those of the head among them
+    statistics = args.vocabulary / args.logits
+    rate = 1 / (products + statistics)  # tokens/s of a GPU
     seconds = corpus.tokens / rate
     text = corpus.tokens * BYTES_PER_TOKEN
     parts = max(corpus.tokens / GPU_PART_TOKENS, corpus.documents / PART_ROWS, text / PART_BYTES)
@@ -170,6 +172,8 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=989e12, help="of a GPU, a second: H100 SXM, bf16, dense")
     parser.add_argument("--utilisation", type=float, default=0.25, help="share of them that is reached: a guess")
     parser.add_argument("--parameters", type=float, default=134.5e6, help="of the model: SmolLM2-135M")
+    parser.add_argument("--vocabulary", type=float, default=49152, help="of the model: SmolLM2's")
+    parser.add_argument("--logits", type=float, default=97e9, help="read by plain torch in a second: an H100, trl#7244")
     parser.add_argument(
         "--driver", type=float, default=125e6, help="bytes of text read, cut and sent in a second (--read)"
     )

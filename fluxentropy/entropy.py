@@ -131,7 +131,7 @@ def check_finite(stats: TokenStats) -> None:
 # --- the sums over the vocabulary -------------------------------------------------------------------------------------
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Sums over the columns seen so far, relative to their maximum `top`; float64 except `top`, shape (...).
 
     As a shift the maximum is a constant (it cancels); only `max_prob` differentiates through it.
@@ -143,7 +143,7 @@ class _Sums(NamedTuple):
     s2: Tensor
 
 
-def _block_sums(z: Tensor) -> _Sums:  # (..., C) -> (...)
+def _block_sums(z: Tensor) -> Sums:  # (..., C) -> (...)
     """The three sums of one block of logits, in the block's own dtype, accumulated in float64 where it matters.
 
     Differences are clamped where e^d underflows, which turns -inf into an exact 0 with a zero gradient. S0 alone is
@@ -156,10 +156,10 @@ def _block_sums(z: Tensor) -> _Sums:  # (..., C) -> (...)
     e = d.exp()
     ed = e * d
     wide = _wide(z)
-    return _Sums(top, e.sum(-1, dtype=wide), ed.sum(-1).to(wide), (ed * d).sum(-1).to(wide))
+    return Sums(top, e.sum(-1, dtype=wide), ed.sum(-1).to(wide), (ed * d).sum(-1).to(wide))
 
 
-def _merge(a: _Sums, b: _Sums) -> _Sums:
+def _merge(a: Sums, b: Sums) -> Sums:
     """The sums of two blocks of columns together: each side is shifted to the common maximum."""
     top = torch.maximum(a.top, b.top)
     parts = []
@@ -170,14 +170,14 @@ def _merge(a: _Sums, b: _Sums) -> _Sums:
         s2 = sums.s2 + 2 * delta * sums.s1 + delta * delta * sums.s0
         parts.append((weight * sums.s0, weight * s1, weight * s2))
     (a0, a1, a2), (b0, b1, b2) = parts
-    return _Sums(top, a0 + b0, a1 + b1, a2 + b2)
+    return Sums(top, a0 + b0, a1 + b1, a2 + b2)
 
 
 def _stats(
     blocks: Iterator[Tensor] | list[Tensor], targets: Tensor | None, temperature: float, top_k: int | None
 ) -> TokenStats:
     """Fold column blocks (..., C) into the statistics of the whole rows."""
-    total: _Sums | None = None
+    total: Sums | None = None
     chosen: Tensor | None = None
     largest: _Largest | None = None
     start = 0
@@ -194,7 +194,7 @@ def _stats(
         start += z.shape[-1]
     if total is None:
         raise ValueError("no logits: the vocabulary is empty")
-    return _finish(total, chosen, largest)
+    return finish(total, chosen, largest)
 
 
 class _Largest(NamedTuple):
@@ -220,7 +220,7 @@ def _pick(z: Tensor, index: Tensor, so_far: Tensor | None) -> Tensor:
     return torch.where(inside, value, torch.nan if so_far is None else so_far)
 
 
-def _finish(sums: _Sums, chosen: Tensor | None, largest: _Largest | None) -> TokenStats:
+def finish(sums: Sums, chosen: Tensor | None, largest: _Largest | None) -> TokenStats:
     s0, s1, s2 = sums.s0, sums.s1, sums.s2
     top, narrow = sums.top.detach(), sums.top.dtype
     undefined = ~top.isfinite()

@@ -163,6 +163,7 @@ class Reader:
             self.path.state.restore()
         device = self.decoder.device
         ids, positions, mask = (tensor.to(device) for tensor in shared_rows(prompts))
+        context_at, ending_at, targets = (tensor.to(device) for tensor in _places(prompts))
         if isinstance(path, FusedPath):
             inside = torch.arange(ids.shape[1]) < torch.tensor([[prompt.length] for prompt in prompts])
             hidden = torch.empty(*ids.shape, path.decoder.embedding.shape[1], dtype=path.decoder.dtype)  # (B, L, D)
@@ -173,9 +174,8 @@ class Reader:
                 input_ids=ids, position_ids=positions, attention_mask=mask.to(self.decoder.dtype), use_cache=False
             )[0]
             head = path.head
-        context_at, ending_at, targets = _places(prompts)
         of_context = token_stats(hidden[context_at.unbind()], head=head, top_k=TOP_K)
-        of_endings = token_stats(hidden[ending_at.unbind()], targets.to(device), head=head)
+        of_endings = token_stats(hidden[ending_at.unbind()], targets, head=head)
         return _readings(prompts, of_context, of_endings)
 
     def _read_alone(self, prompt: Prompt) -> Reading:
@@ -189,7 +189,7 @@ class Reader:
         end = torch.tensor([[len(row) - 1] for row in rows])
         keep = (at >= begin) & (at < end)
         targets = torch.from_numpy(np.concatenate([row[first + 1 :] for row, first in zip(rows, begin, strict=True)]))
-        stats = self.path(ids.to(device), keep.to(device), targets.to(device), top_k=TOP_K)
+        stats = self.path(ids.to(device), keep, targets.to(device), top_k=TOP_K)
         lengths = [len(ending) for ending in prompt.endings]
         starts = np.cumsum([0, C - 1 + lengths[0], *lengths[1:]])  # of the rows among the kept positions
         places = np.concatenate([np.arange(stop - n, stop) for stop, n in zip(starts[1:], lengths, strict=True)])

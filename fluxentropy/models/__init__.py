@@ -9,6 +9,7 @@ gguf.py        GGUF files -> model folders with float32 weights and a tokenizer
 gguffile.py    a GGUF file's metadata, tensors and configuration
 tokenizers.py  tokenizers without models; texts -> tokens, and the bytes of each token
 forward.py     tokens -> statistics, without the full logits; which rows may share a batch
+fusedhead.py   head and statistics in one Triton kernel, for GPUs
 """
 
 from dataclasses import dataclass

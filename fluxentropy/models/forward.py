@@ -14,6 +14,7 @@ Shape legend: B rows, T positions, N chosen positions, D hidden width, C a block
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 # --- paths through a model --------------------------------------------------------------------------------------------
 
 
-COLUMNS = 2048  # vocabulary columns projected at once
+COLUMNS = 2048  # vocabulary columns projected at once: a block of logits stays in the cache of a CPU
+GPU_COLUMNS = 32768  # on a GPU small blocks would cost more in starting kernels than in computing
 PROBE_LENGTHS = (33, 12)
 PROBE_TOLERANCE = {  # mean, nats
     torch.float32: 1e-3,
@@ -57,7 +59,10 @@ class ForwardPath(Protocol):
     padded: bool
 
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
-        """ids (B, T) right-padded, keep bool (B, T), targets int64 (N,) -> statistics (N,) in row-major order."""
+        """ids (B, T) right-padded, keep bool (B, T), targets int64 (N,) -> statistics (N,) in row-major order.
+
+        `keep` is on the CPU, so that nobody has to wait for a GPU to learn how many positions there are.
+        """
         ...
 
 
@@ -103,8 +108,13 @@ class FastPath:
         self.base = getattr(model, model.base_model_prefix)
 
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
-        hidden = self.base(input_ids=ids, use_cache=False)[0]  # (B, T, D)
-        return token_stats(hidden[keep], targets, head=self.head, top_k=top_k)
+        return token_stats(self.hidden(ids, keep), targets, head=self.head, top_k=top_k)
+
+    def hidden(self, ids: Tensor, keep: Tensor) -> Tensor:
+        """Hidden states (N, D) of the kept positions. Which these are is sent to the device before the model runs."""
+        places = keep.flatten().nonzero()[:, 0].to(ids.device)
+        hidden: Tensor = self.base(input_ids=ids, use_cache=False)[0]  # (B, T, D)
+        return hidden.flatten(0, 1)[places]
 
 
 @dataclass
@@ -133,7 +143,7 @@ class TailHead:
     Errors: ValueError when the model has no separate base model and linear output projection.
     """
 
-    def __init__(self, model: PreTrainedModel, *, packed: bool = False, columns: int = COLUMNS) -> None:
+    def __init__(self, model: PreTrainedModel, *, packed: bool = False, columns: int | None = None) -> None:
         projection = model.get_output_embeddings()
         names = [name for name, module in model.named_modules(remove_duplicate=False) if module is projection]
         prefix = model.base_model_prefix
@@ -141,6 +151,7 @@ class TailHead:
             raise ValueError("the model has no separate base model and linear output projection")
         self.model, self.prefix, self.name = model, prefix, names[0]
         bias = projection.bias
+        columns = columns or (COLUMNS if projection.weight.device.type == "cpu" else GPU_COLUMNS)
         self.slices: list[nn.Module] = []
         for start in range(0, projection.out_features, columns):
             stop = start + columns
@@ -160,6 +171,12 @@ class TailHead:
 
 
 # --- prepacked layers for CPUs ----------------------------------------------------------------------------------------
+
+
+def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether head and statistics can be one kernel (`fusedhead`): a GPU of NVIDIA's or AMD's, and Triton for it."""
+    known = dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return device.type == "cuda" and known and importlib.util.find_spec("triton") is not None
 
 
 class PackedGatedMLP(nn.Module):
@@ -261,7 +278,7 @@ def path_error(path: ForwardPath, rows: list[Tensor], reference: Tensor, *, exac
     (a single token that an expert dropped).
     """
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    keep = torch.arange(ids.shape[1], device=ids.device) < torch.tensor([[len(row)] for row in rows], device=ids.device)
+    keep = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
     with torch.inference_mode():
         entropy = path(ids, keep, None).entropy
     return distance(entropy, reference, exact=exact)
@@ -321,7 +338,7 @@ class Grouped:
             chosen = None if targets is None else targets[at]
             parts.append(self.path(ids[rows, :width], keep[rows, :width], chosen, top_k=top_k))
             places.append(at)
-        order = torch.cat(places).argsort()
+        order = torch.cat(places).argsort().to(ids.device)
         return concatenate(parts, lambda column: column[order])
 
     def _groups(self, keep: Tensor) -> Iterator[tuple[int, Tensor]]:

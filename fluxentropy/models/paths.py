@@ -12,6 +12,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from fluxentropy.models.forward import (
     FreshState,
     Grouped,
     PlainPath,
+    can_fuse,
     distance,
     entropies,
     is_causal,
@@ -163,21 +165,35 @@ def choose_path(decoder: Decoder, *, pack: bool = False) -> tuple[ForwardPath | 
     state = fresh if remembers or hint is not None else None  # else there is nothing to give back
     limits: list[int | None] = [hint, *(limit for limit in (0, ALONE) if hint is None or limit < hint)]
     tolerance = PROBE_TOLERANCE[decoder.dtype]
-    try:
-        fast = FastPath(model, packed=pack)
+    failed: list[str] = []
+    for kind, options in _fast_paths(decoder, pack):
         reason = ""
-        for limit in limits[1:] if remembers and hint is None else limits:
-            path = fast if limit is None else Grouped(fast, limit, state)
-            error = path_error(path, rows, reference, exact=exact)
-            if error <= tolerance:
-                return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
-            reason = reason or f"deviates by {error:.2g} nats from the plain forward"
-    except Exception as problem:  # models of any make: whatever goes wrong in the fast path, the plain one stays
-        reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
+        try:
+            fast = kind(model, **options)
+            for limit in limits[1:] if remembers and hint is None else limits:
+                path = fast if limit is None else Grouped(fast, limit, state)
+                error = path_error(path, rows, reference, exact=exact)
+                if error <= tolerance:
+                    note = f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
+                    return path, "; not ".join([note, *failed])
+                reason = reason or f"deviates by {error:.2g} nats from the plain forward"
+        except Exception as problem:  # models of any make: whatever goes wrong in a fast path, the plain one stays
+            reason = f"cannot run the fast path ({type(problem).__name__}: {problem})".splitlines()[0]
+        failed.append(f"{kind.name}: this model {reason}")
     if pack:
         return None, ""
     plain = PlainPath(model)  # one row at a time
     return Grouped(plain, ALONE, state) if state else plain, f"path plain, slow: this model {reason}"
+
+
+def _fast_paths(decoder: Decoder, pack: bool) -> list[tuple[type[FastPath], dict[str, Any]]]:
+    """The fast paths that this device may have, and what they are made with: the fastest first."""
+    paths: list[tuple[type[FastPath], dict[str, Any]]] = [(FastPath, {"packed": pack})]
+    if can_fuse(decoder.device, decoder.dtype):
+        from fluxentropy.models.fusedhead import FusedHeadPath  # loads Triton
+
+        paths.insert(0, (FusedHeadPath, {}))
+    return paths
 
 
 def own_numbers(decoder: Decoder, state: FreshState) -> tuple[Tensor, bool]:

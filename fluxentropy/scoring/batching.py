@@ -1,13 +1,20 @@
-"""Which rows go through the model together: batches of similar lengths under a budget of padded tokens."""
+"""Which rows go through the model together: batches of similar lengths under a budget of padded tokens.
+
+On a GPU the budget is what was seen to fit into its memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
+import torch
 
 from fluxentropy.entropy import TokenStats
+from fluxentropy.models.weights import is_out_of_memory
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
@@ -81,6 +88,62 @@ def plan_batches(lengths: Sequence[int], budget: int, *, padded: bool = True) ->
             batches.append([index])
             taken = width = lengths[index]
     return batches
+
+
+# --- the budget of a GPU ----------------------------------------------------------------------------------------------
+
+
+MARGIN = 0.8  # of the free memory: what a batch may be expected to take
+
+
+class Memory(Protocol):
+    """The memory of a device."""
+
+    def free(self) -> int:
+        """Bytes that this process could still take."""
+        ...
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """The most bytes that `work` held at once beyond what was held before it."""
+        ...
+
+
+class CudaMemory:
+    """The memory of a GPU. What PyTorch keeps for reuse counts as free."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def free(self) -> int:
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + kept
+
+    def peak(self, work: Callable[[], object]) -> int:
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        work()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+
+def probed_budget(run: Callable[[int], object], memory: Memory, *, first: int, most: int) -> int:
+    """Padded tokens of a batch that fit: `first`, doubled up to `most` while twice the last batch's peak is free.
+
+    `run` sends a batch of so many tokens through the model. Memory grows at most in proportion to the tokens, so that
+    a batch which is expected to fit does; where one does not fit after all, the last that did is taken. `first` is
+    taken in any case: whatever is too large is halved when it comes.
+    """
+    tokens = first
+    try:
+        run(first)  # workspaces and compiled kernels come with the first batch, and stay
+        peak = memory.peak(partial(run, first))
+        while tokens * 2 <= most and peak * 2 <= MARGIN * memory.free():
+            peak = memory.peak(partial(run, tokens * 2))
+            tokens *= 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()  # does nothing without CUDA
+    return tokens
 
 
 # --- statistics gathered by text --------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class TextPart:
     number: int
     table: pa.Table
     text_field: str
+    batch_tokens: int  # of the run: a GPU's memory is asked once, not by each worker
     encoded: list[Encoded] | None = None  # the texts as tokens, where somebody has had the time
 
     def __str__(self) -> str:
@@ -91,13 +92,14 @@ class ScoreParts:
     """The job. What it loads stays with it, and does not travel when it is pickled."""
 
     config: ScoreConfig
+    batch_tokens: int | None = None  # of the run that is resumed, where the memory decided
     on_batch: Callable[[int], None] | None = None  # is told the tokens of each batch, in the process that set it
     _scorer: Scorer | None = field(default=None, repr=False)
     _notes: tuple[str, ...] = ()
     _frequency: np.ndarray | None = field(default=None, repr=False)  # ln of each token's, from the token counts
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "on_batch": None, "_scorer": None, "_notes": (), "_frequency": None}
+        return {**vars(self), "on_batch": None, "_scorer": None, "_notes": (), "_frequency": None}
 
     @property
     def scorer(self) -> Scorer:
@@ -114,7 +116,7 @@ class ScoreParts:
                 max_tokens=config.max_tokens,
                 window=config.window,
                 stride=config.stride,
-                batch_tokens=config.batch_tokens,
+                batch_tokens=config.batch_tokens or self.batch_tokens,
             )
         return self._scorer
 
@@ -152,7 +154,7 @@ class ScoreParts:
         if part is None:
             return self.describe()
         scorer, table = self.scorer, part.table
-        scorer.work = Work()
+        scorer.work, scorer.batch_tokens = Work(), part.batch_tokens
         encoded = scorer.encode(part.texts) if part.encoded is None else part.encoded
         extra = self._extra(part.texts, encoded)
         scores = scorer.score_encoded(encoded, on_batch=self.on_batch, on_text=extra.add if extra else None)
@@ -314,11 +316,20 @@ def score(config: ScoreConfig) -> ScoreResult | ScoreRankResult | ScorePlanResul
         corpus = _open_corpus(config, config.out)
         if config.rank is None:
             write_json(config.out / SCANS, corpus.scans)
+        job.batch_tokens = _chosen_by_memory(run)
         engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
         (model,) = engine.run(job, [None])
         assert isinstance(model, OpenModel)
+        if config.batch_tokens is None and (begun := _chosen_by_memory(run)):  # maybe by another rank, meanwhile
+            model = dataclasses.replace(model, batch_tokens=begun)
         run.begin(_identity(config, corpus, model), to_yaml(dataclasses.replace(config, rank=None)))
         return _ScoreRun(config, corpus, model, run).run_all(engine, job)
+
+
+def _chosen_by_memory(run: RunDirectory) -> int | None:
+    """The batch size of the run that the directory holds, if it is one of a GPU: other jobs may use its memory now."""
+    identity = (read_json(run.manifest) or {}).get("identity", {})
+    return identity.get("batch_tokens") if identity.get("device", "cpu") != "cpu" else None
 
 
 def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
@@ -414,7 +425,12 @@ class _ScoreRun:
             first = 0, self.corpus.schema.empty_table()
         for number, table in chain([] if first is None else [first], parts):
             if number % ranks == rank:
-                yield TextPart(number=number, table=table, text_field=self.corpus.text_field)
+                yield TextPart(
+                    number=number,
+                    table=table,
+                    text_field=self.corpus.text_field,
+                    batch_tokens=self.model.batch_tokens,
+                )
 
     def _tables(self, start: int) -> Iterator[pa.Table]:
         cap = None if self.model.stride else self.config.max_tokens * CHARS_PER_TOKEN

@@ -24,12 +24,14 @@ from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded, Encoder
 from fluxentropy.models.weights import is_out_of_memory
 from fluxentropy.models.zoo import ZooEntry, find_model
 from fluxentropy.runs.engine import one_thread_each, usable_cores
-from fluxentropy.scoring.batching import Row, TextStats, plan_batches, windows
+from fluxentropy.scoring.batching import CudaMemory, Memory, Row, TextStats, plan_batches, probed_budget, windows
 from fluxentropy.scoring.scores import Scores
 from fluxentropy.scoring.tokens import Tokens, as_texts, described, token_table
 
 CPU_BATCH_TOKENS = 512  # of each thread; larger batches fall out of the caches, and need more memory (docs/LOG.md)
-GPU_BATCH_TOKENS = 65536
+GPU_BATCH_TOKENS = 65536  # where the memory is not asked
+GPU_FIRST_TOKENS, GPU_MOST_TOKENS = 2048, 2**18  # between which the memory decides
+GPU_BATCH_WORK = 2**46  # FLOP: larger models fill a GPU with fewer tokens, and a batch takes no more than seconds
 OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens", "threads")
 
 
@@ -85,7 +87,8 @@ class Scorer:
                 f"stride {self.stride}: windows of {max_tokens} tokens, special ones included, have room for "
                 f"{max_tokens - self.encoder.n_prefix}"
             )
-        self.batch_tokens = batch_tokens or default_batch_tokens(decoder)
+        self._batch_tokens = batch_tokens
+        self.narrowed = False  # a batch did not fit into memory
         chosen = path or choose_path(decoder)[0]
         assert chosen is not None  # without packing there is always the plain path
         self.path: ForwardPath = chosen
@@ -125,6 +128,29 @@ class Scorer:
         names = {"zoo": zoo, "revision": revision, "trust_remote_code": trust_remote_code}
         scorer.named = {"model": str(model), **names, **options}
         return scorer
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a batch. Where nobody named a number, a GPU's memory is asked when this is first needed."""
+        if self._batch_tokens is None:
+            memory = device_memory(self.decoder.device)
+            self._batch_tokens = self._probe(memory) if memory else default_batch_tokens(self.decoder)
+        return self._batch_tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, tokens: int) -> None:
+        self._batch_tokens = tokens
+
+    def _probe(self, memory: Memory) -> int:
+        """The budget that `memory` has room for, tried with rows of `max_tokens`."""
+        ids = np.random.default_rng(0).integers(0, self.vocabulary, self.max_tokens)
+
+        def run(tokens: int) -> None:
+            self._forward([Row(text=0, ids=ids)] * max(tokens // len(ids), 1))
+
+        first = max(GPU_FIRST_TOKENS, 2 ** (self.max_tokens - 1).bit_length())
+        work = 2 * self.decoder.model.num_parameters()
+        return probed_budget(run, memory, first=first, most=min(GPU_MOST_TOKENS, GPU_BATCH_WORK // work))
 
     def as_options(self) -> dict[str, Any]:
         """This model and these policies as options of a command: `fluxentropy.score("web.jsonl", model=scorer, ...)`.
@@ -234,7 +260,9 @@ class Scorer:
     ) -> None:
         """Add the totals of every row to its text's line of `totals` (texts, 8), and its statistics to `gathered`."""
         lengths = [len(row.ids) for row in rows]
-        planned = plan_batches(lengths, self.batch_tokens, padded=self.path.padded)
+        few = len(rows) * max(lengths, default=0) <= CPU_BATCH_TOKENS  # one batch in any case: nobody asks the memory
+        budget = CPU_BATCH_TOKENS if few and self._batch_tokens is None else self.batch_tokens
+        planned = plan_batches(lengths, budget, padded=self.path.padded)
         started = time.perf_counter()
         for done in self._each([[rows[i] for i in batch] for batch in planned]):
             for batch, stats in done:
@@ -253,7 +281,7 @@ class Scorer:
 
     def _whole_or_halved(self, batch: list[Row]) -> list[tuple[list[Row], TokenStats]]:
         """A batch and its statistics; where it does not fit into memory, those of its parts."""
-        if len(batch) > 1 and sum(len(row.ids) for row in batch) > self.batch_tokens:  # an earlier one did not fit
+        if self.narrowed and len(batch) > 1 and sum(len(row.ids) for row in batch) > self.batch_tokens:
             return self._halved(batch)
         try:
             return [(batch, self._forward(batch))]
@@ -267,6 +295,7 @@ class Scorer:
                 ) from error
         torch.cuda.empty_cache()  # does nothing without CUDA
         self.batch_tokens = max(self.batch_tokens // 2, 1)
+        self.narrowed = True
         return self._halved(batch)
 
     def _halved(self, batch: list[Row]) -> list[tuple[list[Row], TokenStats]]:
@@ -288,7 +317,7 @@ class Scorer:
         keep = (position >= begin) & (position < end)
         targets = torch.from_numpy(np.concatenate([row.targets for row in batch]))  # (N,)
         with torch.inference_mode():
-            stats = self.path(ids.to(device), keep.to(device), targets.to(device), top_k=top_k)
+            stats = self.path(ids.to(device), keep, targets.to(device), top_k=top_k)
             return concatenate([stats], lambda column: column.cpu())
 
 
@@ -371,8 +400,13 @@ def _scores(item: Encoded, totals: np.ndarray | None) -> Scores:
     )
 
 
+def device_memory(device: torch.device) -> Memory | None:
+    """The memory of a GPU that can be asked for it."""
+    return CudaMemory(device) if device.type == "cuda" else None
+
+
 def default_batch_tokens(decoder: Decoder) -> int:
-    """Padded tokens of a batch, where nobody asked for another number."""
+    """Padded tokens of a batch, where nobody asked for another number, nor a memory."""
     return CPU_BATCH_TOKENS if decoder.device.type == "cpu" else GPU_BATCH_TOKENS
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxentropy.scoring.batching import Row, plan_batches, windows
+from fluxentropy.scoring.batching import Row, plan_batches, probed_budget, windows
 
 
 @given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 200))
@@ -47,3 +49,64 @@ def test_a_text_that_fits_is_one_whole_row() -> None:
     (row,) = windows(0, np.arange(5), 8, 4, 0)
     assert (row.ids.tolist(), row.keep_from, row.next_id) == ([0, 1, 2, 3, 4], 0, None)
     assert Row(text=0, ids=np.array([5])).targets.tolist() == [-1]
+
+
+class Card:
+    """A stand-in for the memory of a GPU: `total` bytes, of which the model holds some, and batches so many a token."""
+
+    def __init__(self, total: int, *, held: int = 0, a_token: float = 1.0, fixed: int = 0) -> None:
+        self.total, self.held, self.a_token, self.fixed = total, held, a_token, fixed
+        self.batches: list[int] = []
+        self.highest = 0
+
+    def run(self, tokens: int) -> None:
+        self.batches.append(tokens)
+        need = self.fixed + round(self.a_token * tokens)
+        if need > self.total - self.held:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.highest = max(self.highest, need)
+
+    def free(self) -> int:
+        return self.total - self.held
+
+    def peak(self, work) -> int:
+        self.highest = 0
+        work()
+        return self.highest
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**5), st.floats(0.1, 50), st.integers(0, 12), st.integers(0, 20))
+def test_a_probed_budget_fits_and_twice_as_much_might_not(
+    total: int, fixed: int, a_token: float, first: int, most: int
+) -> None:
+    card = Card(total, a_token=a_token, fixed=fixed)
+    first, most = 2**first, 2**most
+    found = probed_budget(card.run, card, first=first, most=most)
+    assert found == first or found <= most
+    assert max(card.batches) == found  # nothing that does not fit is tried, but for the smallest
+    if found > first:
+        assert fixed + a_token * found <= 0.8 * total + 1
+    if found * 2 <= most and fixed + a_token * first <= total:
+        assert 2 * (fixed + a_token * found) >= 0.8 * total - 2
+    again = Card(total, a_token=a_token, fixed=fixed)
+    assert probed_budget(again.run, again, first=first, most=most) == found
+
+
+def test_memory_that_grows_faster_than_the_tokens_ends_the_probe() -> None:
+    card = Card(1000, a_token=0.1)
+    run = card.run
+
+    def steep(tokens: int) -> None:
+        card.a_token = 0.1 if tokens < 256 else 10.0
+        run(tokens)
+
+    assert probed_budget(steep, card, first=64, most=2**16) == 128
+    assert card.batches == [64, 64, 128, 256]
+
+
+def test_an_error_that_is_not_about_memory_is_not_swallowed() -> None:
+    def broken(_: int) -> None:
+        raise RuntimeError("an illegal instruction")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        probed_budget(broken, Card(10), first=1, most=8)

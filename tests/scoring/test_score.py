@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -24,7 +25,11 @@ from fakes import SENTENCES, save_model
 
 import fluxentropy
 from fluxentropy.cli.app import main
-from fluxentropy.scoring.score import ScorePlanResult, ScoreResult
+from fluxentropy.errors import FluxentropyError
+from fluxentropy.runs.files import read_json
+from fluxentropy.scoring import scorer
+from fluxentropy.scoring.score import ScoreParts, ScorePlanResult, ScoreResult
+from fluxentropy.scoring.scorer import Scorer
 
 N_TEXTS = 120
 TINY_TEXTS = 40_000
@@ -220,6 +225,39 @@ def test_another_configuration_is_refused_with_the_difference(
     assert difference in data["error"]
     code, _, _ = run(capsys, *base, *flags, "--overwrite")
     assert code == 0
+
+
+def test_a_resumed_run_of_a_gpu_keeps_the_batches_that_its_memory_had_room_for(
+    source: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = [2**14]
+    monkeypatch.setattr(scorer, "device_memory", lambda _: room)  # asked, it says how many tokens fit
+    monkeypatch.setattr(Scorer, "_probe", lambda self, memory: memory[0])
+    describe = ScoreParts.describe
+    monkeypatch.setattr(ScoreParts, "describe", lambda self: dataclasses.replace(describe(self), device="cuda"))
+    seen: list[int] = []
+    call = ScoreParts.__call__
+
+    def watched(self: ScoreParts, part: Any) -> Any:
+        done = call(self, part)
+        seen.append(self.scorer.batch_tokens)
+        return done
+
+    monkeypatch.setattr(ScoreParts, "__call__", watched)
+    options = {"model": model, "max_tokens": 64, "part_tokens": 500}
+    out = tmp_path / "run"
+    fluxentropy.score(source, out=out, **options)
+    before = snapshot(out)
+    parts = sorted((out / "scores").glob("part-*.parquet"))
+    parts[1].unlink()
+    room[0] = 2**12  # another process has taken some of it
+    fluxentropy.score(source, out=out, **options)
+    assert set(seen) == {2**14}
+    assert snapshot(out) == before
+    with pytest.raises(FluxentropyError, match="another run.*batch_tokens"):
+        fluxentropy.score(source, out=out, batch_tokens=100, **options)
+    fluxentropy.score(source, out=out, overwrite=True, **options)
+    assert read_json(out / "manifest.json")["identity"]["batch_tokens"] == 2**12
 
 
 def test_a_changed_source_is_refused_by_name(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.models.forward import FastPath, PlainPath
 from fluxentropy.models.loading import Decoder
 from fluxentropy.models.paths import choose_path
+from fluxentropy.scoring import scorer as module
 from fluxentropy.scoring.scorer import Scorer
 from fluxentropy.scoring.scores import Scores
 
@@ -128,6 +129,48 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_scores() -> None
         assert_equal(got, want)
     assert scorer.batch_tokens < 1024
     assert len(calls) > 3
+
+
+class CountedCard:
+    """A GPU's memory of 4,000 tokens, and the path of a model that lives there."""
+
+    name = "counted"
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.fast, self.batches, self.highest = FastPath(decoder.model), [], 0
+
+    def __call__(self, ids: torch.Tensor, *args: Any, **options: Any) -> Any:
+        self.batches.append(ids.numel())
+        self.highest = max(self.highest, ids.numel())
+        return self.fast(ids, *args, **options)
+
+    def free(self) -> int:
+        return 4000
+
+    def peak(self, work: Any) -> int:
+        self.highest = 0
+        work()
+        return self.highest
+
+
+def test_the_budget_of_a_gpu_is_what_its_memory_was_seen_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = make_decoder()
+    card = CountedCard(decoder)
+    monkeypatch.setattr(module, "device_memory", lambda _: card)
+    monkeypatch.setattr(module, "GPU_FIRST_TOKENS", 64)
+    scorer = Scorer(decoder, max_tokens=60, path=card)
+    few = scorer.score(TEXTS[:2])
+    assert len(card.batches) == 1  # one batch in any case: no probe
+    got = scorer.score([*TEXTS, *(text + " and more" * n for n, text in enumerate(SENTENCES * 8))])
+    assert scorer.batch_tokens == 2048  # 4,096 would be more than 0.8 of 4,000
+    assert card.batches[1:8] == [60, 60, 120, 240, 480, 1020, 2040]  # rows of 60 tokens
+    assert max(card.batches[8:]) <= 2048
+    assert scorer.work.padded == sum(card.batches[8:])
+    for a, b in zip(got, few, strict=False):
+        assert_equal(a, b)
+    monkeypatch.setattr(module, "GPU_BATCH_WORK", 2 * decoder.model.num_parameters() * 300)
+    assert Scorer(decoder, max_tokens=60, path=card).batch_tokens == 256
+    assert Scorer(decoder, max_tokens=60, path=card, batch_tokens=77).batch_tokens == 77
 
 
 def test_a_single_text_that_does_not_fit_is_an_error_that_says_so() -> None:
