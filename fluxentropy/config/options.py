@@ -90,8 +90,9 @@ class PlaceOptions(Options):
 
     device: Annotated[str, MODEL] = "auto"
     """auto, cpu, cuda, cuda:1, mps, ..."""
-    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MODEL] = "auto"
-    """Precision of the weights; statistics are always accumulated in float32 or better."""
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], MODEL] = "auto"
+    """Precision of the weights; statistics are always accumulated in float32 or better. All but fp32 are approximate; \
+int8 is for CPUs and the layers of Llama, Mistral and Qwen."""
     max_tokens: Annotated[int, MODEL, Min(1)] = 512
     """Longest piece of text the model sees at once, in tokens."""
     offline: Annotated[bool, SWITCH, MODEL] = False

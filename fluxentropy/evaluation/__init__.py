@@ -46,6 +46,9 @@ stdin, or hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]. Default: the task's own dat
     """Longest context with one ending, in tokens; longer ones lose their beginning. Default: the model's window."""
     batch_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in a batch, padding included. Default: what fits the device."""
+    threads: Annotated[int | None, WORK, Min(1)] = None
+    """Threads on a CPU, each with questions of its own. Default: one for each core that this process may use. The \
+numbers do not depend on it."""
     out: Annotated[Path, OUTPUT]
     """Run directory. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False

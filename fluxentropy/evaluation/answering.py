@@ -30,7 +30,7 @@ from fluxentropy.models.fused import FusedPath, Span
 from fluxentropy.models.loading import Decoder
 from fluxentropy.models.tokenizers import Encoder
 from fluxentropy.models.weights import is_out_of_memory
-from fluxentropy.runs.engine import one_thread_each, usable_cores
+from fluxentropy.runs.engine import default_threads, one_thread_each
 from fluxentropy.scoring.batching import plan_batches
 from fluxentropy.scoring.scorer import default_batch_tokens
 
@@ -78,7 +78,7 @@ class Reader:
         threads: int | None = None,
     ) -> None:
         self.decoder, self.path = decoder, path
-        self.threads = threads or usable_cores()
+        self.threads = threads or default_threads()
         self.batch_tokens = batch_tokens or default_batch_tokens(decoder)
         self.encoder = Encoder(decoder.tokenizer, None)
         self.window = min(limit for limit in (max_tokens, decoder.window, 2**30) if limit is not None)

@@ -222,7 +222,9 @@ def hellaswag(config: HellaswagConfig) -> HellaswagResult:
             spool=config.out / "input" / "stdin.jsonl",
         )
         decoder, path, notes = open_path(entry, device=config.device, dtype=config.dtype, offline=config.offline)
-        reader = Reader(decoder, path, max_tokens=config.max_tokens, batch_tokens=config.batch_tokens)
+        reader = Reader(
+            decoder, path, max_tokens=config.max_tokens, batch_tokens=config.batch_tokens, threads=config.threads
+        )
         run.begin(_identity(config, questions, reader), to_yaml(config))
         for note in (*notes, reader.note):
             log.info(note)

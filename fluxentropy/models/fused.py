@@ -28,7 +28,7 @@ from fluxentropy.entropy import TokenStats, token_stats
 from fluxentropy.models.files import Weights
 from fluxentropy.models.linear import Int8Linear, PackedLinear
 from fluxentropy.models.weights import trim_memory
-from fluxentropy.runs.engine import one_thread_each, usable_cores
+from fluxentropy.runs.engine import default_threads, one_thread_each
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 ROPES = ("default", "linear", "llama3", "yarn")  # whose tables do not depend on the input
@@ -149,7 +149,9 @@ class FusedDecoder:
         self.head = self._head(weight)
         self.columns = sum(len(part.packed) for part in self.head)
         self.layers: list[_Layer] = []
-        for layer in one_thread_each(lambda number: self._layer(weight, number), range(shape.layers), usable_cores()):
+        for layer in one_thread_each(
+            lambda number: self._layer(weight, number), range(shape.layers), default_threads()
+        ):
             self.layers.append(layer)
             if len(self.layers) % TRIMMED == 0:
                 trim_memory()

@@ -243,7 +243,7 @@ def _merged(out: Tensor) -> Sums:
 # --- the path through a model -----------------------------------------------------------------------------------------
 
 
-class FusedPath(FastPath):
+class FusedHeadPath(FastPath):
     """Base model, then the fused head over the chosen positions; with `top_k` the head in blocks.
 
     Errors: ValueError when the model does more with its logits than the kernel knows.

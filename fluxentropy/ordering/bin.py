@@ -38,7 +38,7 @@ from fluxentropy.ordering.split import (
     ranges,
 )
 from fluxentropy.runs.directory import RunDirectory
-from fluxentropy.runs.engine import Engine, Local, cores, make_engine
+from fluxentropy.runs.engine import Engine, Local, make_engine, usable_cores
 from fluxentropy.runs.files import read_json, sha256_file, versions, write_json
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import TableFiles, table_files
@@ -213,7 +213,7 @@ class _Job:
             given=given,
             derived=derived,
             engine=(engine := make_engine(config.engine, config.workers, config.address)),
-            threads=max(1, min(cores(), parse_bytes(config.memory) // SHARE)) if engine == Local() else 1,
+            threads=max(1, min(usable_cores(), parse_bytes(config.memory) // SHARE)) if engine == Local() else 1,
             top=bins_top(config.out),
             columns=columns,
             renamed=_renamed([*names, *derived])

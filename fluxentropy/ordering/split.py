@@ -27,7 +27,7 @@ from fluxentropy.ordering.edges import UNSCORED, Binning
 from fluxentropy.ordering.quantiles import ColumnSummary, Histogram, ScoreColumn, Selection
 from fluxentropy.ordering.shards import FORMAT, bin_folder, read_manifest, readable_table, sum_of_rows, write_bin
 from fluxentropy.runs.directory import part_numbers, part_paths
-from fluxentropy.runs.engine import Local, cores, prefetch
+from fluxentropy.runs.engine import Local, prefetch, usable_cores
 from fluxentropy.runs.files import atomic_path, read_json, sha256_file, write_json
 from fluxentropy.runs.mergesort import Part, sorted_parts
 from fluxentropy.runs.tables import reading
@@ -361,5 +361,5 @@ def fingerprints(source: str, paths: Sequence[Path]) -> dict[str, str]:
         record = read_json(path.with_name(f".{path.stem}.json")) if is_run else None
         return str(record["sha256"]) if record else sha256_file(path)
 
-    found = Local(cores()).run(fingerprint, paths)
+    found = Local(usable_cores()).run(fingerprint, paths)
     return {str(path.relative_to(top)): one for path, one in zip(paths, found, strict=True)}

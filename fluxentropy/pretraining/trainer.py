@@ -31,6 +31,7 @@ from fluxentropy.pretraining.optim import build_optimizer, scale_learning_rates
 from fluxentropy.pretraining.options import PretrainConfig
 from fluxentropy.pretraining.validation import HeldOut
 from fluxentropy.runs.directory import RunRecord
+from fluxentropy.runs.engine import usable_cores
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.sampler import Sampler
 
@@ -341,16 +342,12 @@ def as_begun(out: Path, accelerator: str, *, new: int | None = None) -> Iterator
         torch.set_num_threads(before)
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check(out: Path, number: int, accelerator: str) -> None:
     gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if gpu or number <= cores() or os.environ.get("OMP_NUM_THREADS") == str(number):
+    cores = usable_cores()
+    if gpu or number <= cores or os.environ.get("OMP_NUM_THREADS") == str(number):
         return
     raise RunError(
-        f"{out} was begun with {number} threads, and this machine has {cores()} cores: go on where there are as many; "
+        f"{out} was begun with {number} threads, and this machine has {cores} cores: go on where there are as many; "
         f"or here, slowly and with the same result, with OMP_NUM_THREADS={number}; or start afresh with --overwrite"
     )

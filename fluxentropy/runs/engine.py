@@ -83,11 +83,6 @@ class Local:
 _unit = threading.local()  # `given_up`: whether anyone still waits for what this thread makes
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Worker:
     """Does units, and keeps the job as long as the same one is asked for."""
 
@@ -105,13 +100,18 @@ class _Worker:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """How many threads may compute at once: the cores that this process may run on, no more than its control group
-    lets it use or `OMP_NUM_THREADS` asks for. `root` is where /proc and /sys are.
+    """The cores that this process may run on, and no more than its control group lets it use at once.
+
+    `root` is where /proc and /sys are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min([cores, *map(math.ceil, _quotas(root))]), 1)
+
+
+def default_threads() -> int:
+    """How many threads compute where nobody says so: as `OMP_NUM_THREADS` asks, at most one for each usable core."""
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    limits = [cores, *([int(asked)] if asked.isdigit() else []), *map(math.ceil, _quotas(root))]
-    return max(min(limits), 1)
+    return min(usable_cores(), int(asked) if asked.isdigit() and int(asked) else usable_cores())
 
 
 def _quotas(root: Path) -> Iterator[float]:

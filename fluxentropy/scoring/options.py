@@ -33,6 +33,9 @@ class ScoringOptions(PlaceOptions):
     """What happens to rows that cannot be read: stop and name the row, or count them and go on."""
     batch_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in a batch, padding included. Default: what fits the device."""
+    threads: Annotated[int | None, WORK, Min(1)] = None
+    """Threads on a CPU, each with texts of its own. Default: one for each core that this process may use. The numbers \
+do not depend on it."""
     part_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
     scores: Annotated[tuple[str, ...], OUTPUT, Separated()] = ()

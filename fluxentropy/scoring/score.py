@@ -117,6 +117,7 @@ class ScoreParts:
                 window=config.window,
                 stride=config.stride,
                 batch_tokens=config.batch_tokens or self.batch_tokens,
+                threads=config.threads,
             )
         return self._scorer
 

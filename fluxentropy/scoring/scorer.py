@@ -23,7 +23,7 @@ from fluxentropy.models.paths import choose_path, open_path
 from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded, Encoder
 from fluxentropy.models.weights import is_out_of_memory
 from fluxentropy.models.zoo import ZooEntry, find_model
-from fluxentropy.runs.engine import one_thread_each, usable_cores
+from fluxentropy.runs.engine import default_threads, one_thread_each
 from fluxentropy.scoring.batching import CudaMemory, Memory, Row, TextStats, plan_batches, probed_budget, windows
 from fluxentropy.scoring.scores import Scores
 from fluxentropy.scoring.tokens import Tokens, as_texts, described, token_table
@@ -93,7 +93,7 @@ class Scorer:
         assert chosen is not None  # without packing there is always the plain path
         self.path: ForwardPath = chosen
         self.vocabulary, self.outcomes = self.path.vocabulary, self.path.outcomes
-        self.threads = threads or usable_cores()
+        self.threads = threads or default_threads()
         self.work = Work()
         self.opened: tuple[ZooEntry, dict[str, Any]] | None = None  # what `open_scorer` would open again
         self.named: dict[str, Any] | None = None

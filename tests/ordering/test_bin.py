@@ -408,7 +408,7 @@ def test_workers_cores_memory_and_repetition_change_no_byte(
     }.items():
         assert run(tmp_path / "in", *flags, *more, "--out", tmp_path / name)[0] == 0
     for number in (1, 3):
-        monkeypatch.setattr("fluxentropy.ordering.bin.cores", lambda number=number: number)
+        monkeypatch.setattr("fluxentropy.ordering.bin.usable_cores", lambda number=number: number)
         assert run(tmp_path / "in", *flags, "--out", tmp_path / f"cores {number}")[0] == 0
     files = snapshot(tmp_path / "one")
     assert len(files) > 8

@@ -97,7 +97,7 @@ def test_a_training_goes_on_with_its_threads(
 def test_a_machine_with_fewer_cores_is_told_how_to_go_on(
     bins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(threads, "cores", lambda: 1)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 1)
     out = tmp_path / "run"
     argv = command(bins, out, *GPT2)
     with torch_has(2), pytest.MonkeyPatch.context() as patch:

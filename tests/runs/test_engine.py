@@ -22,7 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxentropy.errors import RunError, UsageError
-from fluxentropy.runs.engine import WORKER, Engine, Local, Processes, Ray, cores, cut_parts, make_engine, prefetch
+from fluxentropy.runs.engine import (
+    WORKER,
+    Engine,
+    Local,
+    Processes,
+    Ray,
+    cut_parts,
+    make_engine,
+    prefetch,
+    usable_cores,
+)
 
 ENGINES = [Local(), Local(threads=2), Processes(2)]  # Ray is asked the same things in a process of its own, see below
 
@@ -252,7 +262,7 @@ def test_a_process_that_is_told_to_stop_does_not_wait_for_its_workers(
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
-    assert cores() == 2
+    assert usable_cores() == 2
 
 
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
