@@ -152,10 +152,16 @@ def _block_sums(z: Tensor) -> Sums:  # (..., C) -> (...)
     floor = -110.0 if z.dtype == torch.float32 else -760.0
     top = z.amax(-1)
     shift = top.detach().masked_fill(top == -torch.inf, 0.0)
+    wide = _wide(z)
+    if not torch.is_grad_enabled():  # the same numbers in memory that is in the cache already
+        d = (z - shift.unsqueeze(-1)).clamp_(min=floor)
+        e = d.exp()
+        s0 = e.sum(-1, dtype=wide)
+        s1 = e.mul_(d).sum(-1).to(wide)
+        return Sums(top, s0, s1, e.mul_(d).sum(-1).to(wide))
     d = (z - shift.unsqueeze(-1)).clamp(min=floor)
     e = d.exp()
     ed = e * d
-    wide = _wide(z)
     return Sums(top, e.sum(-1, dtype=wide), ed.sum(-1).to(wide), (ed * d).sum(-1).to(wide))
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from fluxentropy.entropy import TokenStats, token_stats
 from fluxentropy.models.files import Weights
-from fluxentropy.models.linear import Int8Linear, PackedLinear
+from fluxentropy.models.linear import CastLinear, Int8Linear, PackedLinear, can_pack, smoothing
 from fluxentropy.models.weights import trim_memory
 from fluxentropy.runs.engine import default_threads, one_thread_each
 
@@ -132,19 +132,27 @@ class _Layer:
     out: PackedLinear | Int8Linear
     gate: PackedLinear | Int8Linear
     up: PackedLinear | Int8Linear
-    down: PackedLinear | Int8Linear
+    down: PackedLinear
     norms: tuple[Tensor, Tensor] | None  # (d,) weights of the norms of queries and keys, Qwen 3's
+    before: tuple[Tensor | None, Tensor | None] = (None, None)  # (D,) of the norms before qkv, and gate and up
 
 
 class FusedDecoder:
     """Token ids -> hidden states -> logits in blocks of vocabulary columns.
 
-    `weight` gives the weights by the names of transformers, in any floating type.
+    `weight` gives the weights by the names of transformers, in any floating type. With `largest`, what `largest`
+    gives, the layers are 8-bit integers but for `down` and the head, which are wider.
     Errors: KeyError for a name that the weights lack; RuntimeError for one of another shape.
     """
 
-    def __init__(self, shape: Shape, weight: Weights, dtype: torch.dtype = torch.float32) -> None:
-        self.shape, self.dtype = shape, dtype
+    def __init__(
+        self,
+        shape: Shape,
+        weight: Weights,
+        dtype: torch.dtype = torch.float32,
+        largest: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.shape, self.dtype, self.seen = shape, dtype, largest
         self.pairs = torch.arange(shape.size).view(2, -1).T.reshape(-1)  # features that turn together, side by side
         self.head = self._head(weight)
         self.columns = sum(len(part.packed) for part in self.head)
@@ -161,7 +169,15 @@ class FusedDecoder:
         self.turns = torch.polar(torch.full_like(angles, shape.magnitude), angles)  # (P, d/2) complex64
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        if self.seen and can_pack(torch.device("cpu"), torch.bfloat16):
+            return CastLinear(weight, bias)
         return PackedLinear(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
+
+    def _narrow(self, weight: Tensor, bias: Tensor | None) -> PackedLinear | Int8Linear:
+        return Int8Linear(weight, bias) if self.seen else self._linear(weight, bias)
+
+    def _smoothing(self, name: str, *weights: Tensor) -> Tensor | None:
+        return smoothing(self.seen[name], torch.cat(weights)) if self.seen else None
 
     def _head(self, weight: Weights) -> list[PackedLinear]:
         try:
@@ -196,28 +212,51 @@ class FusedDecoder:
             biases.append(bias)
         found = [bias for bias in biases if bias is not None]
         q_norm, k_norm = norms
+        matrix, gate, up = torch.cat(qkv), get("mlp.gate_proj.weight") * second, get("mlp.up_proj.weight") * second
+        before = self._smoothing(f"qkv {number}", matrix), self._smoothing(f"gate {number}", gate, up)
+        if before[0] is not None and before[1] is not None:
+            matrix, gate, up = matrix * before[0], gate * before[1], up * before[1]
+            before = 1 / before[0], 1 / before[1]
         return _Layer(
-            qkv=self._linear(torch.cat(qkv), torch.cat(found) if len(found) == 3 else None),
-            out=self._linear(get("self_attn.o_proj.weight"), maybe("self_attn.o_proj.bias")),
-            gate=self._linear(get("mlp.gate_proj.weight") * second, maybe("mlp.gate_proj.bias")),
-            up=self._linear(get("mlp.up_proj.weight") * second, maybe("mlp.up_proj.bias")),
+            before=before,
+            qkv=self._narrow(matrix, torch.cat(found) if len(found) == 3 else None),
+            out=self._narrow(get("self_attn.o_proj.weight"), maybe("self_attn.o_proj.bias")),
+            gate=self._narrow(gate, maybe("mlp.gate_proj.bias")),
+            up=self._narrow(up, maybe("mlp.up_proj.bias")),
             down=self._linear(get("mlp.down_proj.weight"), maybe("mlp.down_proj.bias")),
             norms=None
             if q_norm is None or k_norm is None
             else ((q_norm[self.pairs] * shape.scale).to(self.dtype), k_norm[self.pairs].to(self.dtype)),
         )
 
-    def hidden(self, ids: Tensor, positions: Tensor, spans: Sequence[Span]) -> Tensor:
-        """The states (N, D) that the head projects, of tokens (N,) at these positions (N,) of their texts."""
+    def largest(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The largest size that each feature (D,) before the products of every layer has in some texts (T,)."""
+        seen: dict[str, Tensor] = {}
+        positions = torch.cat([torch.arange(len(row)) for row in rows])
+        self.hidden(torch.cat(list(rows)), positions, spans_of([len(row) for row in rows]), seen)
+        return seen
+
+    def hidden(
+        self, ids: Tensor, positions: Tensor, spans: Sequence[Span], seen: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """The states (N, D) that the head projects, of tokens (N,) at these positions (N,) of their texts.
+
+        `seen` is told the largest size of the features before the products.
+        """
         shape = self.shape
         width = (ids.shape[0], -1, shape.size)
         x = functional.embedding(ids, self.embedding).to(self.dtype)
         turns = self.turns[positions].unsqueeze(1)  # (N, 1, d/2)
-        for layer in self.layers:
-            qkv = layer.qkv(self._norm(x)).view(width)  # (N, H + 2 G, d)
+        for number, layer in enumerate(self.layers):
+            h = self._norm(x, layer.before[0])
+            if seen is not None:
+                seen[f"qkv {number}"] = h.abs().amax(0)
+            qkv = layer.qkv(h).view(width)  # (N, H + 2 G, d)
             self._rotate(qkv[:, : shape.heads + shape.groups], layer, turns)
             x = layer.out.plus(self._attention(qkv, spans), x)
-            h = self._norm(x)
+            h = self._norm(x, layer.before[1])
+            if seen is not None:
+                seen[f"gate {number}"] = h.abs().amax(0)
             x = layer.down.plus(layer.up.times(h, layer.gate(h, "swish")), x)
         return self._norm(x)
 
@@ -226,8 +265,8 @@ class FusedDecoder:
         for part in self.head:
             yield part(hidden)
 
-    def _norm(self, x: Tensor) -> Tensor:  # its weight is in the matrix that follows
-        return functional.rms_norm(x, x.shape[-1:], eps=self.shape.eps)
+    def _norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:  # its own is in the matrix that follows
+        return functional.rms_norm(x, x.shape[-1:], weight, self.shape.eps)
 
     def _rotate(self, heads: Tensor, layer: _Layer, turns: Tensor) -> None:  # (N, H + G, d), in place
         if layer.norms:

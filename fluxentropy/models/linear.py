@@ -53,16 +53,34 @@ class PackedLinear(nn.Module):
         return result
 
 
+class CastLinear(PackedLinear):
+    """A packed layer in bfloat16 between float32 tensors."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight.bfloat16(), None if bias is None else bias.bfloat16())
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        return super().forward(x.bfloat16(), activation).float()
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.forward(x).add_(other)
+
+
 # --- 8-bit integers ---------------------------------------------------------------------------------------------------
 #
 #     x ≈ s (q − 128)      q unsigned 8-bit, s the row's largest |x| / 127     a scale for each token
-#     w ≈ t p              p signed 8-bit, t the largest |w| of the output     a scale for each channel
+#     w ≈ t p              p signed 8-bit, t the largest |w| / 127             a scale for each output
 #     x·w ≈ s t Σ (q − 128) p,  the sum exact in 32-bit integers
 #
-# Processors without VNNI add two products of bytes in 16 bits, and oneDNN lets that sum saturate: with 8 bits on both
-# sides it may be wrong by a fifth. There the weights get 7 bits, and no sum overflows: 2 · 255 · 63 < 2¹⁵.
+# SmoothQuant (arXiv 2211.10438): some features of x are a hundred times larger than others and take all the levels.
+# They are divided by v, and the weights multiplied:
+#
+#     v_k = √(largest |x_k| / largest |w_k|), with a geometric mean of 1
+
 
 ZERO_POINT = 128  # oneDNN has no fast kernel for a signed source
+LEVELS = 127
+TINY = 1e-12
 
 
 class Int8Linear(nn.Module):
@@ -73,27 +91,26 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        levels = 127 if sums_are_exact() else 63
-        self.scale = weight.abs().amax(1).clamp_(min=1e-12).div_(levels)  # (M,)
-        whole = (weight / self.scale[:, None]).round_().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(whole, [ROWS, weight.shape[1]])
+        self.scale = weight.abs().amax(1).clamp_(min=TINY).div_(LEVELS)  # (M,)
+        self.whole = (weight / self.scale[:, None]).round_().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(self.whole, [ROWS, weight.shape[1]])
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = bias
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:  # (N, K) float32 -> (N, M) float32
-        return self.of(*quantised_rows(x), activation)
-
-    def of(self, q: Tensor, scale: Tensor, activation: str = "none") -> Tensor:
-        """The layer of rows that `quantised_rows` has quantised: (N, K), (N, 1) -> (N, M)."""
+        q, scale = quantised_rows(x)
         y = self.product(q).mul_(scale)
         if self.bias is not None:
             y += self.bias
         return nn.functional.silu(y, inplace=True) if activation == "swish" else y
 
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The layer's output multiplied by `other`: (N, K), (N, M) -> (N, M)."""
+        return self.forward(x).mul_(other)
+
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        q, scale = quantised_rows(x)
-        y = torch.addcmul(other, self.product(q), scale)
-        return y if self.bias is None else y.add_(self.bias)
+        """The layer's output added to `other`: (N, K), (N, M) -> (N, M)."""
+        return self.forward(x).add_(other)
 
     def product(self, q: Tensor) -> Tensor:
         """Σ (q − 128) w, for rows q uint8 (N, K): float32 (N, M)."""
@@ -105,28 +122,28 @@ class Int8Linear(nn.Module):
 
 def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows float32 (N, K) as unsigned bytes around 128 (N, K), and the scale of each (N, 1)."""
-    largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_()).clamp_(min=1e-12)
-    return torch.addcmul(_HALF, x, 127.0 / largest).to(torch.uint8), largest.div_(127.0)
+    largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_()).clamp_(min=TINY)
+    return torch.addcmul(_HALF, x, LEVELS / largest).to(torch.uint8), largest.div_(LEVELS)
 
 
 _HALF = torch.tensor(ZERO_POINT + 0.5)  # the conversion to bytes cuts what is behind the point
 
 
+def smoothing(largest: Tensor, weight: Tensor) -> Tensor:
+    """v (K,), by which features are divided and the columns of `weight` (M, K) multiplied; `largest` (K,): their |x|."""
+    root = (largest.clamp(min=TINY) / weight.abs().amax(0).clamp(min=TINY)).sqrt()
+    return root / root.log().mean().exp()
+
+
 @cache
-def sums_are_exact() -> bool:
-    """Whether this processor adds products of full bytes without saturation (VNNI, AMX)."""
-    q = torch.full((ROWS, 64), 255, dtype=torch.uint8)
-    w = torch.full((64, 64), 127, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(w, list(q.shape))
-    ones, zeros = torch.ones(64), torch.zeros(64, dtype=torch.int64)
-    got = torch.ops.onednn.qlinear_pointwise(
-        q, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return bool((got == 255 * 127 * 64).all())
+def can_quantise() -> bool:
+    """Whether this build of torch and this processor add products of full bytes exactly.
 
-
-def can_quantise(device: torch.device) -> bool:
-    """Whether this build of torch and this device have oneDNN's integer products."""
-    return (
-        device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
-    )
+    Processors without VNNI or AMX add two products in 16 bits, and oneDNN lets that sum saturate: results are wrong by
+    up to a fifth, and nothing says so.
+    """
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        return False
+    layer = Int8Linear(torch.ones(64, 64))
+    found = layer.product(torch.full((ROWS, 64), 255, dtype=torch.uint8)) / layer.scale
+    return bool(((found - LEVELS * LEVELS * 64).abs() < 1).all())

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxentropy.errors import ModelError, UsageError
-from fluxentropy.models.files import cache_folder, file_weights
+from fluxentropy.errors import ModelError, RunError, UsageError
+from fluxentropy.models.files import Weights, cache_folder, file_weights
 from fluxentropy.models.forward import (
     ALONE,
     PROBE_TOLERANCE,
@@ -44,7 +44,7 @@ from fluxentropy.models.zoo import ZooEntry
 from fluxentropy.runs.files import fingerprint_json, read_json, versions, write_json
 
 EXACT = (torch.float32, torch.float64)
-FORMAT = 1  # of what is kept about a model; another one where fused.py may give other numbers
+FORMAT = 2  # of what is kept about a model; another one where fused.py may give other numbers
 
 
 def open_path(
@@ -76,18 +76,19 @@ def open_path(
 def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
     """The fused path and a note, where this decoder has it and it agrees with the plain forward; else None."""
     whole = decoder.dtype == torch.int8
-    ready = can_quantise(decoder.device) if whole else can_pack(decoder.device, decoder.dtype)
+    ready = decoder.device.type == "cpu" and can_quantise() if whole else can_pack(decoder.device, decoder.dtype)
     weights = file_weights(decoder.folder) if ready and decoder.folder else None
     if weights is None:
         return None
     kept = _kept_file(decoder)
-    if known := read_json(kept):
+    if known := _known(kept):
         if not known["shape"]:
             return None
         decoder.notes.extend(known["notes"])
         decoder.__dict__["window"] = known["window"]
         shape = Shape(**{**known["shape"], "inverse": torch.tensor(known["shape"]["inverse"])})
-        return FusedPath(FusedDecoder(shape, weights, decoder.dtype)), known["note"]
+        largest = {name: torch.tensor(values) for name, values in known["largest"].items()}
+        return FusedPath(_build(decoder, shape, weights, largest)), known["note"]
     if (shape := shape_of(decoder.config)) is None:
         return None
     before = len(decoder.notes)
@@ -98,27 +99,47 @@ def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
     rows = probe_rows(model)
     decoder.__dict__.pop("model")  # its weights are read again from the files: once in memory is enough
     del model
-    found = _tried(decoder, lambda: FusedDecoder(shape, weights, decoder.dtype), rows, reference)
-    if found or not whole:
-        facts = {**vars(shape), "inverse": shape.inverse.tolist()} if found else None
-        note = found[1] if found else ""
-        write_json(kept, {"shape": facts, "window": decoder.window, "note": note, "notes": decoder.notes[before:]})
-    return found
-
-
-def _tried(
-    decoder: Decoder, build: Callable[[], FusedDecoder], rows: list[Tensor], reference: Tensor
-) -> tuple[ForwardPath, str] | None:
+    largest: dict[str, Tensor] = {}
     try:
-        path = FusedPath(build())
+        if whole:
+            largest = FusedDecoder(shape, weights).largest(random_rows(len(weights("model.embed_tokens.weight"))))
+        path = FusedPath(_build(decoder, shape, weights, largest))
         error = path_error(path, rows, reference, exact=decoder.dtype in EXACT)
     except (KeyError, RuntimeError) as problem:  # other weights than those of the family
         if is_out_of_memory(problem):
             raise
         return None
-    if not error <= PROBE_TOLERANCE[decoder.dtype]:
+    agrees = error <= PROBE_TOLERANCE[decoder.dtype]
+    note = f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
+    facts = {
+        "shape": {**vars(shape), "inverse": shape.inverse.tolist()} if agrees else None,
+        "largest": {name: values.tolist() for name, values in largest.items()},
+        "window": decoder.window,
+        "note": note,
+        "notes": decoder.notes[before:],
+    }
+    write_json(kept, facts)
+    return (path, note) if agrees else None
+
+
+def _build(decoder: Decoder, shape: Shape, weights: Weights, largest: dict[str, Tensor]) -> FusedDecoder:
+    if decoder.dtype == torch.int8:
+        return FusedDecoder(shape, weights, largest=largest)
+    return FusedDecoder(shape, weights, decoder.dtype)
+
+
+def random_rows(vocabulary: int) -> list[Tensor]:
+    """Texts (128,) of random tokens, that say how large each feature gets: as well as real ones do (docs/LOG.md)."""
+    generator = torch.Generator().manual_seed(0)
+    return list(torch.randint(0, vocabulary, (12, 128), generator=generator))
+
+
+def _known(kept: Path) -> dict[str, Any] | None:
+    """What was found before; nothing where the file is damaged."""
+    try:
+        return read_json(kept)
+    except RunError:
         return None
-    return path, f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
 
 
 def _kept_file(decoder: Decoder) -> Path:
@@ -137,8 +158,11 @@ def _no_int8(decoder: Decoder) -> str:
     kind = getattr(decoder.config, "model_type", "") or type(decoder.config).__name__
     if decoder.device.type != "cpu":
         return f"--dtype int8 is for CPUs, and {decoder.name} is on {decoder.device}: use bf16"
-    if not can_quantise(decoder.device):
-        return "--dtype int8: this build of torch has no integer products: use fp32"
+    if not can_quantise():
+        return (
+            "--dtype int8: this processor has no VNNI, and without it the sums of 8-bit products overflow (or this "
+            "build of torch has no such products): use fp32"
+        )
     return (
         f"--dtype int8: {decoder.name} ({kind}) has other layers than Llama, Mistral and Qwen, or its 8-bit weights "
         f"give too different numbers: use fp32, or bf16"
