@@ -132,7 +132,7 @@ class _Layer:
     out: PackedLinear | Int8Linear
     gate: PackedLinear | Int8Linear
     up: PackedLinear | Int8Linear
-    down: PackedLinear
+    down: PackedLinear | Int8Linear
     norms: tuple[Tensor, Tensor] | None  # (d,) weights of the norms of queries and keys, Qwen 3's
     before: tuple[Tensor | None, Tensor | None] = (None, None)  # (D,) of the norms before qkv, and gate and up
 
@@ -141,7 +141,7 @@ class FusedDecoder:
     """Token ids -> hidden states -> logits in blocks of vocabulary columns.
 
     `weight` gives the weights by the names of transformers, in any floating type. With `largest`, what `largest`
-    gives, the layers are 8-bit integers but for `down` and the head, which are wider.
+    gives, the layers are 8-bit integers, and the head is wider.
     Errors: KeyError for a name that the weights lack; RuntimeError for one of another shape.
     """
 
@@ -175,9 +175,6 @@ class FusedDecoder:
 
     def _narrow(self, weight: Tensor, bias: Tensor | None) -> PackedLinear | Int8Linear:
         return Int8Linear(weight, bias) if self.seen else self._linear(weight, bias)
-
-    def _smoothing(self, name: str, *weights: Tensor) -> Tensor | None:
-        return smoothing(self.seen[name], torch.cat(weights)) if self.seen else None
 
     def _head(self, weight: Weights) -> list[PackedLinear]:
         try:
@@ -213,17 +210,24 @@ class FusedDecoder:
         found = [bias for bias in biases if bias is not None]
         q_norm, k_norm = norms
         matrix, gate, up = torch.cat(qkv), get("mlp.gate_proj.weight") * second, get("mlp.up_proj.weight") * second
-        before = self._smoothing(f"qkv {number}", matrix), self._smoothing(f"gate {number}", gate, up)
-        if before[0] is not None and before[1] is not None:
-            matrix, gate, up = matrix * before[0], gate * before[1], up * before[1]
-            before = 1 / before[0], 1 / before[1]
+        down, up_bias = get("mlp.down_proj.weight"), maybe("mlp.up_proj.bias")
+        before = None, None
+        if self.seen:
+            v = smoothing(self.seen[f"down {number}"], down)
+            down, up, up_bias = down * v, up / v[:, None], None if up_bias is None else up_bias / v
+            first, second = (
+                smoothing(self.seen[f"qkv {number}"], matrix),
+                smoothing(self.seen[f"gate {number}"], torch.cat([gate, up])),
+            )
+            matrix, gate, up = matrix * first, gate * second, up * second
+            before = 1 / first, 1 / second
         return _Layer(
             before=before,
             qkv=self._narrow(matrix, torch.cat(found) if len(found) == 3 else None),
             out=self._narrow(get("self_attn.o_proj.weight"), maybe("self_attn.o_proj.bias")),
             gate=self._narrow(gate, maybe("mlp.gate_proj.bias")),
-            up=self._narrow(up, maybe("mlp.up_proj.bias")),
-            down=self._linear(get("mlp.down_proj.weight"), maybe("mlp.down_proj.bias")),
+            up=self._narrow(up, up_bias),
+            down=self._narrow(down, maybe("mlp.down_proj.bias")),
             norms=None
             if q_norm is None or k_norm is None
             else ((q_norm[self.pairs] * shape.scale).to(self.dtype), k_norm[self.pairs].to(self.dtype)),
@@ -257,7 +261,10 @@ class FusedDecoder:
             h = self._norm(x, layer.before[1])
             if seen is not None:
                 seen[f"gate {number}"] = h.abs().amax(0)
-            x = layer.down.plus(layer.up.times(h, layer.gate(h, "swish")), x)
+            h = layer.up.times(h, layer.gate(h, "swish"))
+            if seen is not None:
+                seen[f"down {number}"] = h.abs().amax(0)
+            x = layer.down.plus(h, x)
         return self._norm(x)
 
     def blocks(self, hidden: Tensor) -> Iterator[Tensor]:

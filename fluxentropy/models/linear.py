@@ -130,7 +130,7 @@ _HALF = torch.tensor(ZERO_POINT + 0.5)  # the conversion to bytes cuts what is b
 
 
 def smoothing(largest: Tensor, weight: Tensor) -> Tensor:
-    """v (K,), by which features are divided and the columns of `weight` (M, K) multiplied; `largest` (K,): their |x|."""
+    """v (K,), by which features of `largest` |x| (K,) are divided and the columns of `weight` (M, K) multiplied."""
     root = (largest.clamp(min=TINY) / weight.abs().amax(0).clamp(min=TINY)).sqrt()
     return root / root.log().mean().exp()
 

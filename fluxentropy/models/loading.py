@@ -113,13 +113,16 @@ def load_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", 
 
 def find_decoder(entry: ZooEntry, *, device: str = "auto", dtype: str = "auto", offline: bool = False) -> Decoder:
     """Like `load_decoder`, the weights not loaded yet where all files are here."""
+    import torch
+
     place, place_note = _choose_device(device)
     kind, kind_note = _choose_dtype(entry.dtype if dtype == "auto" else dtype, place)
     if adapter := adapter_folder(entry):
         return _load_adapted(entry, adapter, place, kind, (place_note, kind_note), offline)
     found = _find(entry, offline)
     known = count_parameters(found.folder) if found.folder else None
-    check_memory(entry.name, max(known or 0, entry.parameters or 0) or None, kind, place)
+    width = torch.float32 if kind == torch.int8 else kind  # as it is read
+    check_memory(entry.name, max(known or 0, entry.parameters or 0) or None, width, place)
     if found.source == entry.hub and not offline and (adapter := download_adapter(entry)):
         return _load_adapted(entry, adapter, place, kind, (place_note, kind_note), offline)
     tokenizer = _load_tokenizer(entry, found, offline)
@@ -216,6 +219,8 @@ def _choose_dtype(dtype: str, place: torch.device) -> tuple[torch.dtype, str]:
         note = f"dtype {dtype}: as asked"
         if dtype != "fp32":
             note += ", approximate: rounding moves a position's entropy by some hundredths of a nat"
+        if dtype == "bf16" and place.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            note += "; this processor has no bf16 units: fp32 is faster here"
         return getattr(torch, DTYPES[dtype]), note
     if place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16, "dtype bf16: this GPU computes in it"

@@ -206,6 +206,7 @@ def peak_memory() -> int:
 
 CPU_PART_TOKENS, GPU_PART_TOKENS = 2**17, 2**22  # about two minutes of a small model on a CPU, seconds on a GPU
 SCANS = ".scans.json"  # what reading the text files once taught: a resumed run need not do it again
+COMPARED, COMPARED_TOKENS = 32, 128  # texts whose numbers are compared with float32, and about how much of each
 CHARS_PER_TOKEN = 4  # for cutting parts: a part's size is only roughly its number of tokens
 log = logging.getLogger(__name__)
 
@@ -324,7 +325,17 @@ def score(config: ScoreConfig) -> ScoreResult | ScoreRankResult | ScorePlanResul
         if config.batch_tokens is None and (begun := _chosen_by_memory(run)):  # maybe by another rank, meanwhile
             model = dataclasses.replace(model, batch_tokens=begun)
         run.begin(_identity(config, corpus, model), to_yaml(dataclasses.replace(config, rank=None)))
+        if model.dtype == "int8" and not run.done():
+            log.info(f"dtype int8: {job.scorer.compared(_first_texts(corpus))}")
+            job.scorer.work = Work()
         return _ScoreRun(config, corpus, model, run).run_all(engine, job)
+
+
+def _first_texts(corpus: Corpus) -> list[str]:
+    """Enough to see how far the entropies of another precision are."""
+    sample = next(iter(corpus.batches()), None)
+    texts = sample.column(corpus.text_field).to_pylist()[:COMPARED] if sample is not None else []
+    return [text[: COMPARED_TOKENS * CHARS_PER_TOKEN] for text in texts if text]
 
 
 def _chosen_by_memory(run: RunDirectory) -> int | None:

@@ -180,6 +180,27 @@ class Scorer:
         """
         return self.score_encoded(self.encode(as_texts(texts)))
 
+    def compared(self, texts: Sequence[str]) -> str:
+        """How far the entropies of some texts are from those in float32, in words. The model is loaded again for it.
+
+        Errors: UsageError for a scorer of a Decoder, which cannot be opened again.
+        """
+        if self.opened is None:
+            raise UsageError("only a scorer that was opened by name can be compared: use Scorer.from_pretrained")
+        entry, options = self.opened
+        exact = open_scorer(entry, **{**options, "dtype": "fp32"})[0]
+        pairs = [
+            (a.entropy_mean, b.entropy_mean)
+            for a, b in zip(self.score(texts), exact.score(texts), strict=True)
+            if a.entropy_mean is not None and b.entropy_mean is not None
+        ]
+        if not pairs:
+            return "no text to compare with fp32"
+        ours, theirs = np.array(pairs).T
+        off = np.abs(ours - theirs)
+        said = f"mean entropies of the first {len(pairs)} texts are {off.mean():.3f} nats from those in fp32 on average"
+        return f"{said}, {off.max():.3f} at most"
+
     def columns(self, text_field: str = "text") -> ScoreColumns:
         """What `Dataset.map(scorer.columns("text"), batched=True)` calls: a batch -> its score columns.
 
