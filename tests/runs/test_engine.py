@@ -29,7 +29,9 @@ from fluxentropy.runs.engine import (
     Processes,
     Ray,
     cut_parts,
+    default_threads,
     make_engine,
+    one_thread_each,
     prefetch,
     usable_cores,
 )
@@ -363,3 +365,78 @@ def test_prefetch_keeps_order_hands_on_errors_and_stops_early() -> None:
         if item == 3:
             break
     assert len(made) < 10
+
+
+# --- cores and threads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "150000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "50000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000"}, 8),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/job\n3:memory:/job\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "300000",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/job\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000",
+            },
+            8,
+        ),
+        ({}, 8),
+    ],
+)
+def test_cores_are_limited_by_control_groups(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == cores
+
+
+def test_threads_are_as_many_as_openmp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    for asked, threads in (("3", 3), ("9", 4), ("2,1", 2), ("0", 4), ("many", 4), ("", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert default_threads() == threads
+
+
+def test_threads_that_compute_alone_give_results_in_order() -> None:
+    import torch
+
+    before, seen = torch.get_num_threads(), set()
+
+    def work(number: int) -> tuple[int, int]:
+        seen.add(threading.get_ident())
+        time.sleep(0.002 * (7 - number))
+        return number, torch.get_num_threads()
+
+    assert list(one_thread_each(work, range(8), 3)) == [(number, 1) for number in range(8)]
+    assert len(seen) == 3
+    assert torch.get_num_threads() == before
+
+
+def test_a_thread_that_fails_ends_the_others() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> int:
+        if number == 2:
+            raise ValueError("number 2")
+        time.sleep(0.01)
+        done.append(number)
+        return number
+
+    with pytest.raises(ValueError, match="number 2"):
+        list(one_thread_each(work, range(100), 2))
+    assert len(done) < 20

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import SENTENCES, make_model, make_tokenizer
+from fakes import SENTENCES, make_model, make_tokenizer, save_model
 
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.models.forward import FastPath, PlainPath
@@ -131,18 +132,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_scores() -> None
     assert len(calls) > 3
 
 
-class CountedCard:
+class CountedCard(FastPath):
     """A GPU's memory of 4,000 tokens, and the path of a model that lives there."""
 
-    name = "counted"
+    parallel = False
 
     def __init__(self, decoder: Decoder) -> None:
-        self.fast, self.batches, self.highest = FastPath(decoder.model), [], 0
+        super().__init__(decoder.model)
+        self.batches, self.highest = [], 0
 
     def __call__(self, ids: torch.Tensor, *args: Any, **options: Any) -> Any:
         self.batches.append(ids.numel())
         self.highest = max(self.highest, ids.numel())
-        return self.fast(ids, *args, **options)
+        return super().__call__(ids, *args, **options)
 
     def free(self) -> int:
         return 4000
@@ -165,7 +167,7 @@ def test_the_budget_of_a_gpu_is_what_its_memory_was_seen_to_hold(monkeypatch: py
     assert scorer.batch_tokens == 2048  # 4,096 would be more than 0.8 of 4,000
     assert card.batches[1:8] == [60, 60, 120, 240, 480, 1020, 2040]  # rows of 60 tokens
     assert max(card.batches[8:]) <= 2048
-    assert scorer.work.padded == sum(card.batches[8:])
+    assert scorer.work.padded == card.batches[0] + sum(card.batches[8:])
     for a, b in zip(got, few, strict=False):
         assert_equal(a, b)
     monkeypatch.setattr(module, "GPU_BATCH_WORK", 2 * decoder.model.num_parameters() * 300)
@@ -209,3 +211,13 @@ def test_a_model_off_the_mould_takes_the_plain_path_and_says_so() -> None:
     assert isinstance(path, PlainPath)
     assert "path plain, slow: this model cannot run the fast path" in note
     assert choose_path(decoder, pack=True) == (None, "")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_scores_do_not_depend_on_the_number_of_threads(kind: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", kind)
+    found = []
+    for threads in (1, 2, 5):
+        scorer = Scorer.from_pretrained(folder, max_tokens=60, window="sliding", batch_tokens=70, threads=threads)
+        found.append(scorer.score(TEXTS * 3))
+    assert found[0] == found[1] == found[2]
