@@ -8,7 +8,10 @@ adapters.py    adapter folders of peft: the base with their weights merged into 
 gguf.py        GGUF files -> model folders with float32 weights and a tokenizer
 gguffile.py    a GGUF file's metadata, tensors and configuration
 tokenizers.py  tokenizers without models; texts -> tokens, and the bytes of each token
-forward.py     tokens -> statistics, without the full logits; which rows may share a batch
+paths.py       which way through a decoder is taken: the fastest that gives the numbers of its plain forward
+fused.py       Llama, Mistral, Qwen on CPU cores: texts end to end, few passes over memory
+linear.py      linear layers of packed weights, and of 8-bit integers
+forward.py     the layers of transformers -> statistics, without the full logits; which rows may share a batch
 fusedhead.py   head and statistics in one Triton kernel, for GPUs
 """
 

@@ -139,8 +139,8 @@ def smoothing(largest: Tensor, weight: Tensor) -> Tensor:
 def can_quantise() -> bool:
     """Whether this build of torch and this processor add products of full bytes exactly.
 
-    Processors without VNNI or AMX add two products in 16 bits, and oneDNN lets that sum saturate: results are wrong by
-    up to a fifth, and nothing says so.
+    Processors without VNNI or AMX add two products in 16 bits, and oneDNN lets that sum saturate: sums are wrong by
+    up to a half, and nothing says so.
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         return False
