@@ -4,9 +4,9 @@
 
 In each round, for each number of processes that do nothing but count, every command runs once as a user would start it:
 `score` on the texts of scoring.py, `hellaswag` on a question for each text, whose second half is the four endings.
-Speeds are by the clock and by the command's own account: tokens a second, questions a second. The ratios are to the
-speed in the same round without such processes, and medians are taken. On two cores the fair shares beside one and two
-are 0.75 and 0.5. The CPU time that others took is reported.
+Speeds are by the clock and by the command's own account, in tokens a second. The ratios are to the speed in the same
+round without such processes, and medians are taken. On two cores the fair shares beside one and two are 0.75 and 0.5.
+The CPU time that others took is reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scoring import mixed_texts
 from fluxentropy.runs.files import write_json, write_text
 
 MODEL = "smollm2-135m-instruct"
-UNITS = {"score": "tok/s", "hellaswag": "questions/s"}
+COMMANDS = ("score", "hellaswag")
 
 
 @contextlib.contextmanager
@@ -60,17 +60,20 @@ def write_data(folder: Path, number: int) -> None:
 
 
 def speed(command: str, folder: Path, dtype: str) -> float:
-    """Of one run of the command, in its unit, by its own account."""
+    """Tokens a second of one run of the command, by its own account: for `hellaswag` the last line of its progress.
+
+    Errors: SystemExit with what the command said, when it fails.
+    """
+    source = [*(["--data"] if command == "hellaswag" else []), str(folder / f"{command}.jsonl")]
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        source = [*(["--data"] if command == "hellaswag" else []), str(folder / f"{command}.jsonl")]
-        line = [sys.executable, "-m", "fluxentropy", command, *source, "--model", MODEL]
-        line += ["--dtype", dtype, "--out", f"{out}/run", *(["--json"] if command == "score" else [])]
-        said = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+        line = [sys.executable, "-m", "fluxentropy", command, *source, "--model", MODEL, "--dtype", dtype]
+        done = subprocess.run([*line, "--out", f"{out}/run", "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     if command == "score":
-        return float(json.loads(said)["tokens_per_second"])
-    found = re.search(r"([\d.,]+) questions/s", said)
-    assert found, said
-    return float(found[1].replace(",", ""))
+        return float(json.loads(done.stdout)["tokens_per_second"])
+    number, thousands = re.findall(r"([\d.]+)(k?) tok/s", done.stderr)[-1]
+    return float(number) * (1000 if thousands else 1)
 
 
 def cpu_seconds() -> float:
@@ -90,8 +93,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench"))
     options = parser.parse_args()
     commands, numbers = options.commands.split(","), [int(number) for number in options.spinning.split(",")]
-    if unknown := set(commands) - set(UNITS):
-        parser.error(f"--commands {', '.join(unknown)}: use {', '.join(UNITS)}")
+    if unknown := set(commands) - set(COMMANDS):
+        parser.error(f"--commands {', '.join(unknown)}: use {', '.join(COMMANDS)}")
     if numbers[0] != 0:
         parser.error("--spinning: begin with 0, what the ratios are to")
     speeds: dict[str, dict[int, list[float]]] = {command: {number: [] for number in numbers} for command in commands}
@@ -107,21 +110,18 @@ def main() -> None:
                         speeds[command][number].append(speed(command, folder, options.dtype))
                     others.append(max(cpu_seconds() - before, 0.0) / (time.perf_counter() - started))
                     print(
-                        f"round {turn + 1}: {command:10} beside {number}: {speeds[command][number][-1]:8.1f} "
-                        f"{UNITS[command]:11}  others {others[-1]:.2f} cores",
+                        f"round {turn + 1}: {command:10} beside {number}: {speeds[command][number][-1]:8.1f} tok/s   "
+                        f"others {others[-1]:.2f} cores",
                         flush=True,
                     )
-    print(f"{'':10} {'beside':>6} {'speed':>8} {'':11} {'ratio':>5}  of rounds")
+    print(f"{'':10} {'beside':>6} {'tok/s':>8} {'ratio':>6}  of rounds")
     results: dict[str, dict[int, dict[str, object]]] = {}
     for command, by_number in speeds.items():
         for number, found in by_number.items():
             ratios = [one / quiet for one, quiet in zip(found, by_number[0], strict=True)]
             median, ratio = statistics.median(found), statistics.median(ratios)
-            results.setdefault(command, {})[number] = {"speed": median, "ratio": ratio, "ratios": ratios}
-            print(
-                f"{command:10} {number:6} {median:8.1f} {UNITS[command]:11} {ratio:5.2f}  "
-                f"{min(ratios):.2f} - {max(ratios):.2f}"
-            )
+            results.setdefault(command, {})[number] = {"tokens_per_second": median, "ratio": ratio, "ratios": ratios}
+            print(f"{command:10} {number:6} {median:8.1f} {ratio:6.2f}  {min(ratios):.2f} - {max(ratios):.2f}")
     facts = {"cores": psutil.cpu_count(), "dtype": options.dtype, "texts": options.texts}
     write_json(options.out / "busy.json", {**facts, "other_cores": statistics.median(others), "results": results})
 

@@ -1,10 +1,10 @@
 """How fast the scorer is against what a user could pick instead, as ratios in one run.
 
     python benchmarks/peers.py [--texts 200] [--rounds 4] [--precisions fp32,bf16,int8] [--engines openvino,...]
-        [--envs DIR] [--checked 8] [--threads N] [--out bench]
+        [--envs DIR] [--checked 8] [--max-tokens 512] [--threads N] [--out bench]
 
 All give entropy, varentropy and surprisal over the whole vocabulary of the same token ids (SmolLM2-135M-Instruct, the
-texts of scoring.py, at most 512 tokens):
+texts of scoring.py, their first 512 tokens at most):
   fluxentropy        the scorer
   transformers       one text at a time, full logits
   openvino           the statistics in the graph, a stream for each core, texts of like lengths in a batch
@@ -15,8 +15,8 @@ Each runs in a process of its own; OpenVINO and ONNX Runtime in environments tha
 first needed (1.4 GB). One that cannot be installed or fails is named and left out. `--checked` texts are first compared
 with a reference in float64. Then the texts are dealt out over the rounds, so that each round has all lengths, and in a
 round each contender does the same texts, one contender after the other. The ratios are to the scorer in float32 in
-the same round; medians are taken. bf16 needs a processor with units for it. The CPU time that other processes took
-meanwhile is reported.
+the same round, and medians are taken; Spearman's correlation of the texts' entropies is with the scorer in float32 too.
+bf16 needs a processor with units for it. The CPU time that other processes took meanwhile is reported.
 """
 
 from __future__ import annotations
@@ -203,9 +203,11 @@ def has_bf16() -> bool:
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Contender]:
     decoder = find_decoder(find_model(MODEL), device="cpu", dtype="fp32")
-    ids = [item.ids.tolist() for item in Encoder(decoder.tokenizer, MAX_TOKENS).encode(mixed_texts(options.texts))]
+    ids = [
+        item.ids.tolist() for item in Encoder(decoder.tokenizer, options.max_tokens).encode(mixed_texts(options.texts))
+    ]
     job = folder / "job.json"
-    facts = {"name": MODEL, "model": str(decoder.folder), "max_tokens": MAX_TOKENS, "ids": ids}
+    facts = {"name": MODEL, "model": str(decoder.folder), "max_tokens": options.max_tokens, "ids": ids}
     write_json(job, facts | {"threads": options.threads, "bf16": has_bf16()})
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     checked = order[len(ids) // (2 * options.checked) :: max(len(ids) // options.checked, 1)][: options.checked]
@@ -266,6 +268,7 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=8)
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=["fp32", "bf16", "int8"])
     parser.add_argument("--engines", type=lambda text: text.split(","), default=list(PRECISIONS))
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--envs", type=Path, default=Path("bench") / "envs")
     parser.add_argument("--out", type=Path, default=Path("bench"))
