@@ -12,7 +12,7 @@ texts of scoring.py, their first 512 tokens at most):
   onnxruntime-cores  the same, a text on each core
 
 Each runs in a process of its own; OpenVINO and ONNX Runtime in environments that are made below --envs when they are
-first needed (1.4 GB). One that cannot be installed or fails is named and left out. `--checked` texts are first compared
+first needed (1.6 GB). One that cannot be installed or fails is named and left out. `--checked` texts are first compared
 with a reference in float64. Then the texts are dealt out over the rounds, so that each round has all lengths, and in a
 round each contender does the same texts, one contender after the other. The ratios are to the scorer in float32 in
 the same round, and medians are taken; Spearman's correlation of the texts' entropies is with the scorer in float32 too.
