@@ -37,9 +37,10 @@ from torch import Tensor, nn
 from fluxentropy.entropy import token_stats
 from fluxentropy.models.forward import FastPath, can_fuse
 from fluxentropy.models.loading import Decoder, load_decoder
+from fluxentropy.models.paths import choose_path
 from fluxentropy.models.zoo import find_model
 from fluxentropy.runs.files import write_json
-from fluxentropy.scoring.scorer import Scorer, choose_path
+from fluxentropy.scoring.scorer import Scorer
 
 MAX_TOKENS, BATCH, HEAD_ROWS, PLAIN_ROWS = 512, 32, 16384, 1024
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}  # bf16, dense

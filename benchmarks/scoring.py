@@ -106,7 +106,7 @@ def roofline(decoder: Decoder, packed: bool) -> Callable[[], int]:
         for size in slices:
             linear = nn.Linear(width, size, bias=False, device=decoder.device, dtype=decoder.dtype)
             x = torch.randn(ROOFLINE_ROWS, width, device=decoder.device, dtype=decoder.dtype)
-            layers.append((PackedLinear(linear) if packed else linear, x, count))
+            layers.append((PackedLinear(linear.weight.data) if packed else linear, x, count))
 
     def run() -> int:
         with torch.inference_mode():

@@ -168,9 +168,9 @@ def file_weights(folder: Path) -> Weights | None:
 
     def read(name: str) -> torch.Tensor:
         path, first, facts = places[name]
-        kind, begin, end = kinds[facts["dtype"]], *facts["data_offsets"]
-        raw = np.memmap(path, dtype=np.uint8, mode="c", offset=first, shape=end - begin)
-        return torch.from_numpy(raw).view(kind).view(facts["shape"])
+        begin, end = facts["data_offsets"]
+        raw: np.ndarray = np.memmap(path, dtype=np.uint8, mode="c", offset=first, shape=(end - begin,))
+        return torch.from_numpy(raw).view(kinds[facts["dtype"]]).view(facts["shape"])
 
     return read if places else None
 

@@ -211,7 +211,7 @@ class FusedDecoder:
         q_norm, k_norm = norms
         matrix, gate, up = torch.cat(qkv), get("mlp.gate_proj.weight") * second, get("mlp.up_proj.weight") * second
         down, up_bias = get("mlp.down_proj.weight"), maybe("mlp.up_proj.bias")
-        before = None, None
+        before: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.seen:
             v = smoothing(self.seen[f"down {number}"], down)
             down, up, up_bias = down * v, up / v[:, None], None if up_bias is None else up_bias / v
@@ -304,8 +304,8 @@ class FusedDecoder:
 # come before each of them; out (k, T, G, r, d).
 
 
-def _in_one(z: Tensor, _: Tensor, groups: int, out: Tensor) -> None:
-    """The library's kernel, the query heads of a key head being views of it."""
+def _in_one(z: Tensor, seen: Tensor, groups: int, out: Tensor) -> None:
+    """The library's kernel, the query heads of a key head being views of it; for texts that nothing comes before."""
     k, T, _, r, d = out.shape
     heads = groups * r
     q = z[:, :, :heads].transpose(1, 2)  # (k, H, T, d)

@@ -86,9 +86,9 @@ def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
             return None
         decoder.notes.extend(known["notes"])
         decoder.__dict__["window"] = known["window"]
-        shape = Shape(**{**known["shape"], "inverse": torch.tensor(known["shape"]["inverse"])})
-        largest = {name: torch.tensor(values) for name, values in known["largest"].items()}
-        return FusedPath(_build(decoder, shape, weights, largest)), known["note"]
+        facts = {**known["shape"], "inverse": torch.tensor(known["shape"]["inverse"])}
+        seen = {name: torch.tensor(values) for name, values in known["largest"].items()}
+        return FusedPath(_build(decoder, Shape(**facts), weights, seen)), known["note"]
     if (shape := shape_of(decoder.config)) is None:
         return None
     before = len(decoder.notes)
@@ -111,14 +111,14 @@ def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
         return None
     agrees = error <= PROBE_TOLERANCE[decoder.dtype]
     note = f"path {path.name}: deviation from the plain forward {error:.1g} nats on probe rows"
-    facts = {
+    found = {
         "shape": {**vars(shape), "inverse": shape.inverse.tolist()} if agrees else None,
         "largest": {name: values.tolist() for name, values in largest.items()},
         "window": decoder.window,
         "note": note,
         "notes": decoder.notes[before:],
     }
-    write_json(kept, facts)
+    write_json(kept, found)
     return (path, note) if agrees else None
 
 
