@@ -162,12 +162,17 @@ class TailHead:
 
     def blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         """(R, D) -> logits (R, C), block after block of columns."""
-        tail = copy.copy(self.model)  # shares every weight; its table of submodules is its own: threads may run at once
-        tail._modules = {**self.model._modules, self.prefix: _GivenHidden(hidden[None])}
-        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         for part in self.slices:
-            tail._modules[self.name] = part
-            yield tail(input_ids=ids, use_cache=False).logits[0]
+            yield self.logits(hidden, part)
+
+    def logits(self, hidden: Tensor, projection: nn.Module) -> Tensor:
+        """(R, D) -> (R, C) by the model's own code with another projection."""
+        tail = copy.copy(self.model)  # shares every weight; its table of submodules is its own: threads may run at once
+        given = {self.prefix: _GivenHidden(hidden[None]), self.name: projection}
+        tail._modules = {**self.model._modules, **given}
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        logits: Tensor = tail(input_ids=ids, use_cache=False).logits[0]
+        return logits
 
 
 # --- prepacked layers for CPUs ----------------------------------------------------------------------------------------

@@ -291,10 +291,12 @@ class FusedDecoder:
         for start, length, copies, before, prefix in spans:
             stop = start + length * copies
             z = qkv[start:stop].view(copies, length, -1, shape.size)
-            seen = qkv[before : before + prefix]
             place = out[start:stop].view(copies, length, shape.groups, -1, shape.size)
             long = length > (256 if qkv.dtype == torch.float32 else SHORT)
-            (_in_chunks if long or prefix else _in_one)(z, seen, shape.groups, place)
+            if long or prefix:
+                _in_chunks(z, qkv[before : before + prefix], shape.groups, place)
+            else:
+                _in_one(z, shape.groups, place)
         return out.view(len(qkv), -1)
 
 
@@ -304,7 +306,7 @@ class FusedDecoder:
 # come before each of them; out (k, T, G, r, d).
 
 
-def _in_one(z: Tensor, seen: Tensor, groups: int, out: Tensor) -> None:
+def _in_one(z: Tensor, groups: int, out: Tensor) -> None:
     """The library's kernel, the query heads of a key head being views of it; for texts that nothing comes before."""
     k, T, _, r, d = out.shape
     heads = groups * r

@@ -301,19 +301,13 @@ def measured_tail(head: TailHead) -> Tail:
     given = torch.cat(
         [torch.tensor([1e-6, 1e6], dtype=torch.float64), torch.linspace(-300, 300, 254, dtype=torch.float64)]
     )
-    given = torch.stack([given, given.flip(0)])[None].to(device)  # (1, 2, 256)
-    hidden = torch.ones(1, 2, 4, device=device)  # (1, 2, 4), of any width
-    projection, head.given.hidden = _GivenLogits(given), hidden
-    kept = head.tail._modules[head.name]
-    head.tail._modules[head.name] = projection
-    try:
-        ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-        found = head.tail(input_ids=ids, use_cache=False).logits.double()
-    finally:
-        head.tail._modules[head.name] = kept
-    scale, far = float(found[0, 0, 0] / 1e-6), float(found[0, 0, 1])
+    given = torch.stack([given, given.flip(0)]).to(device)  # (2, 256)
+    hidden = torch.ones(2, 4, device=device)  # of any width
+    projection = _GivenLogits(given[None])
+    found = head.logits(hidden, projection).double()
+    scale, far = float(found[0, 0] / 1e-6), float(found[0, 1])
     tail = Tail(scale=scale) if far > 0.5 * scale * 1e6 else Tail(scale=scale, cap=far)
     same = found.shape == given.shape and torch.allclose(found, tail(given), rtol=1e-5, atol=1e-9)
-    if not same or not torch.equal(projection.seen, hidden):
+    if not same or not torch.equal(projection.seen, hidden[None]):
         raise ValueError("the model does more after its output projection than a scale and a soft-cap")
     return tail
