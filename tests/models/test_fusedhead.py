@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +18,9 @@ from fakes import make_model
 from torch import Tensor
 
 from fluxentropy.entropy import TokenStats, token_stats
-from fluxentropy.models import fusedhead
+from fluxentropy.models import forward, fusedhead, paths
 from fluxentropy.models.forward import FastPath, TailHead, can_fuse
 from fluxentropy.models.fusedhead import TILES, FusedHeadPath, Tail, Tiles, fused_stats, measured_tail
-from fluxentropy.scoring import scorer
 from tests.models.test_forward import decoder_of, padded_batch
 from tests.test_entropy import CASES
 
@@ -199,8 +197,8 @@ def test_the_path_gives_what_the_fast_path_gives(kind: str) -> None:
 
 @runs_kernels
 def test_the_scorer_takes_it_after_its_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer, "can_fuse", lambda *_: True)
-    path, note = scorer.choose_path(decoder_of(make_model("gemma3")))
+    monkeypatch.setattr(paths, "can_fuse", lambda *_: True)
+    path, note = paths.choose_path(decoder_of(make_model("gemma3")))
     assert isinstance(path, FusedHeadPath)
     assert "path fast, fused head: deviation" in note
 
@@ -275,8 +273,8 @@ def test_a_kernel_that_fails_the_probe_is_not_taken_and_said(failure: str, monke
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(fusedhead, "fused_stats", wrong_stats if failure == "wrong" else broken)
-    monkeypatch.setattr(scorer, "can_fuse", lambda *_: True)
-    path, note = scorer.choose_path(decoder_of(make_model()))
+    monkeypatch.setattr(paths, "can_fuse", lambda *_: True)
+    path, note = paths.choose_path(decoder_of(make_model()))
     assert type(path) is FastPath
     assert "path fast: deviation" in note
     said = "deviates by" if failure == "wrong" else "RuntimeError: no such instruction"
@@ -317,12 +315,10 @@ def test_a_tail_that_the_kernel_does_not_know_is_refused(change: Any) -> None:
         measured_tail(TailHead(changed(make_model(), change)))
 
 
-def test_a_tail_that_changes_the_hidden_states_is_refused() -> None:
+def test_a_tail_that_changes_the_hidden_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     head = TailHead(make_model())
-    give = head.given.forward
-    head.given.forward = lambda *args, **options: SimpleNamespace(
-        **{**vars(give(*args, **options)), "last_hidden_state": head.given.hidden * 2}
-    )
+    given = forward._GivenHidden
+    monkeypatch.setattr(forward, "_GivenHidden", lambda hidden: given(hidden * 2))
     with pytest.raises(ValueError, match="more after its output projection"):
         measured_tail(head)
 

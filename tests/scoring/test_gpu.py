@@ -18,7 +18,8 @@ from fakes import SENTENCES, make_model, make_tokenizer
 from fluxentropy.evaluation.answering import Reader
 from fluxentropy.models.forward import FastPath, Grouped, PlainPath
 from fluxentropy.models.loading import Decoder
-from fluxentropy.scoring.scorer import Scorer, choose_path
+from fluxentropy.models.paths import choose_path
+from fluxentropy.scoring.scorer import Scorer
 from tests.models.test_forward import MODELS, decoder_of
 from tests.models.test_forward import TEXTS as BATCH
 from tests.scoring.test_scorer import assert_equal
@@ -28,14 +29,10 @@ TEXTS = [*SENTENCES, " ".join(SENTENCES), SENTENCES[1], "e", ""]
 
 def decoder_on(device: torch.device, kind: str = "llama", **changes: Any) -> Decoder:
     model = make_model(kind, **changes)
-    return Decoder(
-        name="tiny",
-        model=model if device.type == "cpu" else to_gpu(model),
-        tokenizer=make_tokenizer(),
-        device=device,
-        dtype=torch.float32,
-        fingerprint="none",
+    decoder = Decoder.of(
+        model if device.type == "cpu" else to_gpu(model), make_tokenizer(), name="tiny", fingerprint="none"
     )
+    return dataclasses.replace(decoder, device=device)
 
 
 @pytest.fixture
@@ -97,7 +94,8 @@ def test_every_path_and_policy_keeps_its_tensors_together(limit: int | None, gpu
 @pytest.mark.parametrize("kind", ["longrope", "dynamic", "scarce experts"])
 def test_models_that_look_at_the_batch_or_remember(kind: str, gpu: Gpu) -> None:
     here, there = (decoder_of(MODELS[kind][0]()) for _ in range(2))
-    there = dataclasses.replace(there, model=to_gpu(there.model), device=GPU)
+    model = to_gpu(there.model)
+    there = dataclasses.replace(there, load=lambda: model, device=GPU)
     scorers = [Scorer(decoder, max_tokens=200, path=choose_path(decoder)[0]) for decoder in (here, there)]
     assert scorers[0].path.name == scorers[1].path.name
     expected, got = (scorer.score(BATCH) for scorer in scorers)
