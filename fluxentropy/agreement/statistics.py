@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from fluxentropy.agreement.matrix import ScoreMatrix, unusable
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.errors import UsageError
 from fluxentropy.runs.directory import RunDirectory
+from fluxentropy.runs.engine import usable_cores
 from fluxentropy.runs.files import versions
 from fluxentropy.runs.find import CONSENSUS
 
@@ -495,8 +495,7 @@ def _bootstrap(
 
     children = np.random.SeedSequence(seed).spawn(replicates)
     # A product that several threads share waits for the one whose core is busy with something else.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(THREADS, cores)) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(THREADS, usable_cores())) as pool:
         for samples in pool.map(block, (children[start : start + BLOCK] for start in range(0, replicates, BLOCK))):
             for found in samples:
                 if on_replicate:

@@ -25,7 +25,7 @@ from fluxentropy.experiments.arms import STEMS, Record
 from fluxentropy.experiments.options import ComparisonOptions
 from fluxentropy.pretraining.trainer import as_begun
 from fluxentropy.runs.directory import RunDirectory, RunRecord, difference
-from fluxentropy.runs.engine import WORKER, Engine, make_engine
+from fluxentropy.runs.engine import WORKER, Engine, make_engine, usable_cores
 from fluxentropy.runs.files import plain, read_json, write_json, write_text
 from fluxentropy.runs.progress import Progress
 
@@ -215,7 +215,7 @@ def threads_each(options: EngineOptions) -> int:
     if os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
     by_core = options.engine == "ray" and options.workers == 1  # an actor a core
-    return 1 if by_core else max((os.cpu_count() or 1) // options.workers, 1)
+    return 1 if by_core else max(usable_cores() // options.workers, 1)
 
 
 @contextlib.contextmanager
