@@ -33,7 +33,8 @@ GPU_BATCH_TOKENS = 65536  # where the memory is not asked
 GPU_FIRST_TOKENS, GPU_MOST_TOKENS = 2048, 2**18  # between which the memory decides
 GPU_BATCH_WORK = 2**46  # FLOP: larger models fill a GPU with fewer tokens, and a batch takes no more than seconds
 OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens", "threads")
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(kw_only=True)
