@@ -57,7 +57,7 @@ from fluxentropy.verification.verify import VerifyResult, verify
 NAME = "small-gpt"
 BLOCK = 128  # bytes in a block
 HELD = 8  # blocks of each bin to validate on
-TOKENS = 500_000  # bytes that the small GPT is trained on
+TOKENS = 250_000  # bytes that the small GPT is trained on
 SEEDS = 3
 WORKERS = 4  # at most: each has libraries of half a gigabyte to load
 LEVELS = {0.9: "almost entirely", 0.7: "largely", 0.3: "in part"}  # rank correlation, at least -> how far models agree
@@ -201,7 +201,7 @@ def comparison(config: DemoConfig) -> Step:
         bins=bins,
         base=TrainingOptions(
             model=ArchitectureOptions(n_layer=1, n_head=2, n_embd=64),
-            batch_size=8,
+            batch_size=16,
             holdout=HELD,
             optim=OptimConfig(lr=0.015),
             accelerator="cpu",

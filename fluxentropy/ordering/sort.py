@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 from fluxentropy.ordering.options import SortConfig
-from fluxentropy.runs.engine import Engine, make_engine
+from fluxentropy.runs.engine import Engine, make_engine, prefetch
 from fluxentropy.runs.files import atomic_path
 from fluxentropy.runs.mergesort import Keys, merged_blocks, sort_order, sorted_blocks, sorted_runs
 from fluxentropy.runs.progress import Progress
@@ -110,6 +111,7 @@ class SortRuns:
 
 TIE_BREAKERS = ("id", "source_file", "source_row")  # in this order, always ascending, where the columns exist
 LEAST_MEMORY = 2**24  # bytes
+SYNC_BYTES = 2**26  # of rows
 SHOWN_ROWS, SHOWN_LETTERS = 3, 70
 
 
@@ -244,7 +246,7 @@ def sort_scores(
             batches = _counted(table.batches(plain, memory // 32), table.rows, "rows read", progress)
             blocks = sorted_blocks(batches, plain, keys, memory=memory, spill=spill, limit=limit)
         with open_writer(aside, suffix, table.schema, row_bytes=table.row_bytes, memory=memory) as writer:
-            for block in _counted(blocks, written, "rows written", progress):
+            for block in _counted(_ahead(blocks, aside), written, "rows written", progress):
                 tally.add(block)
                 writer.write(block)
     lowest, highest = (tally.last[::-1], tally.first) if descending else (tally.first, tally.last[::-1])
@@ -330,6 +332,25 @@ def _has_order(column: pa.Field) -> bool:
     except (pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return False
     return not pa.types.is_nested(column.type)
+
+
+def _ahead(blocks: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
+    """`blocks`, each merged while the one before is compressed. What comes before the first is done in this thread."""
+    yield from itertools.islice(blocks, 1)
+    with closing(prefetch(_synced(blocks, path))) as ready:
+        yield from ready
+
+
+def _synced(blocks: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
+    """`blocks`; now and then what `path` holds is brought to the disk, or the last fsync would wait for all of it."""
+    waiting = 0
+    for block in blocks:
+        yield block
+        waiting += block.nbytes
+        if waiting > SYNC_BYTES:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            waiting = 0
 
 
 def _counted(tables: Iterator[Any], total: int, unit: str, progress: bool) -> Iterator[Any]:

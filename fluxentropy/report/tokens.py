@@ -13,13 +13,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow as pa
 from markupsafe import Markup
 
 from fluxentropy.config.results import Result, command
 from fluxentropy.corpus.corpus import open_corpus
 from fluxentropy.errors import RunError, SourceError
 from fluxentropy.figures import scale_css
-from fluxentropy.models.tokenizers import Encoded
 from fluxentropy.models.zoo import find_model
 from fluxentropy.report import TokensConfig
 from fluxentropy.report.html import BIDI_CONTROLS, clipped, page, visible
@@ -375,13 +375,13 @@ def token_views(scorer: Scorer, texts: Iterable[tuple[str, str]], *, top_k: int 
     pairs = list(texts)
     encoded = scorer.encode([text for _, text in pairs])
     return [
-        TokenView(text=text, id=name, model=scorer.decoder.name, tokens=_token_rows(scorer, item, top_k))
-        for (name, text), item in zip(pairs, encoded, strict=True)
+        TokenView(text=text, id=name, model=scorer.decoder.name, tokens=_token_rows(table, top_k))
+        for (name, text), table in zip(pairs, scorer.token_tables(encoded, top_k=max(top_k, 1)), strict=True)
     ]
 
 
-def _token_rows(scorer: Scorer, encoded: Encoded, top_k: int) -> list[TokenRow]:
-    rows = scorer.token_table(encoded, top_k=max(top_k, 1)).to_pylist()
+def _token_rows(table: pa.Table, top_k: int) -> list[TokenRow]:
+    rows = table.to_pylist()
     for row in rows:
         row["alternatives"] = [(other["token"], other["probability"]) for other in row["alternatives"][:top_k]]
     return [TokenRow(**row) for row in rows]

@@ -8,17 +8,20 @@ on the memory limit or on threads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fluxentropy.runs.engine import prefetch
+
 Keys = Sequence[tuple[str, str]]  # (column, "ascending" | "descending"), the most important first
 Part = tuple[pa.Table, pa.UInt64Array]  # rows, and the order in which they are to be taken
 RUN_LIMIT = 2**30  # bytes; the 32-bit offsets of string columns overflow at 2 GiB
-BLOCK = 2**18  # bytes; how finely runs are written and read back
+SMALL = 2**25  # bytes; runs and steps of the merge need not be smaller, as more and smaller ones cost more
+BLOCK = 2**18  # bytes; the least that is written of a run, or read back, at a time
 FAN_IN = 128  # runs merged at a time, which is also the number of open files
 
 
@@ -79,13 +82,13 @@ def sorted_parts(
     keeps the first rows only.
     """
     runs: list[Path] = []
-    for table, is_last in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
-        if is_last and not runs:
-            yield from _first([(table, sort_order(table, keys))], limit)
-            return
-        runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit))
-        del table
-        pa.default_memory_pool().release_unused()
+    with closing(prefetch(_chunks(batches, schema, memory))) as chunks:
+        for table, is_last in chunks:
+            if is_last and not runs:
+                yield from _first([(table, sort_order(table, keys))], limit)
+                return
+            runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit, _block(memory)))
+            del table
     yield from merged_parts(runs, schema, keys, memory=memory, spill=spill, limit=limit)
 
 
@@ -100,10 +103,10 @@ def sorted_runs(
 ) -> list[Path]:
     """The first half of `sorted_parts`, all on disk: sorted runs in the folder `spill`, in the order of the rows."""
     runs: list[Path] = []
-    for table, _ in _chunks(batches, schema, min(memory // 4, RUN_LIMIT)):
-        runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit))
-        del table
-        pa.default_memory_pool().release_unused()
+    with closing(prefetch(_chunks(batches, schema, memory))) as chunks:
+        for table, _ in chunks:
+            runs.append(_sorted_run(table, spill / f"run-{len(runs)}.arrows", keys, limit, _block(memory)))
+            del table
     return runs
 
 
@@ -117,11 +120,11 @@ def merged_parts(
         groups = [runs[start : start + FAN_IN] for start in range(0, len(runs), FAN_IN)]
         runs = []
         for group in groups:
-            merged = _taken(_first(_merged(group, keys, memory // 6), limit), BLOCK)
+            merged = _taken(_first(_merged(group, keys, _share(memory, 6, 24)), limit), _block(memory))
             runs.append(_spill(spill / f"merged-{level}-{len(runs)}.arrows", merged, schema))
             for path in group:
                 path.unlink()
-    yield from _first(_merged(runs, keys, memory // 6), limit)
+    yield from _first(_merged(runs, keys, _share(memory, 6, 24)), limit)
 
 
 def merged_blocks(
@@ -131,9 +134,20 @@ def merged_blocks(
     yield from _taken(merged_parts(runs, schema, keys, memory=memory, spill=spill, limit=limit), memory // 32)
 
 
-def _sorted_run(table: pa.Table, path: Path, keys: Keys, limit: int | None) -> Path:
-    """Sort `table` into the file `path`."""
-    return _spill(path, _taken(_first([(table, sort_order(table, keys))], limit), BLOCK), table.schema)
+def _sorted_run(table: pa.Table, path: Path, keys: Keys, limit: int | None, block: int) -> Path:
+    """Sort `table` into the file `path`, in blocks of about `block` bytes."""
+    table = table.combine_chunks()
+    return _spill(path, _taken(_first([(table, sort_order(table, keys))], limit), block), table.schema)
+
+
+def _share(memory: int, most: int, least: int) -> int:
+    """Bytes: `memory` / `least`, which memory and caches like, but up to `SMALL` rather `memory` / `most`."""
+    return max(memory // least, min(memory // most, SMALL))
+
+
+def _block(memory: int) -> int:
+    """Bytes: how finely runs are written and read back."""
+    return max(BLOCK, memory // (8 * FAN_IN))
 
 
 def _first(parts: Iterable[Part], limit: int | None) -> Iterator[Part]:
@@ -147,17 +161,20 @@ def _first(parts: Iterable[Part], limit: int | None) -> Iterator[Part]:
             return
 
 
-def _chunks(batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int) -> Iterator[tuple[pa.Table, bool]]:
-    """Gather `batches` into tables of at most `limit` bytes, one array a column; True marks the last table."""
+def _chunks(batches: Iterable[pa.RecordBatch], schema: pa.Schema, memory: int) -> Iterator[tuple[pa.Table, bool]]:
+    """Gather `batches` into tables; True marks the last, which is one array a column.
+
+    One table holds up to `memory` / 4 bytes. Where there is more than one, the next is read while one is sorted, and
+    those after the first are smaller.
+    """
+    limit = min(memory // 4, RUN_LIMIT)
     held: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
         if held and size + batch.nbytes > limit:
-            table = pa.Table.from_batches(held, schema).combine_chunks()
+            yield pa.Table.from_batches(held, schema), False
             held.clear()
-            yield table, False
-            del table
-            pa.default_memory_pool().release_unused()
+            limit = min(_share(memory, 4, 8), RUN_LIMIT)
             size = 0
         held.append(batch)
         size += batch.nbytes
@@ -185,9 +202,8 @@ def _halved(table: pa.Table, limit: int) -> Iterator[pa.Table]:
 
 
 def _spill(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> Path:
-    """Write a sorted run as a compressed Arrow stream."""
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema, options=options) as writer:
+    """Write a sorted run as an Arrow stream."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for table in tables:
             writer.write_table(table)
     return path

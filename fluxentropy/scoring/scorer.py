@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ GPU_BATCH_TOKENS = 65536  # where the memory is not asked
 GPU_FIRST_TOKENS, GPU_MOST_TOKENS = 2048, 2**18  # between which the memory decides
 GPU_BATCH_WORK = 2**46  # FLOP: larger models fill a GPU with fewer tokens, and a batch takes no more than seconds
 OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens", "threads")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(kw_only=True)
@@ -222,8 +224,16 @@ class Scorer:
 
     def token_table(self, encoded: Encoded, *, top_k: int = 0) -> pa.Table:
         """Like `tokens` for a tokenised text."""
-        stats = self.position_stats(encoded, top_k=top_k or None) if len(encoded.ids) else None
-        return token_table(encoded.ids, stats, self.decoder.tokenizer.decode)
+        return next(self.token_tables([encoded], top_k=top_k))
+
+    def token_tables(self, encoded: Iterable[Encoded], *, top_k: int = 0) -> Iterator[pa.Table]:
+        """`token_table` of each text; on a CPU by threads of one core each, as scores are made."""
+
+        def found(item: Encoded) -> tuple[Encoded, TokenStats | None]:
+            return item, self.position_stats(item, top_k=top_k or None) if len(item.ids) else None
+
+        for item, stats in self._each(found, encoded):
+            yield token_table(item.ids, stats, self.decoder.tokenizer.decode)
 
     def score_encoded(
         self,
@@ -285,7 +295,7 @@ class Scorer:
         budget = CPU_BATCH_TOKENS if few and self._batch_tokens is None else self.batch_tokens
         planned = plan_batches(lengths, budget, padded=self.path.padded)
         started = time.perf_counter()
-        for done in self._each([[rows[i] for i in batch] for batch in planned]):
+        for done in self._each(self._whole_or_halved, [[rows[i] for i in batch] for batch in planned]):
             for batch, stats in done:
                 _add_totals(totals, batch, stats)
                 if gathered:
@@ -295,10 +305,10 @@ class Scorer:
                     on_batch(sum(len(row.ids) for row in batch))
         self.work.seconds += time.perf_counter() - started
 
-    def _each(self, batches: Sequence[list[Row]]) -> Iterator[list[tuple[list[Row], TokenStats]]]:
+    def _each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         if self.decoder.device.type == "cpu" and self.path.parallel:
-            return one_thread_each(self._whole_or_halved, batches, self.threads)
-        return map(self._whole_or_halved, batches)
+            return one_thread_each(work, items, self.threads)
+        return map(work, items)
 
     def _whole_or_halved(self, batch: list[Row]) -> list[tuple[list[Row], TokenStats]]:
         """A batch and its statistics; where it does not fit into memory, those of its parts."""

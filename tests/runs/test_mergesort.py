@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,30 @@ def test_blocks_are_small_even_where_long_rows_meet(tmp_path: Path) -> None:
     blocks = list(mergesort.sorted_blocks(batches, SCHEMA, keys, memory=400_000, spill=tmp_path))
     assert max(block.nbytes for block in blocks) <= 2 * 400_000 // 32
     assert sum(map(len, blocks)) == 1000
+
+
+def test_a_quarter_of_the_memory_is_sorted_without_the_disk_though_runs_are_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mergesort, "SMALL", 0)
+    rows = random_rows(5, 90)
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    batches = table.to_batches(max_chunksize=9)
+    size, keys = sum(batch.nbytes for batch in batches), [("x", "ascending"), ("id", "ascending")]
+    for memory, runs in ((4 * size, 0), (2 * size, 4)):
+        blocks = list(mergesort.sorted_blocks(batches, SCHEMA, keys, memory=memory, spill=tmp_path))
+        found = [row for block in blocks for row in block.to_pylist()]
+        assert as_written(found) == as_written(oracle(rows, "x", ["id"], descending=False))
+        assert len(list(tmp_path.iterdir())) == runs
+
+
+def test_what_is_not_read_is_not_sorted_and_its_error_is_raised(tmp_path: Path) -> None:
+    def broken() -> Iterator[pa.RecordBatch]:
+        yield from pa.Table.from_pylist(random_rows(4, 20), SCHEMA).to_batches(max_chunksize=5)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(mergesort.sorted_blocks(broken(), SCHEMA, [("x", "ascending")], memory=8, spill=tmp_path))
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -113,6 +113,15 @@ def test_token_stats_of_one_text_add_up_to_its_scores() -> None:
         assert stats.surprisal[-1].isnan()
 
 
+def test_token_tables_are_in_order_whatever_the_threads() -> None:
+    expected = [Scorer(make_decoder(), max_tokens=40, threads=1).tokens(text, top_k=3).table for text in TEXTS]
+    scorer = Scorer(make_decoder(), max_tokens=40, threads=3)
+    torch_threads = torch.get_num_threads()
+    found = list(scorer.token_tables(scorer.encode(TEXTS), top_k=3))
+    assert found == expected
+    assert torch.get_num_threads() == torch_threads
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_scores() -> None:
     decoder = make_decoder()
     expected = Scorer(decoder, max_tokens=60).score(TEXTS)
