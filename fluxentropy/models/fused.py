@@ -52,7 +52,6 @@ class Shape:
     scale: float  # of the attention's logits
     inverse: Tensor  # (d/2,) float32: radians that a pair of features turns for each position
     magnitude: float  # of the rotation: 1 but for yarn
-    positions: int
 
 
 def shape_of(config: Any) -> Shape | None:
@@ -84,7 +83,6 @@ def shape_of(config: Any) -> Shape | None:
         scale=size**-0.5,
         inverse=inverse,
         magnitude=magnitude,
-        positions=config.max_position_embeddings,
     )
 
 
@@ -165,8 +163,6 @@ class FusedDecoder:
                 trim_memory()
         trim_memory()
         self.embedding = weight("model.embed_tokens.weight")  # (V, D), as it is in the files: only its rows are read
-        angles = torch.outer(torch.arange(shape.positions, dtype=torch.float), shape.inverse)  # (P, d/2)
-        self.turns = torch.polar(torch.full_like(angles, shape.magnitude), angles)  # (P, d/2) complex64
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         if self.seen and can_pack(torch.device("cpu"), torch.bfloat16):
@@ -215,10 +211,8 @@ class FusedDecoder:
         if self.seen:
             v = smoothing(self.seen[f"down {number}"], down)
             down, up, up_bias = down * v, up / v[:, None], None if up_bias is None else up_bias / v
-            first, second = (
-                smoothing(self.seen[f"qkv {number}"], matrix),
-                smoothing(self.seen[f"gate {number}"], torch.cat([gate, up])),
-            )
+            first = smoothing(self.seen[f"qkv {number}"], matrix)
+            second = smoothing(self.seen[f"gate {number}"], torch.cat([gate, up]))
             matrix, gate, up = matrix * first, gate * second, up * second
             before = 1 / first, 1 / second
         return _Layer(
@@ -250,7 +244,8 @@ class FusedDecoder:
         shape = self.shape
         width = (ids.shape[0], -1, shape.size)
         x = functional.embedding(ids, self.embedding).to(self.dtype)
-        turns = self.turns[positions].unsqueeze(1)  # (N, 1, d/2)
+        angles = torch.outer(positions.float(), shape.inverse)  # (N, d/2)
+        turns = torch.polar(torch.full_like(angles, shape.magnitude), angles).unsqueeze(1)  # complex64
         for number, layer in enumerate(self.layers):
             h = self._norm(x, layer.before[0])
             if seen is not None:

@@ -44,7 +44,7 @@ from fluxentropy.models.zoo import ZooEntry
 from fluxentropy.runs.files import fingerprint_json, read_json, versions, write_json
 
 EXACT = (torch.float32, torch.float64)
-FORMAT = 2  # of what is kept about a model; another one where fused.py may give other numbers
+FORMAT = 1  # of what is kept about a model; another one where fused.py may give other numbers
 
 
 def open_path(
