@@ -12,6 +12,7 @@ command a fork of this process carries out; its exit code is answered on stdout.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -21,11 +22,11 @@ from typing import Any
 
 import pyarrow as pa
 
-calls = 0
+numbers = itertools.count(1)  # a call has its own, also where threads call at once
 
 
-def crash(when: str) -> None:
-    if os.environ.get("CRASH_AT") == f"{calls}:{when}":
+def crash(number: int, when: str) -> None:
+    if os.environ.get("CRASH_AT") == f"{number}:{when}":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -33,16 +34,15 @@ def deadly(function: Callable[..., Any], only: str = "") -> Callable[..., Any]:
     """`function`, a step where its first argument holds `only`."""
 
     def call(*arguments: Any, **options: Any) -> Any:
-        global calls
         if only not in str(arguments[0]):
             return function(*arguments, **options)
-        calls += 1
+        number = next(numbers)
         if counts := os.environ.get("CRASH_COUNT"):
             with open(counts, "a") as file:
                 file.write(f"{function.__name__}\n")
-        crash("before")
+        crash(number, "before")
         result = function(*arguments, **options)
-        crash("after")
+        crash(number, "after")
         return result
 
     return call

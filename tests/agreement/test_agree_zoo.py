@@ -98,7 +98,7 @@ def test_models_that_fail_are_named_with_their_reasons_and_the_others_count(
 def test_a_model_that_does_not_fit_is_one_of_them(
     texts: Path, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fluxentropy.agreement import agree as module
+    from fluxentropy.scoring import score as module
 
     score = module.score
 

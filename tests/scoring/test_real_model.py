@@ -43,7 +43,7 @@ def published() -> list[dict[str, str]]:
 
 
 def test_the_packed_path_gives_the_float64_statistics_of_the_plain_model(scorer: Scorer) -> None:
-    assert scorer.path.name in ("fast, packed", "fast")
+    assert scorer.path.name in ("fused", "fast")
     plain = load_decoder(find_model(MODEL), offline=True)
     text = "Entropy is a measure of the uncertainty of a random variable. In 2024, 3.14 apples were eaten; why?"
     ids = plain.tokenizer(text, return_tensors="pt").input_ids
