@@ -8,6 +8,7 @@ It prints a line for each: how it ended, as `subprocess` says it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ def fork(environment: dict[str, str], argv: list[str]) -> int:
     child = os.fork()
     if child == 0:
         os.environ.update(environment)
-        crashing.calls = 0
+        crashing.numbers = itertools.count(1)
         code = 1
         try:
             code = main(argv)
