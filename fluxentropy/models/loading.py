@@ -286,10 +286,10 @@ def _hub_fingerprint(entry: ZooEntry) -> str:
 
 
 def _load_tokenizer(entry: ZooEntry, found: _Found, offline: bool) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
     with _clear_errors(entry), quiet_transformers():
         if entry.hub or entry.folder:
+            from transformers import AutoTokenizer  # looks at the folder of every kind of model
+
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 found.source, **_options(entry, found, offline)
             )
