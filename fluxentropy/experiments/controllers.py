@@ -25,6 +25,7 @@ from fluxentropy.experiments.arms import Record
 from fluxentropy.experiments.cells import Cell, Comparison, ComparisonResult, run_comparison
 from fluxentropy.experiments.judging import judge_controllers
 from fluxentropy.experiments.options import NONE, GRPOCompareConfig
+from fluxentropy.pretraining.optim import BATCHED
 from fluxentropy.rl.control.control import open_controller
 from fluxentropy.rl.grpo.experiment import EVAL_ROWS, Experiment, task_choice
 from fluxentropy.rl.grpo.grpo import FREE, RECORDED, grpo, open_experiment
@@ -85,6 +86,7 @@ def make_cell(arm: str, config: GRPOConfig, samples: int) -> Cell:
     """The cell of `config`, judged by `samples` responses to each held-out problem."""
     options = {name: value for name, value in to_plain(config).items() if name not in FREE}
     facts = [options, open_task(task_choice(config)).fingerprint, samples]
+    facts += [BATCHED] if "muon" in (config.optim.kind, config.warmup.kind) else []
     return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
 
 

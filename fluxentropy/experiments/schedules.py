@@ -28,7 +28,7 @@ from fluxentropy.experiments.judging import judge
 from fluxentropy.experiments.options import CompareConfig
 from fluxentropy.models.tokenizers import token_bytes
 from fluxentropy.pretraining.export import from_export
-from fluxentropy.pretraining.optim import WARMED_UP
+from fluxentropy.pretraining.optim import BATCHED, WARMED_UP
 from fluxentropy.pretraining.options import PretrainConfig
 from fluxentropy.pretraining.pretrain import FREE, open_blocks, pretrain, read_tokenizer
 from fluxentropy.pretraining.validation import bpb_by_source, read_sources
@@ -86,6 +86,7 @@ def make_cell(arm: str, config: PretrainConfig, sources: str | None) -> Cell:
     blocks, held_out = open_blocks(config)
     facts = [options, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), sources]
     facts += [WARMED_UP] if config.average.kind == "ema" else []
+    facts += [BATCHED] if config.optim.kind == "muon" else []
     return Cell(arm=arm, seed=config.seed, config=config, fingerprint=fingerprint_json(facts))
 
 

@@ -35,7 +35,7 @@ from fluxentropy.pretraining.callbacks import (
 from fluxentropy.pretraining.export import export, family
 from fluxentropy.pretraining.gpt import GPT, GPTConfig
 from fluxentropy.pretraining.ledger import PIECES, Ledger, hash_ids
-from fluxentropy.pretraining.optim import WARMED_UP, averaged
+from fluxentropy.pretraining.optim import BATCHED, WARMED_UP, averaged
 from fluxentropy.pretraining.options import AverageOptions, LedgerConfig, PretrainConfig
 from fluxentropy.pretraining.trainer import (
     BlockData,
@@ -316,6 +316,8 @@ def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
         data |= {name: before[name] for name in data if name in before}
     if config.average.kind == "ema":
         data["ema"] = WARMED_UP  # earlier versions had another average
+    if config.optim.kind == "muon":
+        data["muon"] = BATCHED
     if config.questions.data:
         data["answers"] = FORMAT
     return {"kind": "pretrain", **plain, **data}

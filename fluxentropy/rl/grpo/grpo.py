@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.errors import UsageError
+from fluxentropy.pretraining.optim import BATCHED
 from fluxentropy.pretraining.trainer import as_begun, quiet_lightning
 from fluxentropy.rl.grpo.experiment import Experiment, open_controller, task_choice, warm_up
 from fluxentropy.rl.grpo.figures import figures
@@ -231,7 +232,9 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     plain = {name: value for name, value in to_plain(experiment.config).items() if name not in FREE}
     fingerprints = {"problems": experiment.task.fingerprint, "initial_policy": experiment.policy.fingerprint}
     covariance = {"covariance": COVARIANCE} if "kernel" in (experiment.config.probe.parts or ()) else {}
-    return {"kind": "grpo", **plain, **fingerprints, **covariance}
+    kinds = (experiment.config.optim.kind, experiment.config.warmup.kind)
+    muon = {"muon": BATCHED} if "muon" in kinds else {}
+    return {"kind": "grpo", **plain, **fingerprints, **covariance, **muon}
 
 
 def _written(experiment: Experiment) -> dict[str, str]:
