@@ -166,7 +166,7 @@ class Reader:
         context_at, ending_at, targets = (tensor.to(device) for tensor in _places(prompts))
         if isinstance(path, FusedPath):
             inside = torch.arange(ids.shape[1]) < torch.tensor([[prompt.length] for prompt in prompts])
-            hidden = torch.empty(*ids.shape, path.decoder.embedding.shape[1], dtype=path.decoder.dtype)  # (B, L, D)
+            hidden = torch.empty(*ids.shape, path.decoder.width, dtype=path.decoder.dtype)  # (B, L, D)
             hidden[inside] = path.decoder.hidden(ids[inside], positions[inside], shared_spans(prompts))
             head: Head = path.decoder
         else:

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -163,16 +164,46 @@ def file_weights(folder: Path) -> Weights | None:
     import numpy as np
     import torch
 
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     places = _tensor_places(folder)
 
     def read(name: str) -> torch.Tensor:
         path, first, facts = places[name]
         begin, end = facts["data_offsets"]
         raw: np.ndarray = np.memmap(path, dtype=np.uint8, mode="c", offset=first, shape=(end - begin,))
-        return torch.from_numpy(raw).view(kinds[facts["dtype"]]).view(facts["shape"])
+        return torch.from_numpy(raw).view(_floats(facts)).view(facts["shape"])
 
     return read if places else None
+
+
+class FileRows:
+    """Rows of a matrix (V, D) in the safetensors files of a model folder, read when they are asked for.
+
+    Of a mapping all that was ever read, and what lies around it, counts as this process's memory.
+    Errors: KeyError for a name that the files lack; OSError where the file is cut.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path, self.first, facts = _tensor_places(folder)[name]
+        self.shape, self.dtype = tuple(facts["shape"]), _floats(facts)
+        self.file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows (N, D) of these numbers (N,), in the type of the file."""
+        import torch
+
+        rows, places = ids.unique(return_inverse=True)
+        found = torch.empty(len(rows), self.shape[1], dtype=self.dtype)
+        for row, buffer in zip(rows.tolist(), found.view(torch.uint8).numpy(), strict=True):
+            if os.preadv(self.file, [buffer], self.first + row * len(buffer)) != len(buffer):
+                raise OSError(f"{self.path} ends before row {row} of its embedding")
+        return found[places]
+
+
+def _floats(facts: Mapping[str, Any]) -> torch.dtype:
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[facts["dtype"]]
 
 
 def _headers(folder: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:

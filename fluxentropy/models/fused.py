@@ -15,8 +15,9 @@ Shape legend: N positions, D hidden width, H heads, G key-value heads, r = H / G
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,8 +139,9 @@ class _Layer:
 class FusedDecoder:
     """Token ids -> hidden states -> logits in blocks of vocabulary columns.
 
-    `weight` gives the weights by the names of transformers, in any floating type. With `largest`, what `largest`
-    gives, the layers are 8-bit integers, and the head is wider.
+    `weight` gives the weights by the names of transformers, in any floating type; `rows` those of the embedding at ids
+    (N,), where that is not to be in memory. With `largest`, what `largest` gives, the layers are 8-bit integers, and
+    the head is wider.
     Errors: KeyError for a name that the weights lack; RuntimeError for one of another shape.
     """
 
@@ -149,6 +151,7 @@ class FusedDecoder:
         weight: Weights,
         dtype: torch.dtype = torch.float32,
         largest: Mapping[str, Tensor] | None = None,
+        rows: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.shape, self.dtype, self.seen = shape, dtype, largest
         self.pairs = torch.arange(shape.size).view(2, -1).T.reshape(-1)  # features that turn together, side by side
@@ -162,7 +165,9 @@ class FusedDecoder:
             if len(self.layers) % TRIMMED == 0:
                 trim_memory()
         trim_memory()
-        self.embedding = weight("model.embed_tokens.weight")  # (V, D), as it is in the files: only its rows are read
+        embedding = weight("model.embed_tokens.weight")
+        self.vocabulary, self.width = embedding.shape
+        self.rows = rows or functools.partial(functional.embedding, weight=embedding)
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         if self.seen and can_pack(torch.device("cpu"), torch.bfloat16):
@@ -243,7 +248,7 @@ class FusedDecoder:
         """
         shape = self.shape
         width = (ids.shape[0], -1, shape.size)
-        x = functional.embedding(ids, self.embedding).to(self.dtype)
+        x = self.rows(ids).to(self.dtype)
         angles = torch.outer(positions.float(), shape.inverse)  # (N, d/2)
         turns = torch.polar(torch.full_like(angles, shape.magnitude), angles).unsqueeze(1)  # complex64
         for number, layer in enumerate(self.layers):
@@ -361,7 +366,7 @@ class FusedPath:
 
     def __init__(self, decoder: FusedDecoder) -> None:
         self.decoder = decoder
-        self.vocabulary, self.outcomes = len(decoder.embedding), decoder.columns
+        self.vocabulary, self.outcomes = decoder.vocabulary, decoder.columns
 
     def __call__(self, ids: Tensor, keep: Tensor, targets: Tensor | None, *, top_k: int | None = None) -> TokenStats:
         at = torch.arange(ids.shape[1])

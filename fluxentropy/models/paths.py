@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fluxentropy.errors import ModelError, RunError, UsageError
-from fluxentropy.models.files import Weights, cache_folder, file_weights
+from fluxentropy.models.files import FileRows, Weights, cache_folder, file_weights
 from fluxentropy.models.forward import (
     ALONE,
     PROBE_TOLERANCE,
@@ -123,9 +123,11 @@ def _fused(decoder: Decoder) -> tuple[ForwardPath, str] | None:
 
 
 def _build(decoder: Decoder, shape: Shape, weights: Weights, largest: dict[str, Tensor]) -> FusedDecoder:
+    assert decoder.folder is not None  # weights come from its files
+    rows = FileRows(decoder.folder, "model.embed_tokens.weight")
     if decoder.dtype == torch.int8:
-        return FusedDecoder(shape, weights, largest=largest)
-    return FusedDecoder(shape, weights, decoder.dtype)
+        return FusedDecoder(shape, weights, largest=largest, rows=rows)
+    return FusedDecoder(shape, weights, decoder.dtype, rows=rows)
 
 
 def random_rows(vocabulary: int) -> list[Tensor]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from fakes import make_model, save_model
 from modelcopies import COMMIT, block_network, install_pieces, install_wheel, write_gguf, write_hub_cache
 
 from fluxentropy.errors import ModelError, UsageError
 from fluxentropy.models import ModelsConfig
 from fluxentropy.models import files as modelfiles
-from fluxentropy.models.files import count_parameters, how_to_get, missing_files, models, state
+from fluxentropy.models.files import FileRows, count_parameters, how_to_get, missing_files, models, state
 from fluxentropy.models.gguf import converted
 from fluxentropy.models.zoo import ZooEntry, read_zoo, shipped_zoos
 
@@ -245,3 +248,19 @@ def test_the_libraries_that_load_models_are_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_of_a_file_are_those_of_its_matrix(tmp_path: Path, dtype: torch.dtype) -> None:
+    matrix = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    safetensors.torch.save_file({"first": torch.ones(3), "rows": matrix}, tmp_path / "model.safetensors")
+    rows, ids = FileRows(tmp_path, "rows"), torch.tensor([49, 0, 3, 49, 49, 7])
+    found = rows(ids)
+    assert found.dtype == dtype
+    assert torch.equal(found, matrix[ids])
+    with pytest.raises(KeyError):
+        FileRows(tmp_path, "no")
+    os.truncate(rows.path, rows.first + 20 * 7 * dtype.itemsize)
+    assert torch.equal(rows(torch.tensor([19])), matrix[[19]])
+    with pytest.raises(OSError, match="ends before row 20"):
+        rows(torch.tensor([20]))
