@@ -28,7 +28,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.pretraining.gpt import GPT
 from fluxentropy.pretraining.loader import BlockBatches, LengthWarmUp, block_loader, cut_blocks
 from fluxentropy.pretraining.optim import build_optimizer, scale_learning_rates
-from fluxentropy.pretraining.options import PretrainConfig
+from fluxentropy.pretraining.options import PretrainConfig, step_at
 from fluxentropy.pretraining.validation import HeldOut
 from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.engine import usable_cores
@@ -68,6 +68,13 @@ class Training:
         """Forward passes of a device in a step."""
         share = self.config.batch_size // self.config.devices
         return -(-share // (self.config.micro_batch or share))
+
+    def kept_steps(self) -> set[int]:
+        """The steps of --checkpoint-at. Errors: UsageError names one that the training has not."""
+        found = {step_at(place, self.steps) for place in self.config.checkpoint_at}
+        if found and max(found) > self.steps:
+            raise UsageError(f"--checkpoint-at {max(found)}: the training has {self.steps} steps")
+        return found
 
     def crosses(self, step: int, every: int) -> bool:
         """Whether the tokens seen pass a multiple of `every` in this step."""
@@ -299,9 +306,28 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+FOR_GOOD = ".kept.ckpt"  # what the name of a checkpoint ends with that is never deleted
+
+
+def checkpoint_path(folder: Path, step: int, *, for_good: bool = False) -> Path:
+    """
+    >>> [checkpoint_path(Path("c"), 7, for_good=kept).name for kept in (False, True)]
+    ['step-00000007.ckpt', 'step-00000007.kept.ckpt']
+    """
+    return folder / f"step-{step:08d}{FOR_GOOD if for_good else '.ckpt'}"
+
+
+def all_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder` by step, in order; where a step has two, the one that is kept for good."""
+    return {int(path.name[5:].partition(".")[0]): path for path in sorted(folder.glob("step-*.ckpt"))}
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps."""
-    return max(folder.glob("step-*.ckpt"), default=None)
+    return next(reversed(all_checkpoints(folder).values()), None)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
