@@ -48,8 +48,9 @@ def command(run: Callable[..., R]) -> Callable[..., R]:
         sort(SortConfig(run="runs/web", out=Path("s.parquet")))
         sort("runs/web", out="s.parquet")
 
-    Options have the names of the YAML keys (`from` is `from_`, as Python has this word); paths may be texts, sections mappings. One that has `as_options()`, as a
-    `Scorer` has, stands for several. Errors: UsageError for unknown names and wrong types, as for YAML.
+    Options have the names of the YAML keys (`from` is `from_`, a word of Python); paths may be texts, sections
+    mappings. One that has `as_options()`, as a `Scorer` has, stands for several. Errors: UsageError for unknown names
+    and wrong types, as for YAML.
     """
     parameter, *others = inspect.signature(run).parameters.values()
     hints = get_type_hints(run)

@@ -26,6 +26,7 @@ from fluxentropy.pretraining.ledger import Ledger, step_row
 from fluxentropy.pretraining.optim import EMA, LastK, averaged, ema_horizon
 from fluxentropy.pretraining.options import AverageOptions
 from fluxentropy.pretraining.trainer import FOR_GOOD, GPTModule, Training, all_checkpoints, checkpoint_path
+from fluxentropy.pretraining.trunk import metric_rows
 from fluxentropy.pretraining.validation import ValidationLoss, validate
 from fluxentropy.runs.files import atomic_path
 from fluxentropy.runs.progress import Progress
@@ -150,6 +151,8 @@ class Bookkeeping(StepCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
+            if self.plan.branching:
+                self._inherit()
             self.ledger.start(self.plan.start_step)
             self.metrics.start(self.plan.start_step if self.plan.start_step else -1)
             if self.plan.start_step == 0:
@@ -166,6 +169,13 @@ class Bookkeeping(StepCallback):
         due = row["step"] % self.plan.config.log_every == 0 or row["step"] == self.plan.steps
         if due or "val_loss" in row or "acc" in row:
             self._write(trainer, row)
+
+    def _inherit(self) -> None:
+        """A branch begins with what its trunk wrote up to here."""
+        trunk, step = self.plan.trunk, self.plan.start_step
+        assert trunk is not None and trunk.run is not None
+        self.ledger.inherit(trunk.run, step)
+        self.metrics.replace(metric_rows(trunk.run, step))
 
     def _write(self, trainer: lightning.Trainer, row: dict[str, Any]) -> None:
         self.metrics.append(row)

@@ -345,8 +345,8 @@ class AverageConfig(Options, digits="g"):
     """An exponential average of all checkpoints with this decay, from the first to the last, warmed up as that of \
 --average.kind ema."""
     weights: Annotated[tuple[str | float, ...] | None, MODEL, Separated(empty=None)] = None
-    """A weight for each of as many checkpoints, the last ones, from the earliest to the last, separated by commas; they \
-sum to 1."""
+    """A weight for each of as many checkpoints, the last ones, from the earliest on, separated by commas; they sum to \
+1."""
     steps: Annotated[tuple[str | int, ...] | None, MODEL, Separated(empty=None)] = None
     """Steps of the checkpoints to choose from, separated by commas. Default: all that are there."""
     out: Annotated[Path, OUTPUT]

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.pretraining.gpt import GPT
 from fluxentropy.pretraining.loader import BlockBatches, LengthWarmUp, block_loader, cut_blocks
@@ -38,6 +39,30 @@ from fluxentropy.schedules.sampler import Sampler
 # --- the trainer ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What a training starts from."""
+
+    name: str  # as --from says
+    branch: bool
+    identity: Mapping[str, Any]
+    """branch, optimizer (whether its state is taken over), weights (a hash, with that state), and of a run: run (its
+    identity, hashed), step, tokens (that the weights have seen), before (of these, those before step 1 of the plan of
+    the training that starts here), threads, averaged_since (the step after which the averages begin)."""
+    run: Path | None = None  # None: a model folder, or a run that is gone
+    checkpoint: Path | None = None
+    optimizer: Mapping[str, Any] | None = field(default=None, repr=False)  # state of the one of a new training
+
+    @property
+    def step(self) -> int:
+        return int(self.identity.get("step", 0))
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        known = ("branch", "optimizer", "step", "tokens")
+        return {"from": self.name} | {name: self.identity[name] for name in known if name in self.identity}
+
+
 @dataclass(kw_only=True)
 class Training:
     """What is trained on: the same on every rank."""
@@ -49,6 +74,8 @@ class Training:
     members: list[list[int]]  # bins of each bin of the plan
     sizes: Tensor  # (V,) bytes of each token
     start_step: int = 0
+    trunk: Trunk | None = None  # whose weights the model has
+    branching: bool = False  # it starts from the checkpoint of the trunk, not from one of its own
     tokens: np.ndarray = field(init=False)  # (T+1,) seen before each step
 
     def __post_init__(self) -> None:
@@ -103,7 +130,11 @@ class GPTModule(lightning.LightningModule):
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.gpt, self.training_plan.config.optim)
+        optimizer, trunk = build_optimizer(self.gpt, self.training_plan.config.optim), self.training_plan.trunk
+        if trunk is not None and trunk.optimizer is not None:
+            groups = optimizer.state_dict()["param_groups"]  # rates and the like are those of this training
+            optimizer.load_state_dict({"state": trunk.optimizer["state"], "param_groups": groups})
+        return optimizer
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         training, (step, part) = self.training_plan, divmod(batch_idx, self.training_plan.parts)
@@ -160,10 +191,23 @@ class GPTModule(lightning.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        blocks = self.training_plan.blocks
         checkpoint["sampler"] = self.training_plan.sampler.state(self.row.get("step", 0))
+        checkpoint |= {"model": to_plain(self.gpt.config), "tokenizer": blocks.facts["tokenizer"]["fingerprint"]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts parts of steps; where the devices are more or fewer now, the same steps have other parts."""
+        """Lightning counts parts of steps; where the devices are more or fewer now, the same steps have other parts.
+
+        A branch has from its trunk the optimizer's state, but not its rates and the like.
+        """
+        if self.training_plan.branching:
+            [optimizer] = checkpoint["optimizer_states"]
+            optimizer["param_groups"] = build_optimizer(self.gpt, self.training_plan.config.optim).state_dict()[
+                "param_groups"
+            ]
+            assert self.training_plan.trunk is not None
+            if self.training_plan.trunk.identity["averaged_since"] == self.training_plan.start_step:
+                checkpoint["callbacks"].pop("Averaging", None)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = self.training_plan.start_step * self.training_plan.parts
         for counts in (progress["total"], progress["current"]):

@@ -13,9 +13,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import logging
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +23,20 @@ from torch import Tensor
 
 from fluxentropy.config.yaml import read_yaml, to_plain
 from fluxentropy.errors import FluxentropyError, RunError, UsageError
-from fluxentropy.models.tokenizers import fingerprint_files
 from fluxentropy.pretraining.export import from_export, read_tokenizer, tokenizer_files
 from fluxentropy.pretraining.gpt import GPT, GPTConfig
+from fluxentropy.pretraining.ledger import read_steps
 from fluxentropy.pretraining.options import PretrainConfig
-from fluxentropy.pretraining.trainer import Training, all_checkpoints, latest_checkpoint
+from fluxentropy.pretraining.trainer import Training, Trunk, all_checkpoints, latest_checkpoint
 from fluxentropy.runs.directory import CONFIG, RunRecord, difference
 from fluxentropy.runs.files import fingerprint_json
 from fluxentropy.schedules.dataset import FOLDER, BlockSet
 from fluxentropy.schedules.schedule import Adaptive
 
 OPTIONS = ("from", "branch", "keep_optimizer")  # of PretrainConfig: the identity has what they stand for
-log = logging.getLogger(__name__)
 
 # what a branch has from its trunk; how it is validated and logged is its own, as are rates, averages and clipping
 SHARED = ("model", "schedule", "tokens", "batch_size", "seed", "exhausted", "holdout", "short_start", "short_tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trunk:
-    """What a training starts from."""
-
-    name: str  # as --from says
-    branch: bool
-    identity: Mapping[str, Any]
-    """branch, optimizer (whether its state is taken over), weights (a hash, with that state), and of a run: run (its
-    identity, hashed), step, tokens (that the weights have seen), before (of these, those before step 1 of the plan of
-    the training that starts here), threads, averaged_since (the step after which the averages begin)."""
-    run: Path | None = None  # None: a model folder, or a run that is gone
-    checkpoint: Path | None = None
-    optimizer: Mapping[str, Any] | None = field(default=None, repr=False)  # state of the one of a new training
-
-    @property
-    def step(self) -> int:
-        return int(self.identity.get("step", 0))
-
-    def facts(self) -> dict[str, Any]:
-        """What a manifest says of it."""
-        known = ("branch", "optimizer", "step", "tokens")
-        return {"from": self.name} | {name: self.identity[name] for name in known if name in self.identity}
 
 
 def open_trunk(config: PretrainConfig, training: Training, gpt: GPT) -> Trunk | None:
@@ -129,7 +103,7 @@ def _of_run(config: PretrainConfig, training: Training, gpt: GPT, record: RunRec
     if config.branch:
         _check_plan(config, training, record, step)
     put_matching(gpt, {name.removeprefix("gpt."): weight for name, weight in state["state_dict"].items()})
-    seen = int(before.get("before", 0)) + _tokens_at(record.path, step, state)
+    seen = int(before.get("before", 0)) + _tokens_at(record.path, step)
     same = record.identity.get("average") == to_plain(config.average)
     identity = {
         "branch": config.branch,
@@ -171,10 +145,8 @@ def _no_checkpoint(config: PretrainConfig, run: Path, step: int, there: list[int
     return f"--from {config.from_}: {run} has no checkpoint any more{ends}; a run keeps some with --checkpoint-at"
 
 
-def _tokens_at(run: Path, step: int, state: Mapping[str, Any]) -> int:
+def _tokens_at(run: Path, step: int) -> int:
     """Tokens of the first `step` steps of a run."""
-    from fluxentropy.pretraining.ledger import read_steps
-
     return int(read_steps(run, step)["tokens"][-1].as_py()) if step else 0
 
 
@@ -305,8 +277,6 @@ def _check_files(config: PretrainConfig, blocks: BlockSet, path: Path) -> None:
 
 def _rules(tokenizer: Any) -> Any:
     """What decides the tokens of a text."""
-    import json
-
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenizer.get_vocab()
