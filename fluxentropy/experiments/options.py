@@ -22,7 +22,10 @@ CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "static")
 NONE = "none"  # the arm that all other controllers are compared with
 
 # what an arm may have of its own; all else is the same for all of them
-OWN = ("schedule", "bins", "exhausted", "optim", "lr", "average", "clip", "short_start", "short_tokens")
+OWN = (
+    *("schedule", "bins", "exhausted", "optim", "lr", "average", "clip", "short_start", "short_tokens"),
+    *("from", "keep_optimizer"),
+)
 OWN_RL = ("controller", "loss", "kl", "optim")
 
 
@@ -69,7 +72,9 @@ class CompareConfig(ComparisonOptions):
     base: Annotated[TrainingOptions, Parameter(show=False)] = field(default_factory=TrainingOptions)
     arms: Annotated[dict[str, Any], JSON, ARMS] = field(default_factory=dict)
     """Name of each arm and what it has of its own: schedule, bins, lr, average, ... What all arms share are options \
-of pretrain under base: in the file, or as flags such as --base.tokens."""
+of pretrain under base: in the file, or as flags such as --base.tokens. An arm with from: ARM@0.6 branches off the run \
+of that arm of the same seed after 60 % of its steps, with other rates or averages; one that has a schedule or bins, \
+too, is a new training on what is left of the budget, with the weights alone, or keep_optimizer: true."""
     controls: Annotated[tuple[Control, ...], ARMS] = CONTROLS
     """Controls that each arm gets: its reverse, shuffled labels of bins, its mixture without its order."""
     seeds: Annotated[int, ARMS] = 5

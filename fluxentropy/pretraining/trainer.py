@@ -366,7 +366,12 @@ def checkpoint_path(folder: Path, step: int, *, for_good: bool = False) -> Path:
 
 def all_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in `folder` by step, in order; where a step has two, the one that is kept for good."""
-    return {int(path.name[5:].partition(".")[0]): path for path in sorted(folder.glob("step-*.ckpt"))}
+    return {step_of(path): path for path in sorted(folder.glob("step-*.ckpt"))}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(checkpoint.name[len("step-") :].partition(".")[0])
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
