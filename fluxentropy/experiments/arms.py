@@ -7,7 +7,8 @@
 
 An arm may start from another, its trunk: `from: increasing@0.6`. It branches off the trunk's run of the same seed, and
 has other rates or averages; or, where it has a schedule or bins of its own, it is a new training on what is left of the
-budget. Its random arm starts from that of its trunk, and where only the trunk is ordered its controls start from the trunk's.
+budget. Its random arm starts from that of its trunk, and where only the trunk is ordered its controls start from the
+trunk's.
 
 A control that would be another arm over again is that arm: the static mixture of a schedule that draws every block once
 is `random`.

@@ -6,6 +6,7 @@ It is a plain NanoChat or GPT-2 (pretraining/export.py), which `AutoModelForCaus
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -262,8 +263,12 @@ TOKENIZER_FILES = (
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def export(gpt: GPT, folder: str | Path, *, tokenizer: str | Path | None = None) -> Path:
+def export(
+    gpt: GPT, folder: str | Path, *, tokenizer: str | Path | None = None, beside: Mapping[str, str] | None = None
+) -> Path:
     """Write the model to `folder`, which must not exist yet, with a copy of the tokenizer's folder; float32.
+
+    beside: more files, their names and texts.
 
     Errors: ModelError when the folder is there already, the tokenizer's is none or knows more tokens than the model, or
     transformers has no such model (`family`).
@@ -279,6 +284,8 @@ def export(gpt: GPT, folder: str | Path, *, tokenizer: str | Path | None = None)
         if tokenizer is not None:
             for path in tokenizer_files(Path(tokenizer)):
                 shutil.copyfile(path, aside / path.name)
+        for name, text in (beside or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
     return folder
 
 

@@ -46,8 +46,9 @@ from fluxentropy.pretraining.trainer import (
     latest_checkpoint,
     make_trainer,
     quiet_lightning,
+    read_checkpoint,
 )
-from fluxentropy.pretraining.trunk import OPTIONS, open_trunk, read_checkpoint, split_place
+from fluxentropy.pretraining.trunk import OPTIONS, open_trunk, split_place
 from fluxentropy.pretraining.validation import HeldOut
 from fluxentropy.runs.check import Findings
 from fluxentropy.runs.directory import RunDirectory, RunRecord

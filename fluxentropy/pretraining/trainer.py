@@ -379,6 +379,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(all_checkpoints(folder).values()), None)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Errors: RunError for one that is damaged."""
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:  # torch and pickle raise many kinds
+        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    return found
+
+
 # --- threads ----------------------------------------------------------------------------------------------------------
 #
 # torch sums some gradients by thread, on a CPU that of LayerNorm's weights for one, so the sums depend on how many

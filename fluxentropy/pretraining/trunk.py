@@ -27,7 +27,7 @@ from fluxentropy.pretraining.export import from_export, read_tokenizer, tokenize
 from fluxentropy.pretraining.gpt import GPT, GPTConfig
 from fluxentropy.pretraining.ledger import read_steps
 from fluxentropy.pretraining.options import PretrainConfig
-from fluxentropy.pretraining.trainer import Training, Trunk, all_checkpoints, latest_checkpoint
+from fluxentropy.pretraining.trainer import Training, Trunk, all_checkpoints, latest_checkpoint, read_checkpoint
 from fluxentropy.runs.directory import CONFIG, RunRecord, difference
 from fluxentropy.runs.files import fingerprint_json
 from fluxentropy.schedules.dataset import FOLDER, BlockSet
@@ -124,15 +124,6 @@ def _of_run(config: PretrainConfig, training: Training, gpt: GPT, record: RunRec
         checkpoint=path,
         optimizer=state["optimizer_states"][0] if config.keep_optimizer and not config.branch else None,
     )
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Errors: RunError for one that is damaged."""
-    try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except Exception as error:  # torch and pickle raise many kinds
-        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
-    return found
 
 
 def _no_checkpoint(config: PretrainConfig, run: Path, step: int, there: list[int]) -> str:
