@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fluxentropy.ordering.bin import bin_corpus as bin  # noqa: F401
     from fluxentropy.ordering.bins import Bins as Bins
     from fluxentropy.ordering.sort import sort as sort
+    from fluxentropy.pretraining.averages import average as average
     from fluxentropy.pretraining.gpt import GPT as GPT
     from fluxentropy.pretraining.gpt import GPTConfig as GPTConfig
     from fluxentropy.pretraining.pretrain import ledger as ledger
@@ -64,6 +65,7 @@ __getattr__, __dir__ = door(
         "Scorer": "scoring.scorer",
         "Scores": "scoring.scores",
         "agree": "agreement.agree",
+        "average": "pretraining.averages",
         "bin": "ordering.bin:bin_corpus",
         "compare": "experiments.schedules",
         "count": "scoring.counts",

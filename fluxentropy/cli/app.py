@@ -27,7 +27,7 @@ from cyclopts.config import Dict
 
 from fluxentropy.cli.commands import COMMANDS, DESCRIPTION, EXAMPLES, Command, named
 from fluxentropy.config.results import Result
-from fluxentropy.config.yaml import read_yaml, to_plain, to_yaml
+from fluxentropy.config.yaml import key_of, read_yaml, to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, UsageError
 from fluxentropy.runs.files import plain, versions
 from fluxentropy.runs.progress import DEBUG, debugging
@@ -199,7 +199,7 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
             path = Path(tokens[-1].value)
             given = read_yaml(path, named(command.file) if command.file else command.config)
             if command.file:  # such as the file of a training: what it is to write is no matter here
-                known = {option.name for option in fields(command.config)} - {"out"}
+                known = {key_of(option.name) for option in fields(command.config)} - {"out"}
                 given = {name: value for name, value in given.items() if name in known}
             Dict({names[-1]: _mappings_as_text(given, command.config)}, source=str(path))(app, names, arguments)
 
@@ -208,7 +208,8 @@ def _complete_from_yaml(command: Command) -> Callable[[App, tuple[str, ...], Arg
 
 def _mappings_as_text(given: dict[str, Any], config: type) -> dict[str, Any]:
     """What YAML says, where a mapping of anything is one value, as JSON: see `options.JSON`."""
-    hints, found = get_type_hints(config), dict(given)
+    hints = {key_of(name): hint for name, hint in get_type_hints(config).items()}
+    found = dict(given)
     for name, value in given.items():
         if hints[name] == dict[str, Any]:
             found[name] = json.dumps(value)

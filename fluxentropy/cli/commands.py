@@ -129,7 +129,18 @@ fluxentropy schedule --bins bins/web --schedule.name pool --tokens 100000000""",
         examples="""\
 fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --out runs/debug
 fluxentropy pretrain --config configs/pretrain/debug.yaml --bins bins/web --schedule.name increasing --out runs/up
+fluxentropy pretrain --config runs/up/config.resolved.yaml --from runs/up@60 --branch --lr.decay 0.2 --out runs/b
 fluxentropy pretrain --config configs/pretrain/124m.yaml --bins bins/web --devices 8 --out runs/124m""",
+    ),
+    Command(
+        name="average",
+        target="fluxentropy.pretraining.averages:average",
+        options="fluxentropy.pretraining.options:AverageConfig",
+        help="Average checkpoints of a training into one model.",
+        examples="""\
+fluxentropy average runs/debug --last 2 --out runs/debug-mean
+fluxentropy average runs/debug --ema 0.9 --out runs/debug-ema
+fluxentropy average runs/debug --weights 0.2,0.3,0.5 --steps 60,80,100 --out runs/debug-weighted""",
     ),
     Command(
         name="compare",
@@ -280,6 +291,8 @@ Examples:
   fluxentropy schedule --bins bins/web --schedule.name increasing
   fluxentropy pretrain --config small.yaml --bins bins/web --out runs/small
   fluxentropy ledger runs/small
+  # the mean of its last checkpoints
+  fluxentropy average runs/small --last 2 --out runs/small-mean
   # which schedule is better? with controls and honest statistics
   fluxentropy compare --config compare.yaml --bins bins/web --out comparison
   # reinforcement learning on sums, with the entropy of the policy

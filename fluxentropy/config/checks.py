@@ -89,7 +89,7 @@ class Options:
 
     def flag(self, name: str) -> str:
         """How messages call an option."""
-        return self.prefix + (name.replace("_", "-") if self.prefix.startswith("--") else name)
+        return self.prefix + (name.rstrip("_").replace("_", "-") if self.prefix.startswith("--") else name)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from fluxentropy.config.yaml import check_mapping, from_plain, to_plain
+from fluxentropy.config.yaml import check_mapping, from_plain, key_of, to_plain
 from fluxentropy.errors import UsageError
 
 R = TypeVar("R", bound="Result")
@@ -48,8 +48,9 @@ def command(run: Callable[..., R]) -> Callable[..., R]:
         sort(SortConfig(run="runs/web", out=Path("s.parquet")))
         sort("runs/web", out="s.parquet")
 
-    Options have the names of the YAML keys; paths may be texts, sections mappings. One that has `as_options()`, as a
-    `Scorer` has, stands for several. Errors: UsageError for unknown names and wrong types, as for YAML.
+    Options have the names of the YAML keys (`from` is `from_`, a word of Python); paths may be texts, sections
+    mappings. One that has `as_options()`, as a `Scorer` has, stands for several. Errors: UsageError for unknown names
+    and wrong types, as for YAML.
     """
     parameter, *others = inspect.signature(run).parameters.values()
     hints = get_type_hints(run)
@@ -74,9 +75,9 @@ def command(run: Callable[..., R]) -> Callable[..., R]:
                 known = {f.name for f in dataclasses.fields(cls)}
                 made = {name: item for name, item in value.as_options().items() if name in known}
                 options = {**made, **{name: item for name, item in options.items() if item is not value}}
-        plain = to_plain(options)
+        plain = {key_of(name): value for name, value in to_plain(options).items()}
         check_mapping(plain, cls, f"{run.__name__}()", "")
-        missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and f.name not in plain]
+        missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and key_of(f.name) not in plain]
         if missing:
             raise UsageError(f"{run.__name__}(): {missing[0]} is missing")
         return run(from_plain(cls, plain), **rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import keyword
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -40,7 +41,7 @@ def to_yaml(config: Any) -> str:
 def to_plain(value: Any) -> Any:
     """`value` with dataclasses as dicts, tuples as lists and paths as strings: what YAML and JSON can hold."""
     if dataclasses.is_dataclass(value):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {key_of(f.name): to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -48,14 +49,24 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def key_of(name: str) -> str:
+    """The key of a field: its name, without the underscore that a field has where the key is a word of Python.
+
+    >>> key_of("from_"), key_of("n_layer")
+    ('from', 'n_layer')
+    """
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
 def from_plain(cls: type, given: Mapping[str, Any]) -> Any:
     """The dataclass `cls` of what `to_plain` made, or YAML holds: mappings become sections, lists tuples, texts paths.
 
     One value alone may stand for a list of it.
     """
-    hints = get_type_hints(cls)
+    hints, names = get_type_hints(cls), {key_of(f.name): f.name for f in dataclasses.fields(cls)}
     found = {}
-    for name, value in given.items():
+    for key, value in given.items():
+        name = names.get(key, key)
         kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, types.UnionType) else (hints[name],)
         section = next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
         if section is not None and isinstance(value, Mapping):
@@ -118,7 +129,7 @@ def _loader() -> type:
 
 def check_mapping(data: dict[Any, Any], cls: type, path: Path | str, prefix: str) -> None:
     """Check keys and types of `data` against `cls`; `prefix` is where it stands in the file, such as `optim.`."""
-    hints = get_type_hints(cls)
+    hints = {key_of(name): hint for name, hint in get_type_hints(cls).items()}
     for key, value in data.items():
         if key not in hints:
             raise UsageError(f"{path}: unknown key {prefix}{key}{did_you_mean(str(key), hints)}")

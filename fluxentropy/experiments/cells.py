@@ -23,7 +23,7 @@ from fluxentropy.config.yaml import to_plain, to_yaml
 from fluxentropy.errors import FluxentropyError, RunError, UsageError
 from fluxentropy.experiments.arms import STEMS, Record
 from fluxentropy.experiments.options import ComparisonOptions
-from fluxentropy.pretraining.trainer import as_begun
+from fluxentropy.pretraining.trainer import FOR_GOOD, all_checkpoints, as_begun, step_of
 from fluxentropy.runs.directory import RunDirectory, RunRecord, difference
 from fluxentropy.runs.engine import WORKER, Engine, make_engine, usable_cores
 from fluxentropy.runs.files import plain, read_json, write_json, write_text
@@ -42,6 +42,9 @@ class Cell:
     seed: int
     config: Any  # of the run; its `out` is the folder
     fingerprint: str  # of all that decides the record
+    trunk: Cell | None = None  # that it starts from
+    start: Path | None = None  # the checkpoint of the trunk that it starts with
+    kept: bool = False  # other cells start from it
 
     def __str__(self) -> str:
         return f"{self.arm}, seed {self.seed}"
@@ -88,8 +91,17 @@ class RunCell:
             except FluxentropyError as error:  # this cell's failure, such as a loss that is not finite
                 return str(error)
         if not self.keep_checkpoints:
-            shutil.rmtree(cell.config.out / "checkpoints", ignore_errors=True)
+            _tidy(cell.config.out / "checkpoints", kept=cell.kept)
         return None
+
+
+def _tidy(folder: Path, *, kept: bool) -> None:
+    """Remove the checkpoints, but for those that are `kept` for other cells."""
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in all_checkpoints(folder).values():
+        if not path.name.endswith(FOR_GOOD):
+            path.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +176,7 @@ def run_comparison(config: ComparisonOptions, this: Comparison, kind: type[R]) -
         if config.train:
             job = RunCell(this.work, threads.get("threads", threads_each(config)), config.keep_checkpoints)
             engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
-            failed = _finish(engine, job, [cell for cell in this.cells if not cell.record()])
+            failed = _finish_all(engine, job, this.cells)
         records = _finished_records(this.cells, failed, out)
         prints = {f"{one['arm']}/seed-{one['seed']}": one["fingerprint"] for one in records}
         record = this.judge(records) | {
@@ -188,9 +200,48 @@ def run_comparison(config: ComparisonOptions, this: Comparison, kind: type[R]) -
     )
 
 
+def _finish_all(engine: Engine, job: RunCell, cells: Sequence[Cell]) -> dict[str, str]:
+    """Do the job on the cells that are not finished, those that others start from before these. -> as of `_finish`"""
+    depths = {id(cell): len([*_trunks(cell)]) for cell in cells}
+    for cell in sorted(cells, key=lambda cell: -depths[id(cell)]):
+        _renew_trunk(cell)
+    failed: dict[str, str] = {}
+    for depth in sorted(set(depths.values())):
+        due = [cell for cell in cells if depths[id(cell)] == depth and not cell.record()]
+        stuck = [cell for cell in due if cell.trunk is not None and not cell.trunk.record()]
+        failed |= {str(cell): f"it starts from {cell.trunk}, which failed" for cell in stuck}
+        failed |= _finish(engine, job, [cell for cell in due if str(cell) not in failed])
+    started = {cell.trunk.path: True for cell in cells if cell.trunk is not None}
+    started |= {cell.trunk.path: False for cell in cells if cell.trunk is not None and not cell.record()}
+    for cell in cells:
+        if started.get(cell.path) and cell.record() and not job.keep_checkpoints:
+            _tidy(cell.config.out / "checkpoints", kept=False)
+    return failed
+
+
+def _trunks(cell: Cell) -> Iterator[Cell]:
+    """The cells that a cell starts from, one after the other."""
+    if cell.trunk is not None:
+        yield cell.trunk
+        yield from _trunks(cell.trunk)
+
+
+def _renew_trunk(cell: Cell) -> None:
+    """Take away the run of a trunk that has passed the checkpoint which a new cell needs, and has not kept it."""
+    if cell.trunk is None or cell.start is None or cell.record() or cell.start.is_file():
+        return
+    step = step_of(cell.start)
+    passed = cell.trunk.record() or any(other > step for other in all_checkpoints(cell.start.parent))
+    if passed and not all_checkpoints(cell.config.out / "checkpoints"):
+        log.info(f"{cell.trunk} is trained again: {cell} starts from a checkpoint that it has not kept")
+        shutil.rmtree(cell.trunk.config.out)
+
+
 def _finish(engine: Engine, job: RunCell, cells: Sequence[Cell]) -> dict[str, str]:
     """Do the job on the cells. -> those that failed, and why"""
     failed: dict[str, str] = {}
+    if not cells:
+        return failed
     log.info(f"{len(cells):,} runs to finish")
     with Progress(len(cells), unit="runs", interval=0) as progress:
         for cell, problem in zip(cells, engine.run(job, cells), strict=True):

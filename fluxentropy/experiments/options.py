@@ -1,5 +1,6 @@
 """Options of `fluxentropy compare`, `grpo-compare` and `grpo-study`. The text under a field is its help."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,10 @@ CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "static")
 NONE = "none"  # the arm that all other controllers are compared with
 
 # what an arm may have of its own; all else is the same for all of them
-OWN = ("schedule", "bins", "exhausted", "optim", "lr", "average", "clip", "short_start", "short_tokens")
+OWN = (
+    *("schedule", "bins", "exhausted", "optim", "lr", "average", "clip", "short_start", "short_tokens"),
+    *("from", "keep_optimizer"),
+)
 OWN_RL = ("controller", "loss", "kl", "optim")
 
 
@@ -69,11 +73,17 @@ class CompareConfig(ComparisonOptions):
     base: Annotated[TrainingOptions, Parameter(show=False)] = field(default_factory=TrainingOptions)
     arms: Annotated[dict[str, Any], JSON, ARMS] = field(default_factory=dict)
     """Name of each arm and what it has of its own: schedule, bins, lr, average, ... What all arms share are options \
-of pretrain under base: in the file, or as flags such as --base.tokens."""
+of pretrain under base: in the file, or as flags such as --base.tokens. An arm with from: ARM@0.6 branches off the run \
+of that arm of the same seed after 60 % of its steps, with other rates or averages; one that has a schedule or bins, \
+too, is a new training on what is left of the budget, with the weights alone, or keep_optimizer: true."""
     controls: Annotated[tuple[Control, ...], ARMS] = CONTROLS
     """Controls that each arm gets: its reverse, shuffled labels of bins, its mixture without its order."""
     seeds: Annotated[int, ARMS] = 5
     """Runs of each arm. Runs of one seed have the same initial weights, and the same order of blocks in each bin."""
+    rates: Annotated[tuple[float, ...], ARMS] = ()
+    """Peak learning rates, such as 0.006 0.012 0.024: each arm that has no optim.lr of its own gets the one with the lowest loss on seeds that are not judged. A control has the rate of its arm. Default: all have that of base."""
+    tuning_seeds: Annotated[int, ARMS, Min(1)] = 3
+    """Runs at each of the rates."""
     margin: Annotated[float, ARMS, Positive("number of per cent, such as 0.5")] = 0.5
     """Differences below this many per cent of the loss do not matter: two arms are equal where a larger one is ruled \
 out on either side (two one-sided tests)."""
@@ -87,6 +97,9 @@ out on either side (two one-sided tests)."""
                 f"base.devices {self.base.devices}: each run has one device; train several at once with --workers"
             )
         self.check_arms(PretrainConfig, OWN, "{schedule: {name: increasing}}")
+        for rate in self.rates:
+            if not 0 < rate < math.inf or self.rates.count(rate) > 1:
+                raise UsageError(f"--rates {rate:g}: give different numbers above 0, such as 0.006 0.012 0.024")
         foreign = [name for name, own in self.arms.items() if Path((own or {}).get("bins", self.bins)) != self.bins]
         if foreign and self.base.validation is None:
             raise UsageError(

@@ -215,6 +215,7 @@ def _schedules(record: Record) -> Iterator[str]:
         f"blocks. Differences are paired by seed, in per cent of the other arm's loss: below 0 is better. In brackets: "
         f"{LEVEL:.0%} t intervals."
     )
+    yield from _rates(record)
     for family, members in _families(record).items():
         words = record["families"][family]
         tested = sum(one["p_holm"] is not None and one["same_as"] is None for one in members)
@@ -239,6 +240,21 @@ def _schedules(record: Record) -> Iterator[str]:
     yield "## On the way"
     yield _way(record, arms)
     yield "![mixtures](mixture.png)"
+
+
+def _rates(record: Record) -> Iterator[str]:
+    """How each arm's peak learning rate was chosen, where it was."""
+    if tuning := record.get("tuning"):
+        rates = next(iter(tuning.values()))["bpb"]
+        spec: dict[str, Callable[[Any], str]] = {"arm": lambda item: item[0]}
+        spec |= {rate: lambda item, rate=rate: number(item[1]["bpb"][rate], ".4f") for rate in rates}
+        spec["chosen"] = lambda item: f"{item[1]['lr']:g}{', at the edge' if item[1]['edge'] else ''}"
+        yield "## Peak learning rates"
+        yield (
+            "Each arm's own is the one with the lowest mean of final bits per byte on seeds that are not judged (the "
+            "runs are in `tuning/`). At the edge of the rates, a better one may lie beyond."
+        )
+        yield columns(spec, tuning.items())
 
 
 def _losses(arms: Sequence[Arm]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from fluxentropy.pretraining.gpt import GPT
 from fluxentropy.pretraining.ledger import Ledger, step_row
 from fluxentropy.pretraining.optim import EMA, LastK, averaged, ema_horizon
 from fluxentropy.pretraining.options import AverageOptions
-from fluxentropy.pretraining.trainer import GPTModule, Training
+from fluxentropy.pretraining.trainer import FOR_GOOD, GPTModule, Training, all_checkpoints, checkpoint_path
+from fluxentropy.pretraining.trunk import metric_rows
 from fluxentropy.pretraining.validation import ValidationLoss, validate
 from fluxentropy.runs.files import atomic_path
 from fluxentropy.runs.progress import Progress
@@ -50,29 +52,49 @@ class StepCallback(lightning.Callback):
 
 
 class Averaging(StepCallback):
-    """An average of the weights; its state is in the checkpoints."""
+    """Averages of the weights, by what their columns end with; their state is in the checkpoints."""
 
     def __init__(self, training: Training, options: AverageOptions, gpt: GPT) -> None:
         super().__init__(training)
         self.every = options.every
-        self.average = EMA(gpt, options.decay) if options.kind == "ema" else LastK(options.k)
+        self.averages: dict[str, EMA | LastK] = {
+            suffix: EMA(gpt, decay) if options.kind == "ema" else LastK(options.k)
+            for suffix, decay in options.suffixes().items()
+        }
 
     def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
         if (step + 1) % self.every == 0 or step + 1 == self.plan.steps:
-            self.average.update(module.gpt)
+            for average in self.averages.values():
+                average.update(module.gpt)
+
+    def inside(self, gpt: GPT) -> Iterator[str]:
+        """The suffix of each average that has weights by now, while the model has them inside."""
+        for suffix, average in self.averages.items():
+            if average:
+                with averaged(gpt, average.average()):
+                    yield suffix
 
     def state_dict(self) -> dict[str, Any]:
-        return self.average.state_dict()
+        states = {suffix: average.state_dict() for suffix, average in self.averages.items()}
+        return states.get("_averaged", states)  # one alone has its own, as in checkpoints of earlier versions
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.average.load_state_dict(state_dict)
+        for suffix, average in self.averages.items():
+            average.load_state_dict(state_dict.get(suffix, state_dict))
 
 
-def average_horizon(options: AverageOptions, steps: int) -> float:
-    """The steps that the average of a run of `steps` reaches back over: about, where it is exponential."""
-    updates = -(-steps // options.every)  # the last step always counts
-    reach = ema_horizon(updates, options.decay) if options.kind == "ema" else min(options.k, updates)
-    return min(float(reach * options.every), float(steps))
+def average_horizon(options: AverageOptions, steps: int, since: int = 0) -> dict[str, float]:
+    """The steps that each average of a run of `steps` reaches back over, by its suffix: about, where it is exponential.
+
+    since: the step after which the averages begin, in a branch.
+    """
+    every = options.every
+    updates = steps // every - since // every + (steps % every > 0)  # the last step always counts
+    reach = {
+        suffix: ema_horizon(updates, decay) if options.kind == "ema" else min(options.k, updates)
+        for suffix, decay in options.suffixes().items()
+    }
+    return {suffix: min(float(value * every), float(steps - since)) for suffix, value in reach.items()}
 
 
 class Validation(StepCallback):
@@ -94,10 +116,9 @@ class Validation(StepCallback):
             return
         found = self.loss(trainer, module)
         module.row |= found.metrics()
-        if self.average is not None:
-            with averaged(module.gpt, self.average.average.average()):
-                metrics = self.loss(trainer, module).metrics()
-            module.row |= {f"{name}_averaged": value for name, value in metrics.items()}
+        for suffix in self.average.inside(module.gpt) if self.average else ():
+            metrics = self.loss(trainer, module).metrics()
+            module.row |= {f"{name}{suffix}": value for name, value in metrics.items()}
         if learns:
             sampler.learn(found.by_bin(self.plan.members))
 
@@ -130,6 +151,8 @@ class Bookkeeping(StepCallback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
+            if self.plan.branching:
+                self._inherit()
             self.ledger.start(self.plan.start_step)
             self.metrics.start(self.plan.start_step if self.plan.start_step else -1)
             if self.plan.start_step == 0:
@@ -146,6 +169,13 @@ class Bookkeeping(StepCallback):
         due = row["step"] % self.plan.config.log_every == 0 or row["step"] == self.plan.steps
         if due or "val_loss" in row or "acc" in row:
             self._write(trainer, row)
+
+    def _inherit(self) -> None:
+        """A branch begins with what its trunk wrote up to here."""
+        trunk, step = self.plan.trunk, self.plan.start_step
+        assert trunk is not None and trunk.run is not None
+        self.ledger.inherit(trunk.run, step)
+        self.metrics.replace(metric_rows(trunk.run, step))
 
     def _write(self, trainer: lightning.Trainer, row: dict[str, Any]) -> None:
         self.metrics.append(row)
@@ -213,24 +243,32 @@ class Throughput(StepCallback):
 
 
 class Checkpoints(StepCallback):
-    """A checkpoint by steps, whole or not at all, after the ledger's piece up to it."""
+    """A checkpoint by steps, whole or not at all, after the ledger's piece up to it. Some are kept for good."""
 
     def __init__(self, training: Training, folder: Path, ledger: Ledger) -> None:
         super().__init__(training)
         self.folder, self.ledger = folder, ledger
         self.every = training.config.checkpoint_every or max(training.steps // 20, 1)
+        self.for_good = training.kept_steps()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        for step, path in all_checkpoints(self.folder).items():  # of a run that was begun without --checkpoint-at
+            if step in self.for_good and trainer.is_global_zero:
+                path.replace(checkpoint_path(self.folder, step, for_good=True))
 
     def step_end(self, trainer: lightning.Trainer, module: GPTModule, step: int) -> None:
-        if (step + 1) % self.every and step + 1 != self.plan.steps:
+        for_good = step + 1 in self.for_good
+        if (step + 1) % self.every and step + 1 != self.plan.steps and not for_good:
             return
-        path = self.folder / f"step-{step + 1:08d}.ckpt"
+        path = checkpoint_path(self.folder, step + 1, for_good=for_good)
         if not trainer.is_global_zero:
             trainer.save_checkpoint(path.with_name(f".aside-{path.name}"))
             return
         self.ledger.save()
         with atomic_path(path) as aside:
             trainer.save_checkpoint(aside)
-        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.plan.config.keep]:
+        passing = [old for old in all_checkpoints(self.folder).values() if not old.name.endswith(FOR_GOOD)]
+        for old in passing[: -self.plan.config.keep]:
             old.unlink()
 
 
@@ -256,9 +294,8 @@ class QuestionRounds(StepCallback):
         if due and trainer.is_global_zero:
             started = time.perf_counter()
             module.row |= self.answer(module)
-            if self.average is not None:
-                with averaged(module.gpt, self.average.average.average()):
-                    module.row |= {f"{name}_averaged": value for name, value in self.answer(module).items()}
+            for suffix in self.average.inside(module.gpt) if self.average else ():
+                module.row |= {f"{name}{suffix}": value for name, value in self.answer(module).items()}
             module.aside += time.perf_counter() - started
 
     def answer(self, module: GPTModule) -> dict[str, float]:

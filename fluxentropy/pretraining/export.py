@@ -6,6 +6,7 @@ It is a plain NanoChat or GPT-2 (pretraining/export.py), which `AutoModelForCaus
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -262,8 +263,12 @@ TOKENIZER_FILES = (
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def export(gpt: GPT, folder: str | Path, *, tokenizer: str | Path | None = None) -> Path:
+def export(
+    gpt: GPT, folder: str | Path, *, tokenizer: str | Path | None = None, beside: Mapping[str, str] | None = None
+) -> Path:
     """Write the model to `folder`, which must not exist yet, with a copy of the tokenizer's folder; float32.
+
+    beside: more files, their names and texts.
 
     Errors: ModelError when the folder is there already, the tokenizer's is none or knows more tokens than the model, or
     transformers has no such model (`family`).
@@ -273,12 +278,14 @@ def export(gpt: GPT, folder: str | Path, *, tokenizer: str | Path | None = None)
         raise ModelError(f"{folder} exists: export a model to a new folder")
     model = to_transformers(gpt).float()
     if tokenizer is not None:
-        set_special_tokens(model, _read_tokenizer(Path(tokenizer), gpt.config.vocab_size))
+        set_special_tokens(model, read_tokenizer(Path(tokenizer), gpt.config.vocab_size))
     with atomic_folder(folder) as aside, quiet_transformers():
         model.save_pretrained(aside)
         if tokenizer is not None:
-            for path in _tokenizer_files(Path(tokenizer)):
+            for path in tokenizer_files(Path(tokenizer)):
                 shutil.copyfile(path, aside / path.name)
+        for name, text in (beside or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -294,7 +301,8 @@ def from_export(folder: str | Path) -> GPT:
         return from_transformers(load_checked(AutoModelForCausalLM, folder, name=str(folder))[0])
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in a folder."""
     return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
@@ -310,11 +318,11 @@ def set_special_tokens(model: Any, tokenizer: Any) -> None:
         setattr(model.config, name, None if shared else value)
 
 
-def _read_tokenizer(folder: Path, vocabulary: int) -> Any:
+def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     """The tokenizer in a folder, unless it is not that of a model with such a vocabulary."""
     from transformers import AutoTokenizer
 
-    if not _tokenizer_files(folder):
+    if not tokenizer_files(folder):
         raise ModelError(
             f"folder {folder} holds no tokenizer: give the folder of the one that the model was trained with"
         )

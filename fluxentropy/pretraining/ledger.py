@@ -55,9 +55,14 @@ class Ledger:
     def start(self, step: int) -> None:
         """Forget all after `step`."""
         self.rows = []
-        for path, last in self._pieces():
+        for path, last in _pieces(self.folder):
             if last > step:
                 path.unlink()
+
+    def inherit(self, run: Path, steps: int) -> None:
+        """Begin with the first steps of another run."""
+        with atomic_path(self.folder / f"steps-{1:08d}-{steps:08d}.parquet") as path:
+            pq.write_table(read_steps(run, steps), path, compression="zstd")
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
@@ -74,15 +79,34 @@ class Ledger:
     def finish(self, steps: int) -> None:
         """Write `ledger.parquet`. Errors: RunError where it does not hold each of the steps once."""
         self.save()
-        found = pa.concat_tables([SCHEMA.empty_table(), *(pq.read_table(path) for path, _ in self._pieces())])
-        if found["step"].to_pylist() != list(range(1, steps + 1)):
-            raise RunError(f"{self.folder} does not hold each of the {steps} steps once: start afresh with --overwrite")
+        found = _joined(self.folder, steps)
         with atomic_path(self.out / "ledger.parquet") as path:
             pq.write_table(found, path, compression="zstd")
 
-    def _pieces(self) -> list[tuple[Path, int]]:
-        """The pieces in order, each with its last step."""
-        return [(path, int(path.stem.rpartition("-")[2])) for path in sorted(self.folder.glob("steps-*.parquet"))]
+
+def read_steps(run: Path, steps: int) -> pa.Table:
+    """The rows of the first steps of a run, finished or not. Errors: RunError where it has not each of them once."""
+    whole = run / "ledger.parquet"
+    return _checked(pq.read_table(whole), whole, steps) if whole.is_file() else _joined(run / PIECES, steps)
+
+
+def _pieces(folder: Path) -> list[tuple[Path, int]]:
+    """The pieces in order, each with its last step."""
+    return [(path, int(path.stem.rpartition("-")[2])) for path in sorted(folder.glob("steps-*.parquet"))]
+
+
+def _joined(folder: Path, steps: int) -> pa.Table:
+    return _checked(
+        pa.concat_tables([SCHEMA.empty_table(), *(pq.read_table(path) for path, _ in _pieces(folder))]), folder, steps
+    )
+
+
+def _checked(found: pa.Table, path: Path, steps: int) -> pa.Table:
+    """The first `steps` rows."""
+    found = found.slice(0, steps)
+    if found["step"].to_pylist() != list(range(1, steps + 1)):
+        raise RunError(f"{path} does not hold each of the {steps} steps once: start afresh with --overwrite")
+    return found
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
@@ -201,6 +202,9 @@ class EMA:
         self.decay = decay
         self.model = AveragedModel(model, multi_avg_fn=self._take_in).float().requires_grad_(False)
 
+    def __bool__(self) -> bool:
+        return True  # before the first weights it has those that the model began with
+
     def update(self, model: nn.Module) -> None:
         """Take in the model's weights."""
         self.model.to(next(model.parameters()).device).update_parameters(model)
@@ -244,6 +248,32 @@ def ema_horizon(updates: int, decay: float) -> float:
     return 1 / (1 - decay_at(updates, decay))
 
 
+def ema_shares(updates: int, decay: float) -> np.ndarray:
+    """The share of each of so many weights in their exponential average, warmed up. -> float64 (updates,), sums to 1
+
+    >>> ema_shares(3, 0.5).round(4).tolist()  # with decays 2/11 and 3/12
+    [0.0455, 0.2045, 0.75]
+    """
+    kept = np.array([1.0, *(decay_at(update, decay) for update in range(2, updates + 1))])  # of those before
+    new = np.append(1.0, 1 - kept[1:])
+    return np.asarray(new * np.append(np.cumprod(kept[:0:-1])[::-1], 1.0))
+
+
+def weighted_mean(weights: Iterable[Mapping[str, Tensor]], shares: Iterable[float]) -> Weights:
+    """The sum of share times weight, float64, over any number of sets of weights, one at a time in memory.
+
+    >>> [one] = weighted_mean([{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}], [0.25, 0.75]).values()
+    >>> one
+    tensor([2.5000], dtype=torch.float64)
+    """
+    found: Weights = {}
+    for each, share in zip(weights, shares, strict=True):
+        for name, weight in each.items():
+            part = weight.detach().to("cpu", torch.float64) * share
+            found[name] = found[name] + part if name in found else part
+    return found
+
+
 class LastK:
     """The mean of the last k weights it was given; it keeps all k, in the main memory.
 
@@ -260,6 +290,9 @@ class LastK:
         if k < 1:
             raise ValueError(f"k {k}: use 1 or more")
         self.kept: deque[Weights] = deque(maxlen=k)
+
+    def __bool__(self) -> bool:
+        return bool(self.kept)
 
     def update(self, model: nn.Module) -> None:
         """Take in the model's weights, and drop the oldest where there are k already."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.checks import BELOW_ONE, Between, Check, Min, NotNegative, Options
+from fluxentropy.config.checks import BELOW_ONE, Between, Check, Min, NotNegative, Options, Separated
 from fluxentropy.config.options import INPUT, MODEL, OUTPUT, SWITCH, WORK
 from fluxentropy.errors import UsageError
 from fluxentropy.schedules.options import BudgetOptions
@@ -164,15 +164,23 @@ class ArchitectureOptions:
             raise UsageError("model.value_embeddings true: there are none any more: leave the option out")
 
 
+def _are_decays(value: float | tuple[float, ...]) -> bool:
+    several = value if isinstance(value, tuple) else (value,)
+    return 0 < len(several) == len(set(several)) and all(map(BELOW_ONE.accepts, several))
+
+
+DECAYS = Check(_are_decays, "use a number from 0 to below 1, or several, each once")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AverageOptions(Options, prefix="--average."):
     """An average of the weights, validated and exported beside the last ones."""
 
     kind: Annotated[Literal["none", "ema", "last"], TRAINING] = "none"
     """none, ema (exponential), or last (the mean of the last k)."""
-    decay: Annotated[float, TRAINING, BELOW_ONE] = 0.999
+    decay: Annotated[float | tuple[float, ...], TRAINING, DECAYS] = 0.999
     """Of the exponential average, for each set of weights. It is warmed up: after n of them it reaches back over \
-1 + n / 9, until that is 1 / (1 - decay)."""
+1 + n / 9, until that is 1 / (1 - decay). Several, such as 0.99 0.999, make an average each, named by its decay."""
     k: Annotated[int, TRAINING] = 5
     """Number of weights in the mean of the last ones."""
     every: Annotated[int, TRAINING] = 1
@@ -182,6 +190,20 @@ class AverageOptions(Options, prefix="--average."):
         super().__post_init__()
         if self.k < 1 or self.every < 1:
             raise UsageError(f"--average.k {self.k} --average.every {self.every}: use 1 or more")
+        if isinstance(self.decay, tuple) and len(self.decay) == 1:
+            object.__setattr__(self, "decay", self.decay[0])
+
+    def suffixes(self) -> dict[str, float]:
+        """What the columns of each average end with, and its decay (nothing but a name, where the last are averaged).
+
+        >>> AverageOptions(kind="ema").suffixes(), AverageOptions(kind="ema", decay=(0.9, 0.99)).suffixes()
+        ({'_averaged': 0.999}, {'_averaged_0.9': 0.9, '_averaged_0.99': 0.99})
+        """
+        if self.kind == "none":
+            return {}
+        if self.kind == "ema" and isinstance(self.decay, tuple):
+            return {f"_averaged_{decay!r}": decay for decay in self.decay}
+        return {"_averaged": self.decay if isinstance(self.decay, float) else 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +218,22 @@ class QuestionOptions:
     """Number of questions."""
     every: Annotated[int | None, EVALUATION] = None
     """Tokens from one round to the next. Default: only after the last step."""
+
+
+def _are_steps(values: tuple[float, ...]) -> bool:
+    return all(0 < value < 1 or (value >= 1 and value == int(value)) for value in values)
+
+
+STEPS = Check(_are_steps, "use shares between 0 and 1, or whole numbers of steps")
+
+
+def step_at(place: float, steps: int) -> int:
+    """The step of a share of the `steps`, below 1, or of a number of a step.
+
+    >>> step_at(0.6, 20), step_at(0.001, 20), step_at(5.0, 20)
+    (12, 1, 5)
+    """
+    return max(round(place * steps), 1) if place < 1 else int(place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +283,8 @@ class TrainingOptions(BudgetOptions):
     """Steps from one checkpoint to the next, which is what a killed run loses. Default: a twentieth of the steps."""
     keep: Annotated[int, OUTPUT, Min(1)] = 2
     """Checkpoints to keep."""
+    checkpoint_at: Annotated[tuple[float, ...], OUTPUT, STEPS] = ()
+    """Checkpoints to keep for good, beside those: shares of the steps, such as 0.6, or numbers of steps, from 1 on."""
     loggers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], OUTPUT] = ()
     """Where metrics go beside metrics.csv."""
 
@@ -270,12 +310,60 @@ class PretrainConfig(TrainingOptions):
 
     bins: Annotated[Path, INPUT]
     """Folder that bin wrote with --tokenize."""
+    from_: Annotated[str | None, INPUT] = None
+    """Weights to start from: RUN, a run of pretrain at its last checkpoint, RUN@STEP, or a model folder of \
+transformers, such as RUN/export. Default: new ones. It is a new training, from step 0 of its own schedule, budget and \
+rates, unless --branch."""
+    keep_optimizer: Annotated[bool, SWITCH, INPUT] = False
+    """Take the optimizer's state over from the run of --from, too."""
+    branch: Annotated[bool, SWITCH, INPUT] = False
+    """Go on with the run of --from, after its step: the same bins, schedule, seed and budget, with its optimizer's \
+state, but with other rates, averages or clipping, as the options say."""
     out: Annotated[Path, OUTPUT]
     """Run directory. The same command again resumes it."""
     allow_changed_bins: Annotated[bool, SWITCH, OUTPUT] = False
     """Go on from a checkpoint that was trained on other blocks or under another schedule."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
     """Start afresh, even where --out holds a run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("branch", "keep_optimizer"):
+            if getattr(self, name) and self.from_ is None:
+                raise UsageError(f"{self.flag(name)} is for --from: name the run to start from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig(Options, digits="g"):
+    """Options of `fluxentropy average`."""
+
+    run: Annotated[Path, INPUT] = field(kw_only=False)
+    """Run directory of pretrain, with checkpoints: those of --keep and --checkpoint-at."""
+    last: Annotated[int | None, MODEL, Min(1)] = None
+    """The plain mean of this many checkpoints, the last ones."""
+    ema: Annotated[float | None, MODEL, BELOW_ONE] = None
+    """An exponential average of all checkpoints with this decay, from the first to the last, warmed up as that of \
+--average.kind ema."""
+    weights: Annotated[tuple[str | float, ...] | None, MODEL, Separated(empty=None)] = None
+    """A weight for each of as many checkpoints, the last ones, from the earliest on, separated by commas; they sum to \
+1."""
+    steps: Annotated[tuple[str | int, ...] | None, MODEL, Separated(empty=None)] = None
+    """Steps of the checkpoints to choose from, separated by commas. Default: all that are there."""
+    out: Annotated[Path, OUTPUT]
+    """Folder to write: a model of transformers, as export/ is, and average.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("last", "ema", "weights") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UsageError(f"{' '.join(map(self.flag, given)) or 'no weights'}: give one of --last, --ema, --weights")
+        try:
+            object.__setattr__(self, "weights", self.weights and tuple(map(float, self.weights)))
+            object.__setattr__(self, "steps", self.steps and tuple(sorted({int(step) for step in self.steps})))
+        except ValueError as error:
+            raise UsageError(f"--weights and --steps take numbers separated by commas: {error}") from error
+        if self.weights is not None and not abs(math.fsum(map(float, self.weights)) - 1) < 1e-6:
+            raise UsageError(f"--weights: they sum to {math.fsum(map(float, self.weights)):g}: let them sum to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +35,9 @@ from fluxentropy.pretraining.callbacks import (
 )
 from fluxentropy.pretraining.export import export, family
 from fluxentropy.pretraining.gpt import GPT, GPTConfig
-from fluxentropy.pretraining.ledger import PIECES, Ledger, hash_ids
-from fluxentropy.pretraining.optim import BATCHED, WARMED_UP, averaged
-from fluxentropy.pretraining.options import AverageOptions, LedgerConfig, PretrainConfig
+from fluxentropy.pretraining.ledger import PIECES, Ledger, hash_ids, read_steps
+from fluxentropy.pretraining.optim import BATCHED, WARMED_UP
+from fluxentropy.pretraining.options import LedgerConfig, PretrainConfig
 from fluxentropy.pretraining.trainer import (
     BlockData,
     GPTModule,
@@ -45,12 +46,14 @@ from fluxentropy.pretraining.trainer import (
     latest_checkpoint,
     make_trainer,
     quiet_lightning,
+    read_checkpoint,
 )
+from fluxentropy.pretraining.trunk import OPTIONS, open_trunk, split_place
 from fluxentropy.pretraining.validation import HeldOut
 from fluxentropy.runs.check import Findings
 from fluxentropy.runs.directory import RunDirectory, RunRecord
 from fluxentropy.runs.engine import Engine
-from fluxentropy.runs.files import atomic_path, sha256_file, versions
+from fluxentropy.runs.files import atomic_path, fingerprint_json, sha256_file, versions
 from fluxentropy.runs.tables import MetricsFile, last_row
 from fluxentropy.schedules.dataset import FOLDER, BlockSet
 from fluxentropy.schedules.sampler import Draws, open_sampler
@@ -63,7 +66,8 @@ OWNED = ("metrics.csv", "timings.csv", "ledger.parquet", PIECES, "export*", "ten
 
 # what changes how a run is done, but not its result
 FREE = (
-    *("bins", "validation", "out", "overwrite", "allow_changed_bins", "checkpoint_every", "keep", "loggers"),
+    *("bins", "validation", "out", "overwrite", "allow_changed_bins", "checkpoint_every", "keep"),
+    *("checkpoint_at", "loggers"),
     *("workers", "accelerator", "devices", "strategy", "compile"),
 )
 
@@ -82,7 +86,7 @@ class PretrainResult(Result):
     val_bpb: float  # the same in bits per byte
     metrics: Mapping[str, float]  # the last row of metrics.csv
     facts: Mapping[str, Any] = field(repr=False)  # what the manifest says of the training
-    average: AverageOptions = field(repr=False)
+    said_of_average: Sequence[str] = field(repr=False)
 
     @property
     def export(self) -> Path:
@@ -93,7 +97,7 @@ class PretrainResult(Result):
         return [
             f"{self.parameters:,} parameters trained on {self.tokens:,} tokens in {self.steps:,} steps",
             f"validation loss {self.val_loss:.4f} nats per token, {self.val_bpb:.4f} bits per byte",
-            *_said_of_average(self.average, self.steps, self.metrics),
+            *self.said_of_average,
             f"metrics in {self.out / 'metrics.csv'}, what was seen in {self.out / 'ledger.parquet'}",
             f"score with it: fluxentropy score SOURCE --model {self.export} --out DIR",
         ]
@@ -106,8 +110,11 @@ class PretrainResult(Result):
 def pretrain(config: PretrainConfig) -> PretrainResult:
     """Train a GPT on the blocks of `config.bins`, going on from the last checkpoint of the same command."""
     training = open_training(config)
+    training.kept_steps()
     gpt = make_model(config, training.blocks)
-    with _run_directory(config) as run, as_begun(config.out, config.accelerator) as threads:
+    training.trunk = open_trunk(config, training, gpt)
+    own = training.trunk.identity["threads"] if training.trunk and config.branch else None  # else not to the bit
+    with _run_directory(config) as run, as_begun(config.out, config.accelerator, new=own) as threads:
         if run is not None:
             run.begin({**_identity(config, training), **threads}, to_yaml(config))
         if run is None or not run.complete:
@@ -124,7 +131,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         val_bpb=last["val_bpb"],
         metrics=last,
         facts=facts,
-        average=config.average,
+        said_of_average=_said_of_average(training, last),
     )
 
 
@@ -217,9 +224,12 @@ def make_model(config: PretrainConfig, blocks: BlockSet) -> GPT:
 def _train(training: Training, gpt: GPT, folder: Path) -> None:
     config = training.config
     checkpoint = latest_checkpoint(folder)
+    if checkpoint is None and training.trunk is not None and training.trunk.branch:
+        training.branching, checkpoint = True, training.trunk.checkpoint
     if checkpoint is not None:
         training.start_step = _resume(training, checkpoint)
-        log.info(f"resuming after step {training.start_step:,} of {training.steps:,}")
+        how = f"branching off {config.from_}" if training.branching else "resuming"
+        log.info(f"{how} after step {training.start_step:,} of {training.steps:,}")
     log.info(f"{gpt.num_parameters():,} parameters, {training.steps:,} steps, {training.budget:,} tokens")
     average = Averaging(training, config.average, gpt) if config.average.kind != "none" else None
     ledger = Ledger(config.out)
@@ -245,9 +255,8 @@ def _train(training: Training, gpt: GPT, folder: Path) -> None:
     if trainer.is_global_zero:
         ledger.finish(training.steps)
         _export(gpt, config.out / "export", training)
-        if average is not None:
-            with averaged(gpt, average.average.average()):
-                _export(gpt, config.out / "export-averaged", training)
+        for suffix in average.inside(gpt) if average is not None else ():
+            _export(gpt, config.out / f"export{suffix.replace('_', '-')}", training)
 
 
 def _fit(trainer: Any, module: GPTModule, data: BlockData, checkpoint: Path | None) -> None:
@@ -279,12 +288,12 @@ def metric_columns(training: Training) -> list[str]:
     bins = range(training.held_out.blocks.bins)
     questions = [*ACCURACIES, "answer_loglikelihood"] if training.config.questions.data else []
     by_bin = [f"{name}_bin_{number:02d}" for name in ("val_loss", "val_bpb") for number in bins]
-    averages = ["val_loss", "val_bpb", *questions, *by_bin] if training.config.average.kind != "none" else []
+    averages = ["val_loss", "val_bpb", *questions, *by_bin]
     return [
         *("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm"),
         *questions,
         *by_bin,
-        *(f"{name}_averaged" for name in averages),
+        *(f"{name}{suffix}" for suffix in training.config.average.suffixes() for name in averages),
     ]
 
 
@@ -304,7 +313,7 @@ def _run_directory(config: PretrainConfig) -> Iterator[RunDirectory | None]:
 
 def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
     """Everything that decides the result."""
-    plain = {name: value for name, value in to_plain(config).items() if name not in FREE}
+    plain = {name: value for name, value in to_plain(config).items() if name not in (*FREE, *OPTIONS)}
     data = {
         "blocks": training.blocks.fingerprint,
         "validation": training.held_out.blocks.fingerprint,
@@ -320,6 +329,8 @@ def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
         data["muon"] = BATCHED
     if config.questions.data:
         data["answers"] = FORMAT
+    if training.trunk is not None:
+        data["trunk"] = dict(training.trunk.identity)
     return {"kind": "pretrain", **plain, **data}
 
 
@@ -329,13 +340,21 @@ def _facts(training: Training, gpt: GPT) -> dict[str, Any]:
         "tokens": training.budget,
         "parameters": gpt.num_parameters(),
         "losses": [list(losses) for losses in training.sampler.plan.history],  # that an adaptive schedule was told
-        **_average_facts(training.config.average, training.steps),
+        **_average_facts(training),
+        **({"trunk": training.trunk.facts()} if training.trunk else {}),
         "versions": versions(),
     }
 
 
-def _average_facts(options: AverageOptions, steps: int) -> dict[str, Any]:
-    return {} if options.kind == "none" else {"average_horizon": average_horizon(options, steps)}  # in steps
+def _horizons(training: Training) -> dict[str, float]:
+    since = int(training.trunk.identity.get("averaged_since", 0)) if training.trunk else 0
+    return average_horizon(training.config.average, training.steps, since)
+
+
+def _average_facts(training: Training) -> dict[str, Any]:
+    """What averages reach back over, in steps: a number, or by decay where there are several."""
+    found = {suffix.removeprefix("_averaged_"): value for suffix, value in _horizons(training).items()}
+    return {"average_horizon": found.get("_averaged", found)} if found else {}
 
 
 def _written(out: Path) -> dict[str, str]:
@@ -344,15 +363,18 @@ def _written(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): sha256_file(path) for path in files}
 
 
-def _said_of_average(options: AverageOptions, steps: int, row: Mapping[str, float]) -> list[str]:
+def _said_of_average(training: Training, row: Mapping[str, float]) -> list[str]:
     """What averaged weights are worth, and over how many steps they are averaged."""
-    if options.kind == "none":
-        return []
-    horizon = average_horizon(options, steps)
-    said = f"averaged over {'about ' * (options.kind == 'ema')}the last {horizon:,.0f} of {steps:,} steps"
-    if options.kind == "ema" and (full := options.every / (1 - options.decay)) > horizon:
-        said += f" (a decay of {options.decay:g} reaches back {full:,.0f} in longer runs)"
-    return [f"{said}: {row['val_loss_averaged']:.4f} nats per token, {row['val_bpb_averaged']:.4f} bits per byte"]
+    options, lines = training.config.average, []
+    for suffix, horizon in _horizons(training).items():
+        decay = options.suffixes()[suffix]
+        about = "about " * (options.kind == "ema")
+        said = f"averaged over {about}the last {horizon:,.0f} of {training.steps:,} steps"
+        if options.kind == "ema" and (full := options.every / (1 - decay)) > horizon:
+            said += f" (a decay of {decay:g} reaches back {full:,.0f} in longer runs)"
+        loss, bpb = (row[f"{name}{suffix}"] for name in ("val_loss", "val_bpb"))
+        lines.append(f"{said}: {loss:.4f} nats per token, {bpb:.4f} bits per byte")
+    return lines
 
 
 # --- `fluxentropy ledger` ---------------------------------------------------------------------------------------------
@@ -371,10 +393,12 @@ class LedgerResult(Result):
     seen: int  # documents of which any block was drawn
     out: Path
     most: int = field(repr=False)  # times that a document was seen
+    origin: Sequence[str] = field(repr=False)  # what the weights saw before, and where
 
     def lines(self) -> list[str]:
         return [
             f"{self.steps:,} steps, each with the blocks that its hash says",
+            *self.origin,
             f"{self.documents:,} documents: {self.seen:,} seen, {self.documents - self.seen:,} not; "
             f"at most {self.most:,} times",
             str(self.out),
@@ -385,10 +409,76 @@ class LedgerResult(Result):
 def ledger(config: LedgerConfig) -> LedgerResult:
     """Draw all blocks of a finished run again, compare them with its ledger, and sum up their documents.
 
+    A branch has the steps of its trunk among its own. Where a new training began with the weights of a run, the column
+    `times_before` says how often these have seen each of its documents before.
+
     Errors: RunError where the run is not complete, its blocks have changed, or a step's hash is not that of its blocks.
     """
     training, drawn = draw_again(config.run)
-    blocks = training.blocks
+    table, steps = _seen(training.blocks, drawn)
+    record = RunRecord.read(config.run)
+    before = seen_before(record)
+    if before:
+        places = zip(*(table[name].to_pylist() for name in LINEAGE if name in table.column_names), strict=True)
+        table = table.append_column("times_before", pa.array([before[place] for place in places], pa.int64()))
+    out = config.out or config.run / "documents.parquet"
+    with atomic_path(out) as path:
+        pq.write_table(table, path, compression="zstd")
+    times = np.asarray(table["times"])
+    return LedgerResult(
+        run=config.run,
+        steps=steps,
+        documents=len(table),
+        seen=int((times > 0).sum()),
+        out=out,
+        most=int(times.max(initial=0)),
+        origin=_origin(record, before),
+    )
+
+
+def _origin(record: RunRecord, before: Mapping[Any, int] | None) -> list[str]:
+    """What a run's weights saw before its first step, in words."""
+    trunk = record.facts.get("trunk")
+    if trunk is None:
+        return []
+    lines = [f"the first {trunk['step']:,} of them are those of {trunk['from']}"] if trunk["branch"] else []
+    earlier = record.identity["trunk"].get("before")
+    if earlier is None:
+        return [f"it began with the weights of {trunk['from']}; what these saw is not known"]
+    if earlier:
+        total = earlier + record.facts["tokens"]
+        lines += [f"its weights saw {earlier:,} tokens before, in {trunk['from']}: {total:,} tokens in all"]
+        lines += ["which documents is not known: that run, or its bins, are not there"] if before is None else []
+    return lines
+
+
+def seen_before(record: RunRecord) -> Counter[Any] | None:
+    """How often the weights of a run had seen each document before its first step, by the document's lineage.
+
+    None where this cannot be told any more. Errors: RunError where a step of an earlier run holds other blocks.
+    """
+    trunk = record.facts.get("trunk")
+    if trunk is None:
+        return Counter()
+    path, _ = split_place(trunk["from"])
+    there = RunRecord.read(path)
+    if fingerprint_json(there.identity) != record.identity["trunk"].get("run"):  # gone, another, or a model folder
+        return None
+    earlier = seen_before(there)
+    if trunk["branch"] or earlier is None:  # its own steps are those of the trunk, too
+        return earlier
+    try:
+        training, drawn = draw_again(path, trunk["step"])
+    except SourceError:
+        return None
+    table, _ = _seen(training.blocks, drawn)
+    places = zip(*(table[name].to_pylist() for name in LINEAGE if name in table.column_names), strict=True)
+    earlier.update(dict(zip(places, table["times"].to_pylist(), strict=True)))
+    return earlier
+
+
+def _seen(blocks: BlockSet, drawn: Iterator[np.ndarray]) -> tuple[pa.Table, int]:
+    """How often and when each document was drawn, in so many steps."""
     times = np.zeros(int(blocks.first[-1]), np.int64)
     first = np.full(len(times), np.iinfo(np.int64).max)
     last = np.zeros(len(times), np.int64)
@@ -397,35 +487,28 @@ def ledger(config: LedgerConfig) -> LedgerResult:
         np.add.at(times, ids, 1)
         np.minimum.at(first, ids, steps)
         np.maximum.at(last, ids, steps)
-    out = config.out or config.run / "documents.parquet"
-    table = pa.concat_tables(_documents(blocks, times, first, last))
-    with atomic_path(out) as path:
-        pq.write_table(table, path, compression="zstd")
-    seen = np.asarray(table["times"])
-    return LedgerResult(
-        run=config.run,
-        steps=steps,
-        documents=len(table),
-        seen=int((seen > 0).sum()),
-        out=out,
-        most=int(seen.max(initial=0)),
-    )
+    return pa.concat_tables(_documents(blocks, times, first, last)), steps
 
 
-def draw_again(run: Path) -> tuple[Training, Iterator[np.ndarray]]:
+def draw_again(run: Path, steps: int | None = None) -> tuple[Training, Iterator[np.ndarray]]:
     """What a finished run was trained on, and the blocks (B,) of each of its steps, compared with the ledger.
+
+    With `steps`, only of the first ones, also of a run that is not finished.
 
     Errors: UsageError where `run` is no such run; RunError names the step whose hash is another.
     """
     record = RunRecord.read(run)
-    if record.identity.get("kind") != "pretrain" or not record.complete:
+    if record.identity.get("kind") != "pretrain" or not (record.complete or steps):
         raise UsageError(f"{run} is no finished run of pretrain")
-    training = open_training(read_config(run))
-    return training, _drawn(run, training.sampler, record.facts.get("losses") or [])
+    training, losses = open_training(read_config(run)), record.facts.get("losses") or []
+    if not record.complete and (checkpoint := latest_checkpoint(run / "checkpoints")):
+        losses = read_checkpoint(checkpoint)["sampler"]["losses"]
+    table = pq.read_table(run / "ledger.parquet") if steps is None else read_steps(run, steps)
+    return training, _drawn(run, training.sampler, losses, table["ids_hash"].to_pylist())
 
 
-def _drawn(run: Path, sampler: Draws, losses: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:
-    for step, hashed in enumerate(pq.read_table(run / "ledger.parquet")["ids_hash"].to_pylist()):
+def _drawn(run: Path, sampler: Draws, losses: Sequence[Sequence[float]], hashes: Sequence[str]) -> Iterator[np.ndarray]:
+    for step, hashed in enumerate(hashes):
         while step >= sampler.plan.known and losses:
             sampler.learn(losses[len(sampler.plan.history)])
         ids = sampler.batch(step)

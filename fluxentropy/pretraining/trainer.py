@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.pretraining.gpt import GPT
 from fluxentropy.pretraining.loader import BlockBatches, LengthWarmUp, block_loader, cut_blocks
 from fluxentropy.pretraining.optim import build_optimizer, scale_learning_rates
-from fluxentropy.pretraining.options import PretrainConfig
+from fluxentropy.pretraining.options import PretrainConfig, step_at
 from fluxentropy.pretraining.validation import HeldOut
 from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.engine import usable_cores
@@ -36,6 +37,30 @@ from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.sampler import Sampler
 
 # --- the trainer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What a training starts from."""
+
+    name: str  # as --from says
+    branch: bool
+    identity: Mapping[str, Any]
+    """branch, optimizer (whether its state is taken over), weights (a hash, with that state), and of a run: run (its
+    identity, hashed), step, tokens (that the weights have seen), before (of these, those before step 1 of the plan of
+    the training that starts here), threads, averaged_since (the step after which the averages begin)."""
+    run: Path | None = None  # None: a model folder, or a run that is gone
+    checkpoint: Path | None = None
+    optimizer: Mapping[str, Any] | None = field(default=None, repr=False)  # state of the one of a new training
+
+    @property
+    def step(self) -> int:
+        return int(self.identity.get("step", 0))
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        known = ("branch", "optimizer", "step", "tokens")
+        return {"from": self.name} | {name: self.identity[name] for name in known if name in self.identity}
 
 
 @dataclass(kw_only=True)
@@ -49,6 +74,8 @@ class Training:
     members: list[list[int]]  # bins of each bin of the plan
     sizes: Tensor  # (V,) bytes of each token
     start_step: int = 0
+    trunk: Trunk | None = None  # whose weights the model has
+    branching: bool = False  # it starts from the checkpoint of the trunk, not from one of its own
     tokens: np.ndarray = field(init=False)  # (T+1,) seen before each step
 
     def __post_init__(self) -> None:
@@ -68,6 +95,13 @@ class Training:
         """Forward passes of a device in a step."""
         share = self.config.batch_size // self.config.devices
         return -(-share // (self.config.micro_batch or share))
+
+    def kept_steps(self) -> set[int]:
+        """The steps of --checkpoint-at. Errors: UsageError names one that the training has not."""
+        found = {step_at(place, self.steps) for place in self.config.checkpoint_at}
+        if found and max(found) > self.steps:
+            raise UsageError(f"--checkpoint-at {max(found)}: the training has {self.steps} steps")
+        return found
 
     def crosses(self, step: int, every: int) -> bool:
         """Whether the tokens seen pass a multiple of `every` in this step."""
@@ -96,7 +130,11 @@ class GPTModule(lightning.LightningModule):
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.gpt, self.training_plan.config.optim)
+        optimizer, trunk = build_optimizer(self.gpt, self.training_plan.config.optim), self.training_plan.trunk
+        if trunk is not None and trunk.optimizer is not None:
+            groups = optimizer.state_dict()["param_groups"]  # rates and the like are those of this training
+            optimizer.load_state_dict({"state": trunk.optimizer["state"], "param_groups": groups})
+        return optimizer
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         training, (step, part) = self.training_plan, divmod(batch_idx, self.training_plan.parts)
@@ -153,10 +191,23 @@ class GPTModule(lightning.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        blocks = self.training_plan.blocks
         checkpoint["sampler"] = self.training_plan.sampler.state(self.row.get("step", 0))
+        checkpoint |= {"model": to_plain(self.gpt.config), "tokenizer": blocks.facts["tokenizer"]["fingerprint"]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts parts of steps; where the devices are more or fewer now, the same steps have other parts."""
+        """Lightning counts parts of steps; where the devices are more or fewer now, the same steps have other parts.
+
+        A branch has from its trunk the optimizer's state, but not its rates and the like.
+        """
+        if self.training_plan.branching:
+            [optimizer] = checkpoint["optimizer_states"]
+            optimizer["param_groups"] = build_optimizer(self.gpt, self.training_plan.config.optim).state_dict()[
+                "param_groups"
+            ]
+            assert self.training_plan.trunk is not None
+            if self.training_plan.trunk.identity["averaged_since"] == self.training_plan.start_step:
+                checkpoint["callbacks"].pop("Averaging", None)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = self.training_plan.start_step * self.training_plan.parts
         for counts in (progress["total"], progress["current"]):
@@ -299,9 +350,42 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+FOR_GOOD = ".kept.ckpt"  # what the name of a checkpoint ends with that is never deleted
+
+
+def checkpoint_path(folder: Path, step: int, *, for_good: bool = False) -> Path:
+    """
+    >>> [checkpoint_path(Path("c"), 7, for_good=kept).name for kept in (False, True)]
+    ['step-00000007.ckpt', 'step-00000007.kept.ckpt']
+    """
+    return folder / f"step-{step:08d}{FOR_GOOD if for_good else '.ckpt'}"
+
+
+def all_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder` by step, in order; where a step has two, the one that is kept for good."""
+    return {step_of(path): path for path in sorted(folder.glob("step-*.ckpt"))}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(checkpoint.name[len("step-") :].partition(".")[0])
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps."""
-    return max(folder.glob("step-*.ckpt"), default=None)
+    return next(reversed(all_checkpoints(folder).values()), None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Errors: RunError for one that is damaged."""
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:  # torch and pickle raise many kinds
+        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    return found
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import glob
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -389,6 +389,10 @@ class MetricsFile:
             [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step],
             new=len(self.columns) - len(before),
         )
+
+    def replace(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Write the file with these rows, of which it takes its own columns."""
+        self._rewrite([_line([row.get(name) for name in self.columns]) for row in rows], 0)
 
     def append(self, row: Mapping[str, float | int | str]) -> None:
         if new := [name for name in row if name not in self.columns]:
