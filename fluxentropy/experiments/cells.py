@@ -116,6 +116,7 @@ class Comparison:
     versions: Mapping[str, str]
     work: Callable[[Cell], Record]  # see RunCell
     judge: Callable[[Sequence[Record]], dict[str, Any]]  # records of finished cells -> what they say, as plain JSON
+    settle: Callable[[], Comparison] | None = None  # trains what must be known before the arms are what they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,8 @@ def run_comparison(config: ComparisonOptions, this: Comparison, kind: type[R]) -
     ):
         identity = {"kind": kind.command, "base": this.base, **this.data, **threads}
         run.begin(identity, to_yaml(config), last=True)
+        if this.settle is not None:
+            this = this.settle()
         remember_arms(out, dict(this.arms))
         failed: dict[str, str] = {}
         if config.train:

@@ -81,7 +81,8 @@ too, is a new training on what is left of the budget, with the weights alone, or
     seeds: Annotated[int, ARMS] = 5
     """Runs of each arm. Runs of one seed have the same initial weights, and the same order of blocks in each bin."""
     rates: Annotated[tuple[float, ...], ARMS] = ()
-    """Peak learning rates, such as 0.006 0.012 0.024: each arm that has no optim.lr of its own gets the one with the lowest loss on seeds that are not judged. A control has the rate of its arm. Default: all have that of base."""
+    """Peak learning rates, such as 0.006 0.012 0.024: each arm that has no optim.lr of its own gets the one with the \
+lowest loss on seeds that are not judged. A control has the rate of its arm. Default: all have that of base."""
     tuning_seeds: Annotated[int, ARMS, Min(1)] = 3
     """Runs at each of the rates."""
     margin: Annotated[float, ARMS, Positive("number of per cent, such as 0.5")] = 0.5

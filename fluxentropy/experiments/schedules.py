@@ -57,34 +57,36 @@ class CompareResult(ComparisonResult):
 @command
 def compare(config: CompareConfig) -> CompareResult:
     """Train what is not finished, then judge all arms of `config`; arms and seeds may be added later."""
-    arms, tuning = all_arms(config), {}
-    if config.rates:
-        tuning = choices(config, arms, compare(grid(config, arms)).record)
-        arms = with_rates(arms, tuning)
-    cells = [  # whole seeds first: a comparison that is stopped has pairs
-        cell for place in range(config.seeds) for cell in make_cells(config, arms, place)
-    ]
+    arms = all_arms(config)
     plain = Arm(name=RANDOM, own={}, kind="random")
     blocks, held_out = open_blocks(plain.config(config.base, config.bins, config.out))
     if config.sources is not None:
         read_sources(held_out.blocks, config.sources)
 
-    def judged(records: Sequence[Record]) -> dict[str, Any]:
-        found = judge(arms, records, seeds=config.seeds, margin=config.margin) | {"bins": str(config.bins)}
-        return found | ({"tuning": tuning} if tuning else {})
+    def comparison(arms: Sequence[Arm], tuning: dict[str, Any]) -> Comparison:
+        def judged(records: Sequence[Record]) -> dict[str, Any]:
+            found = judge(arms, records, seeds=config.seeds, margin=config.margin) | {"bins": str(config.bins)}
+            return found | ({"tuning": tuning} if tuning else {})
 
-    base = {name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")}
-    this = Comparison(
-        owned=OWNED,
-        arms={arm.name: to_plain(dict(arm.own)) for arm in arms},
-        cells=cells,
-        base=base,
-        data={"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint},
-        versions=versions(),
-        work=functools.partial(trained, sources=config.sources),
-        judge=judged,
-    )
-    return run_comparison(config, this, CompareResult)
+        return Comparison(
+            owned=OWNED,
+            arms={arm.name: to_plain(dict(arm.own)) for arm in arms},
+            cells=[  # whole seeds first: a comparison that is stopped has pairs
+                cell for place in range(config.seeds) for cell in make_cells(config, arms, place)
+            ],
+            base={name: value for name, value in to_plain(config.base).items() if name not in (*FREE, "schedule")},
+            data={"blocks": blocks.fingerprint, "validation": held_out.blocks.fingerprint},
+            versions=versions(),
+            work=functools.partial(trained, sources=config.sources),
+            judge=judged,
+        )
+
+    def settled() -> Comparison:
+        tuning = choices(config, arms, compare(grid(config, arms)).record)
+        return comparison(with_rates(arms, tuning), tuning)
+
+    this = comparison(arms, {})
+    return run_comparison(config, dataclasses.replace(this, settle=settled) if config.rates else this, CompareResult)
 
 
 def make_cells(config: CompareConfig, arms: Sequence[Arm], place: int) -> list[Cell]:
