@@ -194,7 +194,8 @@ def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> Schedule
     if schedule.name in turned:
         return dataclasses.replace(schedule, name=turned[schedule.name])
     if any(f.name == "descending" for f in dataclasses.fields(cls)):
-        return dataclasses.replace(schedule, descending=not schedule.descending)
+        begin = {"low": "high", "high": "low"}.get(schedule.begin or "", schedule.begin)
+        return dataclasses.replace(schedule, descending=not schedule.descending, begin=begin)
     if schedule.name == "grid":  # its stages are its groups
         return None
     groups = group_bins(schedule.groups, bins)[::-1]

@@ -151,8 +151,8 @@ def strata_table(strata: Mapping[str, Any]) -> list[str]:
     """Lines of a table: a row for each value of the column, and what its blocks hold of others.
 
     >>> values = [{"name": "news", "blocks": 40, "drawn": 40, "in_batch": [3, 4], "off": 0.031}]
-    >>> print("\n".join(strata_table({"column": "source", "off": 0.031, "lost": [], "values": values})))
-    each batch has its share of every source; 3.1 % of the tokens are of another than their block
+    >>> print("\\n".join(strata_table({"column": "source", "off": 0.031, "lost": [], "values": values})))
+    each batch has its share of every source; 3.1 % of the tokens have another value than their block
      source  blocks   drawn  in a batch  off (%)
        news      40      40       3 - 4      3.1
     """
@@ -161,8 +161,8 @@ def strata_table(strata: Mapping[str, Any]) -> list[str]:
     width = max(len(f"{max(value['drawn'], value['blocks']):,}") for value in values)
     width = max(width, 6)
     lines = [
-        f"each batch has its share of every {strata['column']}; {100 * strata['off']:.1f} % of the tokens are of "
-        f"another than their block",
+        f"each batch has its share of every {strata['column']}; {100 * strata['off']:.1f} % of the tokens have another "
+        f"value than their block",
         f" {strata['column']:>{name}}  {'blocks':>{width}}  {'drawn':>{width}}  in a batch  off (%)",
     ]
     for value in values:

@@ -157,11 +157,13 @@ def _majority(blocks: BlockSet, number: int, rows: np.ndarray) -> tuple[np.ndarr
         raise RunError(
             f"bin {number} in {blocks.path} has {len(rows):,} texts, and its blocks are of more: make the blocks again"
         )
-    pairs, place = np.unique(np.stack([block, rows[documents]], axis=1), axis=0, return_inverse=True)
-    tokens = np.bincount(place.ravel(), targets, minlength=len(pairs)).astype(np.int64)
-    order = np.lexsort((pairs[:, 1], -tokens, pairs[:, 0]))
-    first = order[np.searchsorted(pairs[order, 0], np.arange(int(blocks.counts[number])))]
-    return pairs[first, 1], blocks.length - tokens[first]
+    most = int(rows.max(initial=0)) + 1
+    pairs, place = np.unique(block * most + rows[documents], return_inverse=True)
+    tokens = np.bincount(place, targets, minlength=len(pairs)).astype(np.int64)
+    whose, label = np.divmod(pairs, most)
+    order = np.lexsort((label, -tokens, whose))
+    first = order[np.searchsorted(whose[order], np.arange(int(blocks.counts[number])))]
+    return label[first], blocks.length - tokens[first]
 
 
 # --- a share of the blocks --------------------------------------------------------------------------------------------

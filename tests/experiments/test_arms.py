@@ -71,7 +71,14 @@ def test_arms_that_are_there_serve_as_controls(bins: Path) -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    [{"name": "periodic", "cycles": 2}, {"name": "folded", "cycles": 2}, {"name": "tilt"}, {"name": "pool"}],
+    [
+        {"name": "periodic", "cycles": 2},
+        {"name": "folded", "cycles": 2},
+        {"name": "tilt"},
+        {"name": "pool"},
+        {"name": "curriculum", "begin": "low", "until": 0.5},
+        {"name": "segment", "front": 0.3},
+    ],
     ids=lambda schedule: schedule["name"],
 )
 def test_controls_draw_what_they_promise(schedule: dict[str, Any], bins: Path) -> None:

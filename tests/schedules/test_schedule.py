@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import FluxentropyError, SourceError, UsageError
 from fluxentropy.schedules.mixtures import GridStages, Periodic, Reweighting, Stages, Tilt
 from fluxentropy.schedules.options import ScheduleConfig
@@ -476,6 +477,16 @@ def test_bad_options(given: dict[str, Any], message: str) -> None:
 def test_schedules_that_do_not_fit_the_bins(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         made(**given).mixture(np.array([0.5]), SIZES)
+
+
+def test_the_identity_of_earlier_runs_stays() -> None:
+    """A run that uses nothing new is the run that it was."""
+    earlier = (
+        "name descending pacing start full power steps width wave cycles stages method share ends axis until since "
+        "target betas every rate floor reference weights interpolation groups shuffle_labels balanced_labels static"
+    )
+    assert set(ScheduleConfig.identity(to_plain(ScheduleConfig()))) == set(earlier.split())
+    assert "keep" in ScheduleConfig.identity(to_plain(ScheduleConfig(keep="lowest 0.5")))
 
 
 def test_every_schedule_says_what_it_is() -> None:

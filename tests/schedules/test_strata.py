@@ -233,6 +233,15 @@ def test_what_is_drawn_is_a_part_of_the_fingerprint(blocks: BlockSet) -> None:
     )
 
 
+def test_held_out_blocks_are_in_no_stratum(blocks: BlockSet) -> None:
+    rest = blocks.without_end(5)
+    labels, bins = np.array(labelled(blocks)[0]), blocks.places(np.arange(200))
+    inside = bins[1] < rest.counts[bins[0]]
+    one = sampled(rest, "increasing")
+    np.testing.assert_array_equal(np.sort(everything(one)), np.arange(185))
+    assert [int(part.sizes.sum()) for part in one.plan.strata] == [(labels[inside] == name).sum() for name in "abc"]
+
+
 def test_one_value_is_no_stratification(tmp_path: Path, blocks: BlockSet) -> None:
     folder = write_column(write_blocks(tmp_path, COUNTS), [["v"] * 10 * count for count in COUNTS])
     one = Sampler(BlockSet.open(folder), "folded", batch_size=8, seed=2, stratify="source", keep="middle 0.7")
