@@ -106,8 +106,9 @@ def _asked(config: CompareConfig, name: str, own: dict[str, Any], asked: Mapping
     if kind in CONTROLS and of in asked:
         mixed = merged(config.base, own)["schedule"]["balanced_labels"] is not None
         return Arm(name=name, own=own, kind=kind, of=of, mixed=mixed)
-    random = merged(config.base, own)["schedule"]["name"] == RANDOM
-    return Arm(name=name, own=own, kind="random" if random else "arm")
+    schedule = merged(config.base, own)["schedule"]
+    plain = schedule["name"] == RANDOM and schedule["keep"] is None and schedule["stratify"] is None
+    return Arm(name=name, own=own, kind="random" if plain else "arm")
 
 
 def _baseline(config: CompareConfig, arm: Arm, found: dict[str, Arm]) -> str:
@@ -175,7 +176,7 @@ def _control(
 
 
 def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> ScheduleConfig | None:
-    """A control of a schedule over `bins` bins; None where there is none, such as for `adaptive`.
+    """A control of a schedule over `bins` bins; None where there is none, such as for `adaptive`, or a selection.
 
     >>> control_schedule(ScheduleConfig(name="increasing"), "reversed", 4).name
     'decreasing'
@@ -184,7 +185,7 @@ def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> Schedule
     """
     cls = SCHEDULES[schedule.name]
     labels = (schedule.shuffle_labels, schedule.balanced_labels)
-    if cls is Adaptive or schedule.static or labels != (None, None):
+    if cls is Adaptive or schedule.name == RANDOM or schedule.static or labels != (None, None):
         return None
     if kind == "static":
         return dataclasses.replace(schedule, static=True)

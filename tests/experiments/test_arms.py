@@ -99,6 +99,21 @@ def test_controls_draw_what_they_promise(schedule: dict[str, Any], bins: Path) -
     assert abs(np.cumsum(np.sum(shuffled, axis=0) - even[:, None], axis=0)).max() <= 8
 
 
+def test_a_selection_is_an_arm_and_judged_against_all_blocks(bins: Path) -> None:
+    asked = {
+        "half": {"schedule": {"keep": "lowest 0.5"}},
+        "mixed": {"schedule": {"stratify": "source"}},
+        "up": {"schedule": {"name": "increasing", "keep": "lowest 0.5", "jitter": 0.1}},
+    }
+    arms = arms_of(bins, asked)
+    assert list(arms) == ["random", "half", "mixed", "up", "up-reversed", "up-shuffled"]
+    assert [arms[name].kind for name in asked] == ["arm"] * 3
+    assert {arm.baseline for arm in arms.values()} == {"random"}
+    assert arms["half"].controls == arms["mixed"].controls == {}
+    assert arms["up"].controls["static"] == "half"  # the same blocks, evenly
+    assert np.sum(drawn(arms["half"], bins), axis=0)[-1] == 0
+
+
 def test_seeds_are_paired(bins: Path) -> None:
     arms = arms_of(bins, {"up": {"schedule": {"name": "increasing"}}})
     for place in (0, 3):
