@@ -189,7 +189,8 @@ def _asked(config: CompareConfig, arm: Arm, asked: Mapping[str, Any]) -> Arm:
     if kind in CONTROLS and of in asked:
         mixed = schedule["balanced_labels"] is not None
         return dataclasses.replace(arm, kind=kind, of=of, mixed=mixed)  # type: ignore[arg-type]
-    random = schedule["name"] == RANDOM and (arm.trunk is None or arm.trunk.kind == "random")
+    whole = schedule["name"] == RANDOM and schedule["keep"] is None
+    random = whole and (arm.trunk is None or arm.trunk.kind == "random")
     return dataclasses.replace(arm, kind="random" if random else "arm")
 
 
@@ -210,14 +211,17 @@ def _baseline(config: CompareConfig, arm: Arm, found: dict[str, Arm]) -> str:
     if arm.trunk is not None:
         start = {"trunk": found[_baseline(config, arm.trunk, found)], "share": arm.share}
         own["from"] = f"{start['trunk'].name}@{arm.share:g}"
-    own |= {"schedule": {"name": RANDOM}} if arm.trunk is None or arm.anew else {}
+    if arm.trunk is None or arm.anew:
+        own["schedule"] = {"name": RANDOM} | ({} if like["stratify"] is None else {"stratify": like["stratify"]})
     found[name] = Arm(name=name, own=own, kind="random", baseline=name, **start)
     return name
 
 
 def _treatment(config: CompareConfig, arm: Arm) -> dict[str, Any]:
-    """What decides a run, but for the schedule and the bins it is of."""
-    found = {name: value for name, value in _options(config, arm).items() if name not in ("schedule", "bins")}
+    """What decides a run, but for the order of the blocks, and the bins, it is of: batches stay stratified."""
+    options = _options(config, arm)
+    found = {name: value for name, value in options.items() if name not in ("schedule", "bins")}
+    found["stratify"] = options["schedule"]["stratify"]
     return found if arm.trunk is None else found | {"from": [_treatment(config, arm.trunk), arm.share, arm.anew]}
 
 
@@ -274,7 +278,7 @@ def _control(
 
 
 def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> ScheduleConfig | None:
-    """A control of a schedule over `bins` bins; None where there is none, such as for `adaptive`.
+    """A control of a schedule over `bins` bins; None where there is none, such as for `adaptive`, or a selection.
 
     >>> control_schedule(ScheduleConfig(name="increasing"), "reversed", 4).name
     'decreasing'
@@ -283,7 +287,7 @@ def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> Schedule
     """
     cls = SCHEDULES[schedule.name]
     labels = (schedule.shuffle_labels, schedule.balanced_labels)
-    if cls is Adaptive or schedule.static or labels != (None, None):
+    if cls is Adaptive or schedule.name == RANDOM or schedule.static or labels != (None, None):
         return None
     if kind == "static":
         return dataclasses.replace(schedule, static=True)
@@ -293,7 +297,8 @@ def control_schedule(schedule: ScheduleConfig, kind: str, bins: int) -> Schedule
     if schedule.name in turned:
         return dataclasses.replace(schedule, name=turned[schedule.name])
     if any(f.name == "descending" for f in dataclasses.fields(cls)):
-        return dataclasses.replace(schedule, descending=not schedule.descending)
+        begin = {"low": "high", "high": "low"}.get(schedule.begin or "", schedule.begin)
+        return dataclasses.replace(schedule, descending=not schedule.descending, begin=begin)
     if schedule.name == "grid":  # its stages are its groups
         return None
     groups = group_bins(schedule.groups, bins)[::-1]

@@ -42,6 +42,7 @@ from fluxentropy.pretraining.validation import bpb_by_source, read_sources
 from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.files import fingerprint_json, versions
 from fluxentropy.runs.tables import read_metrics
+from fluxentropy.schedules.options import ScheduleConfig
 
 OWNED = ("curves.*", "differences.*", "mixture.*", "effects.*", FOLDER)
 PIECES = 60  # of the budget, at most, in which the realised mixture is kept
@@ -117,6 +118,7 @@ def _start(run: PretrainConfig) -> tuple[Path, int]:
 def make_cell(arm: str, config: PretrainConfig, sources: str | None, trunk: Cell | None = None) -> Cell:
     """The cell of `config`; `sources`: the column that says the source of a text; `trunk`: what it starts from."""
     options = {name: value for name, value in to_plain(config).items() if name not in (*FREE, *OPTIONS)}
+    options["schedule"] = ScheduleConfig.identity(options["schedule"])
     if options["schedule"]["balanced_labels"] is None:  # as in the cells of earlier versions, which stay finished
         options["schedule"] = {k: v for k, v in options["schedule"].items() if k != "balanced_labels"}
     blocks, held_out = open_blocks(config)

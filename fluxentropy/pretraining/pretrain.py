@@ -56,6 +56,7 @@ from fluxentropy.runs.engine import Engine
 from fluxentropy.runs.files import atomic_path, fingerprint_json, sha256_file, versions
 from fluxentropy.runs.tables import MetricsFile, last_row
 from fluxentropy.schedules.dataset import FOLDER, BlockSet
+from fluxentropy.schedules.options import ScheduleConfig
 from fluxentropy.schedules.sampler import Draws, open_sampler
 from fluxentropy.schedules.schedule import group_bins
 
@@ -314,6 +315,7 @@ def _run_directory(config: PretrainConfig) -> Iterator[RunDirectory | None]:
 def _identity(config: PretrainConfig, training: Training) -> dict[str, Any]:
     """Everything that decides the result."""
     plain = {name: value for name, value in to_plain(config).items() if name not in (*FREE, *OPTIONS)}
+    plain["schedule"] = ScheduleConfig.identity(plain["schedule"])
     data = {
         "blocks": training.blocks.fingerprint,
         "validation": training.held_out.blocks.fingerprint,

@@ -12,16 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fluxentropy.config.yaml import did_you_mean
-from fluxentropy.errors import UsageError
-from fluxentropy.ordering.shards import bin_folder, bins_top
-from fluxentropy.runs.tables import reading
 from fluxentropy.schedules.dataset import BlockSet
+from fluxentropy.schedules.strata import read_column, source_name
 
 # --- held-out losses --------------------------------------------------------------------------------------------------
 
@@ -198,26 +194,8 @@ def read_sources(blocks: BlockSet, column: str) -> Sources:
 
 def _column(blocks: BlockSet, number: int, column: str) -> list[str]:
     """The sources of a bin's rows, in their order."""
-    found: list[str] = []
-    folder = blocks.path / bin_folder(number, blocks.bins, bins_top(blocks.path))
-    for path in sorted(folder.glob("part-*.arrow")):
-        with reading(path), pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-            if column not in table.column_names:
-                raise UsageError(
-                    f"--sources {column}: no such column in {path}{did_you_mean(column, table.column_names)}"
-                )
-            found += [UNKNOWN if value is None else source_name(str(value)) for value in table[column].to_pylist()]
-    return found
-
-
-def source_name(value: str) -> str:
-    """The last part of a path, or the whole of what is none.
-
-    >>> source_name("WEBMIX/news"), source_name("news")
-    ('news', 'news')
-    """
-    return value.rstrip("/").rpartition("/")[2] or value
+    values = read_column(blocks, number, column, flag="--sources").to_pylist()
+    return [UNKNOWN if value is None else source_name(str(value)) for value in values]
 
 
 def token_sources(starts: np.ndarray, documents: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:

@@ -4,6 +4,7 @@ options.py    `schedule:` in a configuration, and the budget
 schedule.py   names -> schedules; controls, custom and adaptive mixtures
 orders.py     schedules that are permutations of an epoch
 mixtures.py   schedules that weight the bins: pools, windows, waves, stages, tilts
+strata.py     which blocks are drawn: a share by score, and each value of a column apart
 plan.py       a schedule over a budget -> exact counts of each bin in each batch
 sampler.py    a step -> the blocks of its batch
 dataset.py    blocks of tokens, mapped from disk

@@ -147,6 +147,30 @@ class BlockSet:
         bins, places = self.places(np.asarray(numbers, np.int64))
         return [self.read(number, index) for number, index in zip(bins.tolist(), places.tolist(), strict=True)]
 
+    def segments(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pieces of documents in the blocks of a bin: block, targets (predicted tokens), document, each (S,).
+
+        The first token of a block is predicted by the block before it, so a piece of that token alone has no target.
+        """
+        blocks, targets, documents = [], [], []
+        count, at = int(self.counts[number]), 0
+        for file in self.files[number]:
+            for batch in range(_reader(file).num_record_batches):
+                if at >= count:
+                    break
+                found = self._batch(file, batch)
+                rows = min(len(found.offsets) - 1, count - at)
+                span = slice(int(found.offsets[0]), int(found.offsets[rows]))
+                starts, row = found.starts[span], np.repeat(np.arange(rows), np.diff(found.offsets[: rows + 1]))
+                ends = np.append(starts[1:], 0)
+                ends[np.append(row[1:] != row[:-1], True)] = self.length + 1
+                blocks.append(at + row)
+                targets.append(ends - np.maximum(starts, 1))
+                documents.append(found.documents[span])
+                at += rows
+        none = np.zeros(0, np.int64)
+        return tuple(np.concatenate([none, *parts]) for parts in (blocks, targets, documents))  # type: ignore[return-value]
+
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         """The tokens of the blocks of these numbers. (B,) -> int64 (B, length+1)"""
         found = np.empty((len(numbers), self.length + 1), np.int64)

@@ -239,7 +239,7 @@ def _from_low(low: np.ndarray, high: np.ndarray, sizes: np.ndarray, descending: 
 class WarmUp(Reweighting):
     """A sliding window from low to high for u < `until`, then bins in proportion to their sizes.
 
-    Source: a curriculum as warm-up, Zhang et al. (2025, "Beyond Random Sampling").
+    Source: a curriculum as warm-up, Zhang et al. (2025, "Beyond Random Sampling"). `curriculum` is the permutation.
     """
 
     until: Annotated[float, above_0(1)] = 0.2

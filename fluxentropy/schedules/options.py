@@ -3,18 +3,21 @@
 Annotations are evaluated here, not kept as text, as in `config/options.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.checks import Min, Options
+from fluxentropy.config.checks import Min, Options, Some
 from fluxentropy.config.options import INPUT, OUTPUT, SWITCH, WORK
 from fluxentropy.errors import UsageError
 
 SCHEDULE = Parameter(group=Group("Schedule", sort_key=2.5))
-COMMON = ("name", "groups", "shuffle_labels", "balanced_labels", "static")  # what every schedule takes
+COMMON = ("name", "groups", "shuffle_labels", "balanced_labels", "static", "stratify", "keep", "jitter")  # of all
+LATER = ("stratify", "keep", "jitter", "sections", "transition", "front", "back", "begin")
+"""What earlier versions did not know: unset, it is no part of a run's identity, so that their runs go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +25,11 @@ class ScheduleConfig(Options, prefix="--schedule."):
     """A schedule by its name, with its parameters; null stands for the schedule's own default."""
 
     name: Annotated[str, SCHEDULE] = "random"
-    """random, increasing, decreasing, folded, zigzag (each block once an epoch); pool, window, periodic, stages, \
-grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
+    """random, increasing, decreasing, folded, zigzag, stair, saw, segment, curriculum (each block once an epoch); \
+pool, window, periodic, stages, grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
     descending: Annotated[bool | None, Parameter(negative=()), SCHEDULE] = None
-    """From high to low scores instead of from low to high (pool, window, periodic, stages, warmup)."""
+    """From high to low scores instead of from low to high (pool, window, periodic, stages, warmup, stair, saw, \
+curriculum)."""
     pacing: Annotated[str | None, SCHEDULE] = None
     """How the pool grows: polynomial, exponential, logarithmic, step, competence, root (pool)."""
     start: Annotated[float | None, SCHEDULE] = None
@@ -41,7 +45,15 @@ grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
     wave: Annotated[str | None, SCHEDULE] = None
     """cosine, triangle or sawtooth (periodic)."""
     cycles: Annotated[int | None, SCHEDULE] = None
-    """Cycles in the budget (periodic), or passes in an epoch (folded, zigzag)."""
+    """Cycles in the budget (periodic), or passes in an epoch (folded, zigzag) or over each transition (stair, saw)."""
+    sections: Annotated[int | None, SCHEDULE] = None
+    """Sections of the corpus, with a transition around each cut between them (stair, saw)."""
+    transition: Annotated[float | None, SCHEDULE] = None
+    """Share of the corpus on either side of a cut that is its transition (stair, saw)."""
+    front: Annotated[float | None, SCHEDULE] = None
+    """Share of the corpus that is chosen for the start (segment)."""
+    back: Annotated[float | None, SCHEDULE] = None
+    """Share of the corpus that is chosen for the end (segment)."""
     stages: Annotated[int | None, SCHEDULE] = None
     """Number of stages (stages)."""
     method: Annotated[str | None, SCHEDULE] = None
@@ -53,11 +65,14 @@ grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
     axis: Annotated[str | None, SCHEDULE] = None
     """Which score of the grid makes the stages: first, second, or diagonal for both (grid)."""
     until: Annotated[float | None, SCHEDULE] = None
-    """Share of the budget after which bins are drawn in proportion to their sizes (warmup)."""
+    """Share of the budget after which bins are drawn in proportion to their sizes (warmup, curriculum)."""
     since: Annotated[float | None, SCHEDULE] = None
     """Share of the budget before which bins are drawn in proportion to their sizes (anneal)."""
     target: Annotated[str | None, SCHEDULE] = None
-    """low or high: the end of the corpus that training ends with (anneal)."""
+    """low or high: the end of the corpus that training ends with (anneal, segment)."""
+    begin: Annotated[str | None, SCHEDULE] = None
+    """low or high: the end of the corpus that training begins with (segment, curriculum); all: with a random draw of \
+it (curriculum)."""
     betas: Annotated[tuple[float, ...] | None, SCHEDULE] = None
     """Strengths of the tilt at the start and at the end (tilt)."""
     every: Annotated[int | None, SCHEDULE] = None
@@ -81,12 +96,26 @@ grid, warmup, anneal, tilt, adaptive, custom (reweighting)."""
 first once, and last once."""
     static: Annotated[bool, SWITCH, SCHEDULE] = False
     """A control: all the time the mixture that the schedule has over the whole budget."""
+    stratify: Annotated[str | None, SCHEDULE, Some("name a column of the bins' shards", "{flag} is empty: ")] = None
+    """Column of the bins, such as source: every batch holds each of its values in its share, each in the schedule's \
+order."""
+    keep: Annotated[str | None, SCHEDULE] = None
+    """Draw from a share of the blocks only: lowest, middle or highest, and the share, such as "lowest 0.5"; of each \
+value with stratify."""
+    jitter: Annotated[float | None, SCHEDULE] = None
+    """Shuffle within windows of the order: a share of the epoch, below 1, or a number of blocks (schedules that draw \
+each block once an epoch)."""
 
     def given(self) -> dict[str, object]:
         """The parameters that are set, without those that every schedule takes."""
         return {
             f.name: value for f in fields(self) if f.name not in COMMON and (value := getattr(self, f.name)) is not None
         }
+
+    @staticmethod
+    def identity(plain: Mapping[str, Any]) -> dict[str, Any]:
+        """What `plain`, a schedule as a mapping, adds to the identity of a run."""
+        return {name: value for name, value in plain.items() if name not in LATER or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +124,7 @@ class BudgetOptions(Options):
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tokens: Annotated[int | None, WORK, Min(1)] = None
-    """Budget, in tokens. Default: one epoch of all blocks."""
+    """Budget, in tokens. Default: one epoch of all blocks that the schedule draws from."""
     batch_size: Annotated[int, WORK, Min(1)] = 32
     """Blocks in a batch, over all ranks and accumulated batches."""
     seed: Annotated[int, WORK, Min(0)] = 0

@@ -2,19 +2,52 @@
 
     increasing   0 0 1 1 2 2            folded, 2 cycles   0 1 2 0 1 2
     decreasing   2 2 1 1 0 0            zigzag, 2 cycles   0 1 2 2 1 0
+    segment      0 ? ? ? ? 2            curriculum         0 1 2 ? ? ?        ?: any that are left
 
-Each gives cumulative targets as exact fractions of whole numbers, so that after all blocks every bin is used up to the
-last one. Inside a bin blocks are shuffled.
+`stair` and `saw` are increasing, but folded or zigzagged around their cuts. Each gives cumulative targets as fractions
+of whole numbers, so that after all blocks every bin is used up to the last one. Inside a bin blocks are shuffled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
-from fluxentropy.config.checks import Min, Options
+from fluxentropy.config.checks import Between, Min, Options
+from fluxentropy.errors import UsageError
+
+# --- whole numbers and parts of them ----------------------------------------------------------------------------------
+
+
+SCALE = 2**32  # parts of a block in which targets are kept that are no whole numbers of anything larger
+
+
+def largest_remainder(total: int, sizes: np.ndarray) -> np.ndarray:
+    """Whole numbers (K,) that sum to `total`, in proportion to `sizes` (K,): Hamilton's method, ties to the first.
+
+    >>> largest_remainder(5, np.array([1, 1, 2]))
+    array([1, 1, 3])
+    """
+    whole_of = int(np.sum(sizes))
+    products = [total * int(size) for size in sizes]  # of any size
+    found = np.array([product // whole_of for product in products], np.int64)
+    order = sorted(range(len(sizes)), key=lambda k: -(products[k] % whole_of))
+    found[order[: total - int(found.sum())]] += 1
+    return found
+
+
+def between(low: int, high: int, sizes: np.ndarray) -> np.ndarray:
+    """How many of the blocks `low` to `high` - 1 of the corpus, in the order of its bins, each bin holds. -> (K,)
+
+    >>> between(3, 8, np.array([4, 2, 6]))
+    array([1, 2, 2])
+    """
+    ends = np.cumsum(sizes)
+    return np.asarray(np.clip(ends, low, high) - np.clip(ends - sizes, low, high))
+
 
 # --- permutations -----------------------------------------------------------------------------------------------------
 
@@ -95,6 +128,173 @@ class Zigzag(Permutation):
 
     def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
         return passes(x, sizes, self.cycles, falling=2)
+
+
+# --- permutations in phases -------------------------------------------------------------------------------------------
+#
+# One piece of the corpus after another, each in an order of its own. Their numbers of blocks add up to the bins' sizes.
+
+
+Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x (n,), sizes (K,) of the piece -> numerators (n, K)
+
+
+def in_phases(x: np.ndarray, pieces: Sequence[tuple[np.ndarray, Draw]], bins: int) -> np.ndarray:
+    """Targets of the pieces, each given by its blocks in each bin (K,) and how it is drawn. -> numerators (n, K)"""
+    found, start = np.zeros((len(x), bins), np.int64), 0
+    for sizes, draw in pieces:
+        if length := int(sizes.sum()):
+            found += draw(np.clip(x - start, 0, length), sizes)
+        start += length
+    return found
+
+
+def evenly(x: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Targets in proportion to `sizes` (K,), in parts of SCALE. -> int64 (n, K), rows sum to x * SCALE
+
+    What is lost in rounding, at most K parts, goes to the largest bin, which grows by more with each block.
+    """
+    length = int(sizes.sum())
+    whole, rest = np.divmod(x[:, None] * sizes, length)
+    parts = whole * SCALE + rest * SCALE // length
+    parts[:, sizes.argmax()] += x * SCALE - parts.sum(axis=1)
+    return np.asarray(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections(Permutation):
+    cycles: Annotated[int, Min(1)] = 2
+    sections: Annotated[int, Min(1)] = 2
+    transition: Annotated[float, Between(0, 1)] = 0.1
+    descending: bool = False
+
+    turns: ClassVar[int] = 0  # what `passes` calls falling
+
+    def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
+        if self.descending:
+            return self._rising(x, sizes[::-1])[:, ::-1], self.cycles
+        return self._rising(x, sizes), self.cycles
+
+    def _rising(self, x: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        total, at = int(sizes.sum()), 0
+        radius = round(total * self.transition)
+        pieces: list[tuple[np.ndarray, Draw]] = []
+        for section in range(1, self.sections):
+            cut = round(total * section / self.sections)
+            low, high = max(at, cut - radius), min(total, cut + radius)
+            pieces += [(between(at, low, sizes), self._sorted), (between(low, high, sizes), self._turning)]
+            at = high
+        pieces.append((between(at, total, sizes), self._sorted))
+        return in_phases(x, pieces, len(sizes))
+
+    def _sorted(self, x: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        return passes(x, sizes, 1)[0] * self.cycles
+
+    def _turning(self, x: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        return passes(x, sizes, self.cycles, falling=self.turns)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stair(_Sections):
+    """Increasing, but folded around the cuts between `sections` S: STR, stair ordering.
+
+    With N blocks in ascending order, the blocks [iN/S - R, iN/S + R) for i = 1 to S - 1, R = `transition` N, are drawn
+    in `cycles` passes, each from low to high over its share of them; all else in order. Where two such regions meet the
+    later one begins where the earlier ends. `descending` is the mirror image.
+
+    Source: Dai et al. (2026, "Demystifying Data Organization for Enhanced LLM Training", arXiv:2605.30334), whose code
+    (microsoft/data-efficacy) has S = 2, R = 0.225 N and 3 passes, as here. There a pass takes every third text of the
+    sorted region; here a third of each of its bins, shuffled within the bin. A region inside one bin changes nothing.
+    """
+
+    cycles: Annotated[int, Min(1)] = 3
+    sections: Annotated[int, Min(1)] = 2
+    transition: Annotated[float, Between(0, 1)] = 0.225
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saw(_Sections):
+    """Increasing, but zigzagged around the cuts between `sections`: SAW, saw ordering.
+
+    As `stair`, with the passes over a region up and down by turns. Source: as of `stair`; its code has S = 3,
+    R = 0.075 N and 2 passes, as here. There a pass takes every second text; here half of each bin, as `stair` does.
+    """
+
+    cycles: Annotated[int, Min(1)] = 2
+    sections: Annotated[int, Min(1)] = 3
+    transition: Annotated[float, Between(0, 1)] = 0.075
+
+    turns: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment(Permutation):
+    """Chosen ends, and a random middle: SEG, segment ordering.
+
+    The first round(`front` N) blocks are of the `begin` (low or high) end of the corpus, the last round(`back` N) of
+    the `target` end, all else lies between; each of the three in proportion to its bins. With both from one end, that
+    end's round(`front` N) + round(`back` N) blocks are shared out in proportion.
+
+    Source: Dai et al. (2026, arXiv:2605.30334), whose code has a tenth for each end, low first and high last, as here.
+    It rounds down, and shrinks ends that overlap; here these are refused. There each segment is shuffled; here it has
+    an even share of its bins all along, and is shuffled within them.
+    """
+
+    front: Annotated[float, Between(0, 1)] = 0.1
+    back: Annotated[float, Between(0, 1)] = 0.1
+    begin: Literal["low", "high"] = "low"
+    target: Literal["low", "high"] = "high"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.front + self.back > 1:
+            raise UsageError(
+                f"schedule.front {self.front:g} and schedule.back {self.back:g} are more than the corpus: use shares "
+                f"that sum to at most 1"
+            )
+
+    def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
+        total = int(sizes.sum())
+        first = round(self.front * total)
+        last = min(round(self.back * total), total - first)
+        if self.begin == self.target:
+            ends = _end(self.begin, first + last, sizes)
+            front = largest_remainder(first, ends) if first else np.zeros_like(sizes)
+            back = ends - front
+        else:
+            front, back = _end(self.begin, first, sizes), _end(self.target, last, sizes)
+        return in_phases(x, [(part, evenly) for part in (front, sizes - front - back, back)], len(sizes)), SCALE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum(Permutation):
+    """A curriculum as warm-up, then random: each block once an epoch. `warmup`, a reweighting, may repeat blocks.
+
+    The first n = round(`until` N) blocks are in order, from low to high or with `descending` back. They are a random
+    draw of the corpus, n n_k / N of bin k in whole numbers (`begin: all`), or its lowest or highest n (low, high). Then
+    come the other blocks, in proportion to what is left of each bin.
+
+    Source: Zhang et al. (2025, "Beyond Random Sampling", arXiv:2506.11300), who order the texts of a first phase by a
+    difficulty such as the compression ratio, MTLD or Flesch reading ease, go on with standard random sampling, and
+    find lasting gains. Here a bin is shuffled, and the two phases are one epoch without repetition.
+    """
+
+    until: Annotated[float, Between(0, 1)] = 0.2
+    begin: Literal["all", "low", "high"] = "all"
+    descending: bool = False
+
+    def targets(self, x: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
+        blocks = round(self.until * int(sizes.sum()))
+        first = largest_remainder(blocks, sizes) if self.begin == "all" else _end(self.begin, blocks, sizes)
+        return in_phases(x, [(first, self._ordered), (sizes - first, evenly)], len(sizes)), SCALE
+
+    def _ordered(self, x: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        return passes(x, sizes, 1, falling=int(self.descending))[0] * SCALE
+
+
+def _end(which: str, blocks: int, sizes: np.ndarray) -> np.ndarray:
+    """The lowest or the highest `blocks` of the corpus, by bin. -> (K,)"""
+    total = int(sizes.sum())
+    return between(0, blocks, sizes) if which == "low" else between(total - blocks, total, sizes)
 
 
 # --- orders by a seed -------------------------------------------------------------------------------------------------

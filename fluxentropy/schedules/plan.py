@@ -5,6 +5,8 @@
 
 It is made once, before the training; a seek to any step is a look into the table. Only an adaptive schedule is planned
 piece by piece: `plan.after(losses)` is the plan with one more piece.
+
+With strata, each has a plan of its own, over its own blocks, and the steps of the whole are theirs together.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 
 from fluxentropy.errors import UsageError
 from fluxentropy.schedules.mixtures import Reweighting
-from fluxentropy.schedules.orders import Permutation
+from fluxentropy.schedules.orders import SCALE, Permutation, keys, largest_remainder, permuted
 from fluxentropy.schedules.schedule import Adaptive, Schedule
 
 # --- whole numbers from shares ----------------------------------------------------------------------------------------
@@ -38,23 +40,6 @@ from fluxentropy.schedules.schedule import Adaptive, Schedule
 # numbers, one in whole numbers. Units are single jobs with a first and a last step, and for these, taking at each step
 # those whose last step is nearest finds a solution where there is one (Steiner and Yeomans 1993, for level schedules).
 # Among equal last steps the largest remainder goes first. What a step holds of Q is integer arithmetic throughout.
-
-
-SCALE = 2**32  # parts of a block in which targets are kept
-
-
-def largest_remainder(total: int, sizes: np.ndarray) -> np.ndarray:
-    """Whole numbers (K,) that sum to `total`, in proportion to `sizes` (K,): Hamilton's method, ties to the first.
-
-    >>> largest_remainder(5, np.array([1, 1, 2]))
-    array([1, 1, 3])
-    """
-    whole_of = int(np.sum(sizes))
-    products = [total * int(size) for size in sizes]  # of any size
-    found = np.array([product // whole_of for product in products], np.int64)
-    order = sorted(range(len(sizes)), key=lambda k: -(products[k] % whole_of))
-    found[order[: total - int(found.sum())]] += 1
-    return found
 
 
 def increments(weights: np.ndarray, blocks: np.ndarray) -> np.ndarray:
@@ -137,6 +122,68 @@ def counts_of(targets: np.ndarray, denominator: int = SCALE) -> np.ndarray:
     return counts
 
 
+# --- jitter -----------------------------------------------------------------------------------------------------------
+#
+#     bins in order, window 4      0 0 0 0 | 0 0 1 1 | 1 1 1 1
+#     shuffled in their windows    0 0 0 0 | 1 0 0 1 | 1 1 1 1
+#
+# What moves are the bins: the i-th draw of a bin stays the i-th, so that blocks are shuffled inside bins as before, and
+# a block is drawn in the window that it would have been drawn in. The table says all of it; a seek stays a look.
+
+
+PIECE = 2**20  # blocks whose windows are shuffled together
+INSIDE, WINDOW = 1, 2  # what a key is for
+
+
+def jitter_share(schedule: Schedule, jitter: float, total: int) -> float:
+    """The window as a share of an epoch of `total` blocks. Errors: `UsageError` says what a window may be."""
+    if not isinstance(schedule, Permutation):
+        raise UsageError(
+            f"schedule.jitter {jitter:g}: it shuffles the order of schedules that draw each block once an epoch; leave "
+            f"it out, a mixture has no such order"
+        )
+    if not 0 < jitter <= total or (jitter >= 1 and jitter != int(jitter)):
+        raise UsageError(
+            f"schedule.jitter {jitter:g}: use a share of an epoch, above 0 and below 1, or a whole number of blocks up "
+            f"to the {total:,} of an epoch"
+        )
+    return jitter if jitter < 1 else jitter / total
+
+
+def jittered(counts: np.ndarray, sizes: np.ndarray, window: int, key: np.ndarray) -> np.ndarray:
+    """The counts (T+1, K) of the same draws, shuffled within each `window` blocks of an epoch, the last maybe shorter.
+
+    In a step the order of bins is shuffled first, an epoch's before those of the next. So no draw moves by `window`
+    places or more, and every window, and every epoch, holds what it held. key: uint64 (1,), which names the shuffles.
+
+    Source: "jittering ordering" of Dai et al. (2026, arXiv:2605.30334), which shuffles texts in windows.
+
+    >>> jittered(np.array([[0, 0], [1, 0], [2, 0], [2, 1], [2, 2]]), np.array([2, 2]), 4, keys(0)).tolist()
+    [[0, 0], [0, 1], [1, 1], [2, 1], [2, 2]]
+    """
+    total, bins, epoch = int(counts[-1].sum()), counts.shape[1], int(sizes.sum())
+    ends = np.arange(epoch, total, epoch)  # of all epochs but the last
+    places = np.searchsorted(counts.sum(axis=1), ends)
+    table = np.insert(counts, places, ends[:, None] // epoch * sizes, axis=0)  # no step is of two epochs
+    x, drawn = table.sum(axis=1), np.diff(table, axis=0)
+    found = np.zeros_like(table)
+    for start in range(0, total, epoch):
+        stop = min(start + epoch, total)
+        for low in range(start, stop, most := max(PIECE // window, 1) * window):
+            high = min(low + most, stop)
+            first, last = int(np.searchsorted(x, low, "right")) - 1, int(np.searchsorted(x, high))
+            place = np.arange(low, high)
+            step = np.searchsorted(x, place, side="right") - 1
+            in_order = np.repeat(np.tile(np.arange(bins), last - first), drawn[first:last].ravel())
+            mixed = permuted(place - x[step], drawn[step].sum(axis=1), keys(key, INSIDE, step))
+            here = in_order[x[step] - x[first] + mixed]
+            opens = place - (place - start) % window
+            moved = permuted(place - opens, np.minimum(window, stop - opens), keys(key, WINDOW, opens))
+            cell = (step - first) * bins + here[opens + moved - low]
+            found[first + 1 : last + 1] += np.bincount(cell, minlength=(last - first) * bins).reshape(-1, bins)
+    return np.delete(np.cumsum(found, axis=0), places + np.arange(len(places)), axis=0)
+
+
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
@@ -149,12 +196,14 @@ class Plan:
     """Cumulative counts of a training over K bins in T steps."""
 
     schedule: Schedule
-    sizes: np.ndarray  # (K,) blocks in each bin
-    batches: np.ndarray  # (T,) blocks in each batch; only the last may be smaller
+    sizes: np.ndarray  # (K,) blocks in each bin that are drawn from
+    batches: np.ndarray  # (T,) blocks in each batch; only the last may be smaller, but those of a stratum vary
     counts: np.ndarray  # (known+1, K) int64
     exhausted: Exhausted
     history: tuple[tuple[float, ...], ...] = ()  # losses that an adaptive schedule was told
     carried: np.ndarray | None = None  # (K,) blocks that the last piece of an adaptive plan owes
+    strata: tuple[Plan, ...] = ()  # whose counts are parts of these
+    chosen: str = ""  # a fingerprint of what decides which blocks there are to draw, where these are not all alike
 
     @property
     def steps(self) -> int:
@@ -188,7 +237,24 @@ class Plan:
         facts = (self.sizes.tolist(), self.batches.tolist()[-1:], self.steps, self.exhausted)
         digest = hashlib.sha256(repr((*facts, self.schedule if adaptive else None)).encode())
         digest.update(b"" if adaptive else np.ascontiguousarray(self.counts, "<i8").tobytes())
+        for part in self.strata:
+            digest.update(part.fingerprint.encode())
+        digest.update(self.chosen.encode())
         return digest.hexdigest()
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """The plans of the strata, or this one alone."""
+        return self.strata or (self,)
+
+    @property
+    def cell_sizes(self) -> np.ndarray:
+        """Blocks of each stratum in each bin, those of a stratum side by side. (S * K,)"""
+        return np.concatenate([part.sizes for part in self.parts])
+
+    def cells(self, first: int, last: int) -> np.ndarray:
+        """Cumulative counts of each stratum in each bin, before steps `first` to `last`. (last - first + 1, S * K)"""
+        return np.concatenate([part.counts[first : last + 1] for part in self.parts], axis=1)
 
     def cuts(self, pieces: int) -> np.ndarray:
         """The steps at which `pieces` equal parts of what is planned begin and end. (pieces+1,)"""
@@ -204,6 +270,8 @@ class Plan:
         """This plan with the piece that follows once the bins' `losses` (K,) are known; for adaptive schedules."""
         if not isinstance(self.schedule, Adaptive):
             raise UsageError("losses are for an adaptive schedule only")
+        if self.strata:
+            return _joined(self, [part.after(losses) for part in self.strata])
         return _extended(replace(self, history=(*self.history, tuple(map(float, losses)))), self.schedule)
 
 
@@ -216,15 +284,57 @@ def make_plan(
     exhausted: Exhausted = "reshuffle",
     static: bool = False,
     drop_last: bool = False,
+    strata: Sequence[str] = (),
+    jitter: float | None = None,
+    seed: int = 0,
+    chosen: str = "",
 ) -> Plan:
     """The plan of a training on bins of `sizes` (K,) blocks, with a budget of `blocks` (default: all, once).
 
     static: the whole time the mixture that the plan would have over the budget. drop_last: leave out a last batch that
-    is smaller than the others. Errors: `UsageError` where the budget does not suit the schedule or the policy.
+    is smaller than the others. strata: their names, where `sizes` is (S, K). jitter: the window of `jittered`, as a
+    share of an epoch (below 1) or a number of blocks, with a `seed`; a static plan has none. chosen: see `Plan`.
+
+    Strata have plans of their own. After each step a stratum has had its share of all blocks, n_s / N, rounded up or
+    down (`counts_of`), and of these each of its bins what the schedule says, likewise. Jitter moves blocks inside
+    their stratum.
+
+    Errors: `UsageError` where the budget does not suit the schedule or the policy, and names a stratum that does not.
     """
-    sizes = np.asarray(sizes, np.int64)
-    total = int(sizes.sum())
+    table = np.atleast_2d(np.asarray(sizes, np.int64))
+    total = int(table.sum())
     blocks = total if blocks is None else blocks
+    _check_budget(schedule, total, blocks, batch_size, exhausted, drop_last)
+    batches = np.full(blocks // batch_size, batch_size, np.int64)
+    if blocks % batch_size and not drop_last:
+        batches = np.append(batches, blocks % batch_size)
+    window = None if jitter is None else jitter_share(schedule, jitter, total)
+    plan = Plan(
+        schedule=schedule,
+        sizes=table.sum(axis=0),
+        batches=batches,
+        counts=np.zeros((1, table.shape[1]), np.int64),
+        exhausted=exhausted,
+        chosen=chosen,
+    )
+    if not strata:
+        return _planned(plan, static, window, keys(seed, 0))
+    x = np.append(0, np.cumsum(batches))
+    shares = np.diff(counts_of(x[:, None] * table.sum(axis=1), total), axis=0)  # (T, S)
+    parts = []
+    for number, name in enumerate(strata):
+        part = replace(plan, sizes=table[number], batches=shares[:, number], chosen="")
+        try:
+            parts.append(_planned(part, static, window, keys(seed, number)))
+        except UsageError as error:
+            raise UsageError(f"schedule.stratify, the blocks of {name}: {error}") from error
+    return _joined(plan, parts)
+
+
+def _check_budget(
+    schedule: Schedule, total: int, blocks: int, batch_size: int, exhausted: Exhausted, drop_last: bool
+) -> None:
+    """Errors: `UsageError`, as of `make_plan`."""
     if total == 0:
         raise UsageError("the bins hold no block: they are empty, or need a smaller --block-length than their texts")
     if blocks < 1 or (drop_last and blocks < batch_size):
@@ -236,23 +346,28 @@ def make_plan(
             f"a budget of {blocks:,} blocks with --exhausted redistribute: the bins hold {total:,}, and no block is "
             f"drawn twice; lower --tokens, or use --exhausted reshuffle"
         )
-    batches = np.full(blocks // batch_size, batch_size, np.int64)
-    if blocks % batch_size and not drop_last:
-        batches = np.append(batches, blocks % batch_size)
-    plan = Plan(
-        schedule=schedule,
-        sizes=sizes,
-        batches=batches,
-        counts=np.zeros((1, len(sizes)), np.int64),
-        exhausted=exhausted,
-    )
+    if isinstance(schedule, Permutation) and blocks > total and blocks % total:
+        raise UsageError(
+            f"a budget of {blocks:,} blocks: a schedule that draws each block once an epoch needs whole epochs of "
+            f"{total:,} blocks, or less than one"
+        )
+
+
+def _planned(plan: Plan, static: bool, window: float | None, key: np.ndarray) -> Plan:
+    """`plan` with its counts; `window`: of the jitter, as a share of an epoch."""
+    schedule, sizes = plan.schedule, plan.sizes
     if isinstance(schedule, Adaptive):
         return _extended(plan, schedule)
-    x = np.append(0, np.cumsum(batches))
+    x = np.append(0, np.cumsum(plan.batches))
+    blocks = int(x[-1])
+    if not blocks:  # a stratum that is too small for the budget
+        return replace(plan, counts=np.zeros((len(x), len(sizes)), np.int64))
     if isinstance(schedule, Permutation):
         counts = _permutation_counts(schedule, sizes, x, blocks)
+        if window is not None and not static:
+            counts = jittered(counts, sizes, max(round(window * int(sizes.sum())), 1), key)
     else:
-        counts = _reweighting_counts(schedule, sizes, x, blocks, exhausted)
+        counts = _reweighting_counts(schedule, sizes, x, blocks, plan.exhausted)
     plan = _stopped(replace(plan, counts=counts))
     if static:
         counts = plan.counts
@@ -260,16 +375,25 @@ def make_plan(
     return plan
 
 
+def _joined(plan: Plan, parts: Sequence[Plan]) -> Plan:
+    """`plan` as the sum of its strata's plans, up to where the first of them stops."""
+    steps = min(part.steps for part in parts)
+    known = min(steps, *(part.known for part in parts))
+    parts = [replace(part, batches=part.batches[:steps], counts=part.counts[: known + 1]) for part in parts]
+    return replace(
+        plan,
+        batches=plan.batches[:steps],
+        counts=np.sum([part.counts for part in parts], axis=0),
+        history=parts[0].history,
+        strata=tuple(parts),
+    )
+
+
 def _permutation_counts(schedule: Permutation, sizes: np.ndarray, x: np.ndarray, blocks: int) -> np.ndarray:
     """Counts (T+1, K) of a part of an epoch, in which bins have their share, or of whole epochs."""
     total = int(sizes.sum())
     if blocks <= total:
         return counts_of(*schedule.targets(x, largest_remainder(blocks, sizes)))
-    if blocks % total:
-        raise UsageError(
-            f"a budget of {blocks:,} blocks: a schedule that draws each block once an epoch needs whole epochs of "
-            f"{total:,} blocks, or less than one"
-        )
     epoch, inside = np.divmod(x, total)
     found, denominator = schedule.targets(inside, sizes)
     return counts_of(found + epoch[:, None] * sizes * denominator, denominator)
@@ -288,7 +412,9 @@ def _on_blocks(weights: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     kept = np.where(sizes > 0, weights, 0.0)
     sums = kept.sum(axis=1, keepdims=True)
     if (sums <= 0).any():
-        raise UsageError("schedule: at some time it draws only from bins that hold no block")
+        raise UsageError(
+            "schedule: at some time it draws only from bins that hold no block; make coarser bins of them (groups)"
+        )
     return kept / sums
 
 
@@ -311,6 +437,7 @@ def _extended(plan: Plan, schedule: Adaptive) -> Plan:
     weights = _on_blocks(schedule.weights(plan.sizes, plan.history)[None], plan.sizes)[0]
     owed = plan.carried if plan.carried is not None else np.zeros(len(weights))
     wanted = np.maximum(weights * batches.sum() + owed, 0)
+    wanted = wanted if wanted.sum() > 0 else weights  # a stratum without blocks in this piece
     room = plan.sizes - plan.counts[-1] if plan.exhausted == "redistribute" else None
     targets = _targets(np.tile(wanted / wanted.sum(), (len(batches), 1)), batches, room)
     counts = counts_of(targets)

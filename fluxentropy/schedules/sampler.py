@@ -5,6 +5,7 @@
 
     batch t of bin k holds draws counts[t, k] to counts[t+1, k] - 1 of that bin
     draw j of bin k  is block  shuffle_{seed, k, epoch}[j mod n_k],  epoch = j // n_k
+    of a bin of which only n_k blocks are kept, it is that of shuffle_{seed, k}; strata count as bins of their own
     the batch is in a shuffled order, by the seed and t
 
 No step depends on another, so any step can be looked up at once; its state is the step. Ranks, and the parts of an
@@ -28,16 +29,17 @@ from fluxentropy.schedules.options import BudgetOptions
 from fluxentropy.schedules.orders import keys, permuted
 from fluxentropy.schedules.plan import Exhausted, Plan, make_plan
 from fluxentropy.schedules.schedule import Groups, Schedule, group_bins, make, make_schedule
+from fluxentropy.schedules.strata import Chosen, choose, parse_keep, read_strata
 
 CHUNK = 4096  # blocks whose places are worked out together
-DRAW, ORDER = 1, 2  # what a key is for
+DRAW, ORDER, KEEP = 1, 2, 3  # what a key is for
 
 
 class Draws:
     """The batches of a plan over the bins of a set of blocks.
 
     counts: blocks of each bin; members: the bins that each bin of the plan is made of (default: one each), as
-    `schedule.group_bins` gives them; fingerprint: of the blocks.
+    `schedule.group_bins` gives them; fingerprint: of the blocks; chosen: which of the blocks (default: all).
     """
 
     def __init__(
@@ -48,17 +50,27 @@ class Draws:
         seed: int,
         fingerprint: str,
         members: Sequence[Sequence[int]] | None = None,
+        chosen: Chosen | None = None,
     ) -> None:
         counts = np.asarray(counts, np.int64)
         members = [[k] for k in range(len(counts))] if members is None else members
-        order = np.array([k for group in members for k in group], np.int64)
-        self.plan, self.seed, self.fingerprint = plan, seed, fingerprint
-        self._ends = np.cumsum(counts[order])  # of the bins, side by side in the order of their groups
-        self._shift = (np.cumsum(counts) - counts)[order] - (self._ends - counts[order])
-        sizes = np.array([counts[list(group)].sum() for group in members], np.int64)
-        if not np.array_equal(sizes, plan.sizes):
-            raise UsageError(f"a plan for bins of {plan.sizes.tolist()} blocks does not fit bins of {sizes.tolist()}")
+        chosen = choose(counts) if chosen is None else chosen
+        self.plan, self.seed, self.fingerprint, self.chosen = plan, seed, fingerprint, chosen
+        self.members = [list(group) for group in members]
+        sizes = group_sizes(chosen, members).ravel()
+        if not np.array_equal(sizes, plan.cell_sizes):
+            raise UsageError(
+                f"a plan for bins of {plan.cell_sizes.tolist()} blocks does not fit bins of {sizes.tolist()}"
+            )
         self._starts = np.cumsum(sizes) - sizes
+        # The bins of each stratum, side by side in the order of their groups.
+        order = np.array([k for group in members for k in group], np.int64)
+        there, kept = chosen.counts[:, order].ravel(), chosen.kept[:, order].ravel()
+        before = np.cumsum(chosen.counts, axis=0) - chosen.counts + (np.cumsum(counts) - counts)
+        self._ends = np.cumsum(kept)
+        self._shift = before[:, order].ravel() - (self._ends - kept)
+        self._there, self._cut = there, (kept > 0) & (kept < there)
+        self._names = (np.arange(len(chosen.counts))[:, None] * len(counts) + order).ravel()  # of bins, for keys
         self._chunk: tuple[int, int, np.ndarray] = (0, 0, np.zeros(0, np.int64))  # first step, last, their blocks
 
     @property
@@ -96,14 +108,25 @@ class Draws:
 
     def _draws(self, first: int, last: int) -> np.ndarray:
         """The blocks of steps first to last - 1, each step's by bin."""
-        before = self.plan.counts[first:last]
-        drawn = self.plan.counts[first + 1 : last + 1] - before
-        bins = np.repeat(np.tile(np.arange(len(self.plan.sizes)), last - first), drawn.ravel())
+        table, sizes = self.plan.cells(first, last), self.plan.cell_sizes
+        before, drawn = table[:-1], np.diff(table, axis=0)
+        bins = np.repeat(np.tile(np.arange(len(sizes)), last - first), drawn.ravel())
         starts = np.repeat(before.ravel() - (np.cumsum(drawn) - drawn.ravel()), drawn.ravel())
-        epoch, place = np.divmod(starts + np.arange(len(bins)), self.plan.sizes[bins])
-        shuffled = permuted(place, self.plan.sizes[bins], keys(self.seed, DRAW, bins, epoch))
-        at = self._starts[bins] + shuffled
-        return at + self._shift[np.searchsorted(self._ends, at, side="right")]
+        epoch, place = np.divmod(starts + np.arange(len(bins)), sizes[bins])
+        shuffled = permuted(place, sizes[bins], keys(self.seed, DRAW, bins, epoch))
+        return self._blocks(self._starts[bins] + shuffled)
+
+    def _blocks(self, at: np.ndarray) -> np.ndarray:
+        """The blocks at these places of all that are kept, side by side. (n,) -> (n,)"""
+        piece = np.searchsorted(self._ends, at, side="right")
+        numbers = at + self._shift[piece]
+        if self._cut.any():
+            cut = np.flatnonzero(self._cut[piece])
+            of = piece[cut]
+            begin = self._ends[of] - self.chosen.kept.ravel()[self._names[of]] + self._shift[of]
+            key = keys(self.seed, KEEP, self._names[of])
+            numbers[cut] = begin + permuted(numbers[cut] - begin, self._there[of], key)
+        return numbers if self.chosen.strata is None else self.chosen.strata.numbers[numbers]
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -149,7 +172,8 @@ class Sampler(Draws):
     batch.
 
     bins: a folder that `bin … --tokenize` wrote, or its blocks; schedule: a name, or what `make` made; drop_last: a
-    budget of whole batches. The other options are those of `fluxentropy pretrain`.
+    budget of whole batches. The other options are those of `fluxentropy pretrain`, and those of its `schedule:` that
+    every schedule has.
 
     Errors: UsageError where the schedule, the budget, the bins and the ranks do not suit each other.
     """
@@ -165,6 +189,9 @@ class Sampler(Draws):
         exhausted: Exhausted = "reshuffle",
         groups: Groups = None,
         static: bool = False,
+        stratify: str | None = None,
+        keep: str | None = None,
+        jitter: float | None = None,
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
@@ -179,16 +206,22 @@ class Sampler(Draws):
             raise UsageError(f"schedule: a control made for other bins: give make bins={len(members)}")
         if tokens is not None and tokens < blocks.length:
             raise UsageError(f"--tokens {tokens}: one block has {blocks.length}")
+        chosen = choose_blocks(blocks, stratify=stratify, keep=keep, batch_size=batch_size)
+        sizes = group_sizes(chosen, members)
         plan = make_plan(
             schedule,
-            [int(blocks.counts[group].sum()) for group in members],
+            sizes[0] if chosen.strata is None else sizes,
             blocks=None if tokens is None else tokens // blocks.length,
             batch_size=batch_size,
             exhausted=exhausted,
             static=static,
             drop_last=drop_last,
+            strata=chosen.strata.names if chosen.strata else (),
+            jitter=jitter,
+            seed=seed,
+            chosen=chosen.fingerprint,
         )
-        super().__init__(plan, blocks.counts, seed=seed, fingerprint=blocks.fingerprint, members=members)
+        super().__init__(plan, blocks.counts, seed=seed, fingerprint=blocks.fingerprint, members=members, chosen=chosen)
         if not 0 <= rank < world:
             raise UsageError(f"rank {rank} of {world}: use 0 to {world - 1}")
         for size in plan.batches[[0, -1]].tolist():
@@ -233,6 +266,27 @@ class Batches:
         return self.sampler.steps - self.sampler.start
 
 
+def group_sizes(chosen: Chosen, members: Sequence[Sequence[int]]) -> np.ndarray:
+    """The blocks of each stratum in each group of bins that are drawn from. -> (S, groups)"""
+    return np.stack([chosen.kept[:, list(group)].sum(axis=1) for group in members], axis=1)
+
+
+def choose_blocks(blocks: BlockSet, *, stratify: str | None, keep: str | None, batch_size: int) -> Chosen:
+    """What the options of a schedule leave of `blocks`. Errors: UsageError, RunError as of `read_strata`, `choose`;
+    UsageError where a batch cannot hold each value."""
+    if keep is not None:
+        parse_keep(keep)  # before anything is read
+    if stratify is None or not len(blocks):
+        return choose(blocks.counts, keep=keep)
+    strata = read_strata(blocks, stratify)
+    if len(strata.names) > batch_size:
+        raise UsageError(
+            f"schedule.stratify {stratify}: the blocks are of {len(strata.names):,} values, and a batch holds "
+            f"{batch_size:,} blocks: name a column of fewer values, or raise --batch-size"
+        )
+    return choose(blocks.counts, keep=keep, strata=strata)
+
+
 def open_sampler(options: BudgetOptions, blocks: BlockSet) -> Sampler:
     """The sampler that the options of a command describe. Errors: as of `Sampler` and `make_schedule`."""
     config = options.schedule
@@ -246,4 +300,7 @@ def open_sampler(options: BudgetOptions, blocks: BlockSet) -> Sampler:
         exhausted=options.exhausted,
         groups=config.groups,
         static=config.static,
+        stratify=config.stratify,
+        keep=config.keep,
+        jitter=config.jitter,
     )

@@ -39,7 +39,19 @@ from fluxentropy.schedules.mixtures import (
     within,
 )
 from fluxentropy.schedules.options import COMMON, ScheduleConfig
-from fluxentropy.schedules.orders import Decreasing, Folded, Increasing, Permutation, Random, Zigzag, keys
+from fluxentropy.schedules.orders import (
+    Curriculum,
+    Decreasing,
+    Folded,
+    Increasing,
+    Permutation,
+    Random,
+    Saw,
+    Segment,
+    Stair,
+    Zigzag,
+    keys,
+)
 
 # --- adaptive mixtures ------------------------------------------------------------------------------------------------
 #
@@ -195,6 +207,10 @@ SCHEDULES: dict[str, type[Any]] = {
     "decreasing": Decreasing,
     "folded": Folded,
     "zigzag": Zigzag,
+    "stair": Stair,
+    "saw": Saw,
+    "segment": Segment,
+    "curriculum": Curriculum,
     "pool": GrowingPool,
     "window": SlidingWindow,
     "periodic": Periodic,
@@ -212,14 +228,15 @@ def make(name: str, *, bins: int | None = None, grid: Sequence[int] | None = Non
     """The schedule of that name with the options that a configuration has for it: `make("periodic", cycles=4)`.
 
     bins: their number, which the controls shuffle_labels and balanced_labels need; grid: the shape of bins by two
-    scores, if not that of the Sampler's bins. What `groups` and `static` do is up to the `Sampler`.
+    scores, if not that of the Sampler's bins. What `groups`, `static`, `stratify`, `keep` and `jitter` do is up to the
+    `Sampler`.
 
     Errors: as of `make_schedule`; `UsageError` names an unknown option, and a value of another type.
 
     >>> make("window", width=0.5).mixture(np.array([0.0, 1.0]), np.array([10, 10])).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    for option in ("groups", "static"):
+    for option in ("groups", "static", "stratify", "keep", "jitter"):
         if option in options:
             raise UsageError(f"schedule.{option}: give it to Sampler, the schedule itself does not know it")
     plain = {"name": name, **to_plain(options)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from fluxentropy.runs.files import plain, write_json
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.options import PlanConfig, ScheduleConfig
 from fluxentropy.schedules.plan import Plan
-from fluxentropy.schedules.sampler import open_sampler
+from fluxentropy.schedules.sampler import Sampler, open_sampler
 from fluxentropy.schedules.schedule import Adaptive
+from fluxentropy.schedules.strata import Strata
 
 # --- `fluxentropy schedule` -------------------------------------------------------------------------------------------
 
@@ -46,6 +48,8 @@ class ScheduleResult(Result):
     epochs: list[float]  # (K,)
     mixture: list[list[float | None]]  # (10, K) shares in each tenth of what is planned; None for one without steps
     fingerprint: str
+    kept: dict[str, Any] | None  # what `keep` left: rule, of (K,) blocks
+    strata: dict[str, Any] | None  # column, tokens that are off, values: name, blocks, drawn, in_batch, off
     plan: Plan = field(repr=False)
     length: int = field(repr=False)  # tokens a block
     asked: int = field(repr=False)  # blocks to be drawn
@@ -53,11 +57,15 @@ class ScheduleResult(Result):
     def lines(self) -> list[str]:
         drawn, config = self.plan.blocks, self.config
         name = config.name + ", a static mixture like it" * config.static
+        if config.jitter is not None and not config.static:
+            name += f", jitter {config.jitter:g}"
         kind = "reweighting" if config.static else self.plan.schedule.kind
         lines = [
             f"{name} ({kind}): {self.steps:,} steps of {int(self.plan.batches[0]):,} blocks of {self.length:,} tokens, "
             f"{self.tokens:,} tokens, {drawn / sum(self.blocks):.3g} epochs"
         ]
+        if self.kept is not None:
+            lines.append(f"kept are {sum(self.blocks):,} of {sum(self.kept['of']):,} blocks ({self.kept['rule']})")
         if drawn < self.asked:
             lines.append(
                 f"it stops after {drawn:,} of {self.asked:,} blocks, where a bin is used up (--exhausted stop)"
@@ -66,7 +74,10 @@ class ScheduleResult(Result):
             lines.append(
                 f"planned are the first {self.planned_steps:,} steps; then the mixture follows the losses of the bins"
             )
-        lines += ["", *table(self.plan), "", f"picture    {self.out / 'mixture.png'} (and .svg)"]
+        lines += ["", *table(self.plan)]
+        if self.strata is not None:
+            lines += ["", *strata_table(self.strata)]
+        lines += ["", f"picture    {self.out / 'mixture.png'} (and .svg)"]
         return [*lines, f"numbers    {self.out / 'mixture.json'}"]
 
 
@@ -74,11 +85,12 @@ class ScheduleResult(Result):
 def schedule(config: PlanConfig) -> ScheduleResult:
     """Plan a training, draw the plan into `config.out`, and say what it is."""
     blocks = BlockSet.open(config.bins)
-    plan = open_sampler(config, blocks).plan
+    sampler = open_sampler(config, blocks)
+    plan = sampler.plan
     bins = Bins.read(config.bins)
     by = bins.label if bins else "score"
-    draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by)
-    record = _record(plan, blocks.length)
+    draw_plan(plan, config.out / "mixture", tokens_per_block=blocks.length, by=by, note=_note(config.schedule))
+    record = _record(sampler, blocks.length)
     write_json(config.out / "mixture.json", {"config": to_plain(config.schedule), **record})
     asked = config.tokens // blocks.length if config.tokens is not None else int(plan.sizes.sum())
     return ScheduleResult(
@@ -86,8 +98,10 @@ def schedule(config: PlanConfig) -> ScheduleResult:
     )
 
 
-def _record(plan: Plan, length: int) -> dict[str, Any]:
+def _record(sampler: Sampler, length: int) -> dict[str, Any]:
     """The plan in numbers: `mixture` is that of each tenth of what is planned, K numbers each."""
+    plan, chosen = sampler.plan, sampler.chosen
+    there = [int(chosen.counts[:, group].sum()) for group in sampler.members]
     return plain(
         {
             "kind": "reweighting" if isinstance(plan.schedule, Adaptive) else plan.schedule.kind,
@@ -100,8 +114,67 @@ def _record(plan: Plan, length: int) -> dict[str, Any]:
             "epochs": plan.epochs,
             "mixture": plan.realised(TENTHS),
             "fingerprint": plan.fingerprint,
+            "kept": None if chosen.keep is None else {"rule": chosen.keep.strip(), "of": there},
+            "strata": None if chosen.strata is None else _strata(plan, chosen.strata),
         }
     )
+
+
+def _strata(plan: Plan, strata: Strata) -> dict[str, Any]:
+    """The strata of a plan in numbers; `in_batch`: the fewest and the most blocks in a batch, the last left out."""
+    parts = zip(strata.names, plan.strata, strata.off / strata.tokens, strict=True)
+    return {
+        "column": strata.column,
+        "off": strata.off.sum() / strata.tokens.sum(),
+        "lost": list(strata.lost),
+        "values": [
+            {
+                "name": name,
+                "blocks": part.sizes.sum(),
+                "drawn": part.counts[-1].sum(),
+                "in_batch": [of(part.batches[: max(plan.steps - 1, 1)]) for of in (np.min, np.max)],
+                "off": off,
+            }
+            for name, part, off in parts
+        ],
+    }
+
+
+def _note(config: ScheduleConfig) -> str:
+    """What the picture of a plan says above it."""
+    said = [f"kept: {config.keep.strip()}"] if config.keep else []
+    said += [f"each batch has its share of every {config.stratify}"] if config.stratify else []
+    return "; ".join(said)
+
+
+def strata_table(strata: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: a row for each value of the column, and what its blocks hold of others.
+
+    >>> values = [{"name": "news", "blocks": 40, "drawn": 40, "in_batch": [3, 4], "off": 0.031}]
+    >>> print("\\n".join(strata_table({"column": "source", "off": 0.031, "lost": [], "values": values})))
+    each batch has its share of every source; 3.1 % of the tokens have another value than their block
+     source  blocks   drawn  in a batch  off (%)
+       news      40      40       3 - 4      3.1
+    """
+    values = strata["values"]
+    name = max(len(strata["column"]), *(len(value["name"]) for value in values))
+    width = max(len(f"{max(value['drawn'], value['blocks']):,}") for value in values)
+    width = max(width, 6)
+    lines = [
+        f"each batch has its share of every {strata['column']}; {100 * strata['off']:.1f} % of the tokens have another "
+        f"value than their block",
+        f" {strata['column']:>{name}}  {'blocks':>{width}}  {'drawn':>{width}}  in a batch  off (%)",
+    ]
+    for value in values:
+        low, high = value["in_batch"]
+        lines.append(
+            f" {value['name']:>{name}}  {value['blocks']:>{width},}  {value['drawn']:>{width},}  "
+            f"{f'{low} - {high}' if low != high else low:>10}  {100 * value['off']:7.1f}"
+        )
+    if strata["lost"]:
+        first = ", ".join(strata["lost"][:3]) + ", ..." * (len(strata["lost"]) > 3)
+        lines.append(f"no block is mostly of {first} ({len(strata['lost']):,} in all): their tokens stand with others")
+    return lines
 
 
 def table(plan: Plan) -> list[str]:
@@ -143,13 +216,16 @@ PIECES, CELLS = 200, 60  # parts of the budget, at most: of areas, and of a heat
 STACKED = 24  # bins that are drawn as areas; more make a heat map
 
 
-def draw_plan(plan: Plan, path: Path, *, tokens_per_block: int, by: str) -> list[Path]:
-    """Write `path`.png and `path`.svg; `by`: the score that the bins are of. Errors: `RunError` where it cannot."""
+def draw_plan(plan: Plan, path: Path, *, tokens_per_block: int, by: str, note: str = "") -> list[Path]:
+    """Write `path`.png and `path`.svg; `by`: the score that the bins are of; `note`: what stands above.
+
+    Errors: `RunError` where it cannot.
+    """
     with paper():
-        return save(plan_figure(plan, tokens_per_block=tokens_per_block, by=by), path)
+        return save(plan_figure(plan, tokens_per_block=tokens_per_block, by=by, note=note), path)
 
 
-def plan_figure(plan: Plan, *, tokens_per_block: int, by: str) -> Figure:
+def plan_figure(plan: Plan, *, tokens_per_block: int, by: str, note: str = "") -> Figure:
     """Left: the mixture over the tokens. Right: epochs of each bin. Use it within `paper()`."""
     bins = len(plan.sizes)
     pieces = min(PIECES if bins <= STACKED else CELLS, plan.known)
@@ -177,7 +253,8 @@ def plan_figure(plan: Plan, *, tokens_per_block: int, by: str) -> Figure:
     left.set(xlabel="tokens seen", xlim=(0, at[-1]))
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
     if plan.known < plan.steps:
-        left.set_title(f"the first {plan.known:,} of {plan.steps:,} steps", loc="left", fontsize=7, color=GREY)
+        note = "; ".join(filter(None, [f"the first {plan.known:,} of {plan.steps:,} steps", note]))
+    left.set_title(note, loc="left", fontsize=7, color=GREY)
     _epochs(right, plan)
     return figure
 

@@ -71,7 +71,14 @@ def test_arms_that_are_there_serve_as_controls(bins: Path) -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    [{"name": "periodic", "cycles": 2}, {"name": "folded", "cycles": 2}, {"name": "tilt"}, {"name": "pool"}],
+    [
+        {"name": "periodic", "cycles": 2},
+        {"name": "folded", "cycles": 2},
+        {"name": "tilt"},
+        {"name": "pool"},
+        {"name": "curriculum", "begin": "low", "until": 0.5},
+        {"name": "segment", "front": 0.3},
+    ],
     ids=lambda schedule: schedule["name"],
 )
 def test_controls_draw_what_they_promise(schedule: dict[str, Any], bins: Path) -> None:
@@ -90,6 +97,36 @@ def test_controls_draw_what_they_promise(schedule: dict[str, Any], bins: Path) -
     # over as many seeds as bins each bin has each place of the pacing once, so together they draw evenly at each step
     even = np.sum(shuffled, axis=(0, 2)) / 4
     assert abs(np.cumsum(np.sum(shuffled, axis=0) - even[:, None], axis=0)).max() <= 8
+
+
+def test_a_selection_is_an_arm_and_judged_against_all_blocks(bins: Path) -> None:
+    asked = {
+        "half": {"schedule": {"keep": "lowest 0.5"}},
+        "up": {"schedule": {"name": "increasing", "keep": "lowest 0.5", "jitter": 0.1}},
+    }
+    arms = arms_of(bins, asked)
+    assert list(arms) == ["random", "half", "up", "up-reversed", "up-shuffled"]
+    assert [arms[name].kind for name in asked] == ["arm"] * 2
+    assert {arm.baseline for arm in arms.values()} == {"random"}
+    assert arms["half"].controls == {}
+    assert arms["up"].controls["static"] == "half"  # the same blocks, evenly
+    assert np.sum(drawn(arms["half"], bins), axis=0)[-1] == 0
+
+
+def test_a_stratified_arm_is_judged_against_a_stratified_random_one(bins: Path) -> None:
+    up = {"schedule": {"name": "increasing", "stratify": "source"}}
+    arms = arms_of(bins, {"up": up, "plain": {"schedule": {"name": "increasing"}}}, controls=["static"])
+    assert {name: arm.baseline for name, arm in arms.items() if arm.kind == "arm"} == {
+        "up": "up-random",
+        "plain": "random",
+    }
+    assert arms["up-random"].own == {"schedule": {"name": "random", "stratify": "source"}}
+    assert arms["up"].controls == {"static": "up-random"}
+    other = arms_of(
+        bins, {"mixed": {"schedule": {"stratify": "source"}}, "up": up, "slow": up | {"lr": {"floor": 0.1}}}
+    )
+    assert (other["mixed"].kind, other["up"].baseline, other["slow"].baseline) == ("random", "mixed", "slow-random")
+    assert other["slow-random"].own["schedule"] == {"name": "random", "stratify": "source"}
 
 
 def test_seeds_are_paired(bins: Path) -> None:

@@ -15,6 +15,7 @@ from fluxentropy.schedules.plan import SCALE, Plan, capped_targets, counts_of, i
 from fluxentropy.schedules.schedule import Adaptive, make_schedule
 
 SIZES = np.array([40, 25, 60, 75])
+PERMUTATIONS = ("random", "increasing", "decreasing", "folded", "zigzag", "stair", "saw", "segment", "curriculum")
 
 
 def planned(name: str, *, sizes: Any = SIZES, batch_size: int = 8, parameters: Any = None, **options: Any) -> Plan:
@@ -24,14 +25,17 @@ def planned(name: str, *, sizes: Any = SIZES, batch_size: int = 8, parameters: A
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["random", "increasing", "decreasing", "folded", "zigzag"]),
+    st.sampled_from(PERMUTATIONS),
     st.lists(st.integers(0, 40), min_size=1, max_size=7).filter(any),
     st.integers(1, 17),
     st.integers(1, 3),
+    st.none() | st.floats(0.01, 0.99) | st.just(1),
 )
-def test_a_permutation_draws_each_block_once_an_epoch(name: str, sizes: list[int], size: int, epochs: int) -> None:
+def test_a_permutation_draws_each_block_once_an_epoch(
+    name: str, sizes: list[int], size: int, epochs: int, jitter: float | None
+) -> None:
     total = sum(sizes)
-    plan = planned(name, sizes=sizes, batch_size=size, blocks=epochs * total)
+    plan = planned(name, sizes=sizes, batch_size=size, blocks=epochs * total, jitter=jitter, seed=total)
     drawn = np.append(0, np.cumsum(plan.batches))
     np.testing.assert_array_equal(plan.counts.sum(axis=1), drawn)
     assert (np.diff(plan.counts, axis=0) >= 0).all() and (plan.batches[:-1] == size).all()
@@ -49,6 +53,96 @@ def test_a_part_of_an_epoch_has_every_bins_share() -> None:
 def test_epochs_of_a_permutation_are_whole() -> None:
     with pytest.raises(UsageError, match="needs whole epochs of 200 blocks"):
         planned("increasing", blocks=300)
+
+
+@pytest.mark.parametrize("name", PERMUTATIONS)
+def test_what_is_drawn_is_the_mixture(name: str) -> None:
+    """In each tenth of an epoch the sum of the mixture over its blocks."""
+    plan = planned(name, batch_size=5)
+    u = (np.arange(200) + 0.5) / 200
+    wanted = plan.schedule.mixture(u, SIZES).reshape(10, 20, 4).sum(axis=1)  # type: ignore[union-attr]
+    assert np.abs(np.diff(plan.counts[plan.cuts(10)], axis=0) - wanted).max() < 2
+
+
+def test_fingerprints_of_earlier_versions() -> None:
+    """Runs that know none of the later options go on."""
+    sizes = [40, 0, 25, 60, 75]
+    found = {name: planned(name, sizes=sizes).fingerprint[:16] for name in ("zigzag", "periodic", "adaptive")}
+    assert found == {"zigzag": "ed81154249a27485", "periodic": "18cf904184b10d00", "adaptive": "3524cf5fe7196c76"}
+
+
+# --- jitter -----------------------------------------------------------------------------------------------------------
+
+
+def places(counts: np.ndarray, k: int) -> np.ndarray:
+    """At which step each draw of bin k is, where every step draws one block."""
+    return np.flatnonzero(np.diff(counts[:, k]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any),
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.integers(0, 5),
+)
+def test_no_block_moves_further_than_the_window(sizes: list[int], window: int, epochs: int, seed: int) -> None:
+    total = sum(sizes)
+    options: dict[str, Any] = {"sizes": sizes, "batch_size": 1, "blocks": epochs * total}
+    jitter = min(window, total)
+    plain, plan = planned("increasing", **options), planned("increasing", **options, jitter=jitter, seed=seed)
+    opens = [epoch * total + place for epoch in range(epochs) for place in range(0, total, jitter)]
+    np.testing.assert_array_equal(plan.counts[opens], plain.counts[opens])
+    for k in range(len(sizes)):
+        before, after = places(plain.counts, k), places(plan.counts, k)
+        assert len(before) == len(after) == epochs * sizes[k]
+        assert (np.abs(after - before) < jitter).all()
+
+
+def test_jitter_shuffles_evenly_and_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"sizes": [2000, 2000], "batch_size": 1, "jitter": 0.5}
+    plan = planned("increasing", **options)
+    assert plan.counts[2000].tolist() == [2000, 0]  # windows are halves, of one bin each
+    plan = planned("zigzag", **options, seed=1)
+    half = plan.counts[1000:2001:250, 0] / np.arange(1000, 2001, 250)
+    np.testing.assert_allclose(half, 0.5, atol=0.06)
+    other = planned("zigzag", **options, seed=2)
+    assert other.fingerprint != plan.fingerprint != planned("zigzag", sizes=[2000, 2000], batch_size=1).fingerprint
+    monkeypatch.setattr("fluxentropy.schedules.plan.PIECE", 100)  # however it is cut to be made
+    fine = planned("zigzag", **options | {"jitter": 30}, seed=1)
+    monkeypatch.undo()
+    assert fine.fingerprint == planned("zigzag", **options | {"jitter": 30}, seed=1).fingerprint
+
+
+def test_batches_of_a_jittered_plan_are_parts_of_its_order() -> None:
+    """The same windows with other batches, where no window cuts a batch."""
+    one, eight = (planned("decreasing", batch_size=size, jitter=64, seed=3) for size in (1, 8))
+    assert one.counts[::8].shape == eight.counts.shape
+    assert np.abs(one.counts[::8] - eight.counts).max() < 9  # orders inside the windows differ, what they hold does not
+    np.testing.assert_array_equal(one.counts[::64], eight.counts[::8])
+    static = planned("decreasing", jitter=64, static=True)
+    assert static.fingerprint == planned("decreasing", static=True).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "jitter", "message"),
+    [
+        ("window", 0.1, "jitter 0.1: it shuffles the order of schedules that draw each block once an epoch"),
+        ("adaptive", 10, "jitter 10: it shuffles the order"),
+        (
+            "random",
+            0,
+            "jitter 0: use a share of an epoch, above 0 and below 1, or a whole number of blocks up to the 200",
+        ),
+        ("random", -5, "jitter -5: use a share"),
+        ("random", 1.5, "jitter 1.5: use a share"),
+        ("random", 201, "jitter 201: use a share"),
+        ("random", float("nan"), "jitter nan: use a share"),
+    ],
+)
+def test_what_jitter_cannot_be(name: str, jitter: float, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"schedule\.{message}"):
+        planned(name, jitter=jitter)
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,11 +32,14 @@ def sampler(
     counts: np.ndarray = COUNTS,
     batch_size: int = 8,
     parameters: Any = None,
+    plan_seed: int = 0,
     **options: Any,
 ) -> Draws:
     members = group_bins(groups, len(counts))
     schedule = make_schedule(ScheduleConfig(name=name, **(parameters or {})), len(members))
-    plan = make_plan(schedule, [int(counts[group].sum()) for group in members], batch_size=batch_size, **options)
+    plan = make_plan(
+        schedule, [int(counts[group].sum()) for group in members], batch_size=batch_size, seed=plan_seed, **options
+    )
     return Draws(plan, counts, seed=seed, fingerprint=fingerprint, members=members)
 
 
@@ -87,6 +90,7 @@ def test_seeds_differ_and_orders_inside_batches_are_mixed() -> None:
 def test_never_changes() -> None:
     """A training is resumed with another version of everything: these blocks must stay."""
     assert sampler("folded", batch_size=6).batch(20).tolist() == [85, 97, 122, 98, 108, 69]
+    assert sampler("folded", batch_size=6, jitter=25).batch(20).tolist() == [27, 12, 163, 41, 28, 69]
 
 
 # --- 3: ranks slice -----------------------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ def test_ranks_and_parts_are_slices(world: int, parts: int) -> None:
 # --- 4: each block once; quotas ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["random", "increasing", "decreasing", "folded", "zigzag"])
+@pytest.mark.parametrize("name", ["random", "increasing", "decreasing", "folded", "zigzag", "stair", "segment"])
 @pytest.mark.parametrize("batch_size", [1, 8, 200, 300])
 @pytest.mark.parametrize("groups", [None, 2, ["0+4", "1-3"]])
 def test_a_permutation_draws_each_block_exactly_once(name: str, batch_size: int, groups: Any) -> None:
@@ -114,6 +118,20 @@ def test_a_permutation_draws_each_block_exactly_once(name: str, batch_size: int,
     twice = everything(sampler(name, batch_size=batch_size, groups=groups, blocks=400))
     np.testing.assert_array_equal(twice[:200] if 200 % batch_size == 0 else once, once)
     np.testing.assert_array_equal(np.sort(twice), np.repeat(np.arange(200), 2))
+
+
+@pytest.mark.parametrize("jitter", [0.05, 30])
+def test_a_jittered_epoch_has_each_block_once(jitter: float) -> None:
+    """Inside each window the blocks are those of the plain order; which bin is when follows from the seed."""
+    plain, one, other = (
+        everything(sampler("zigzag", batch_size=1, jitter=share, blocks=400, plan_seed=seed))
+        for share, seed in ((None, 0), (jitter, 0), (jitter, 1))
+    )
+    window = 10 if jitter < 1 else 30
+    for start in (*range(0, 200, window), *range(200, 400, window)):
+        stop = min(start + window, 200 if start < 200 else 400)
+        assert set(plain[start:stop]) == set(one[start:stop]) == set(other[start:stop])
+    assert (one != plain).mean() > 0.2 and (one != other).mean() > 0.1
 
 
 def test_increasing_goes_from_bin_to_bin() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fluxentropy.config.yaml import to_plain
 from fluxentropy.errors import FluxentropyError, SourceError, UsageError
 from fluxentropy.schedules.mixtures import GridStages, Periodic, Reweighting, Stages, Tilt
 from fluxentropy.schedules.options import ScheduleConfig
@@ -26,7 +27,7 @@ from fluxentropy.schedules.schedule import (
 )
 
 SIZES = np.array([50, 20, 0, 80, 50])
-PERMUTATIONS = ("random", "increasing", "decreasing", "folded", "zigzag")
+PERMUTATIONS = ("random", "increasing", "decreasing", "folded", "zigzag", "stair", "saw", "segment", "curriculum")
 MIXTURES = ("pool", "window", "periodic", "stages", "warmup", "anneal", "tilt")
 DESCENDING = ("pool", "window", "periodic", "stages", "warmup")
 
@@ -66,11 +67,20 @@ def configurations(draw: st.DrawFn) -> ScheduleConfig:
         },
         "warmup": {"until": positive, "width": unit},
         "anneal": {"since": unit, "width": unit, "target": st.sampled_from(["low", "high"])},
+        "stair": {"sections": st.integers(1, 5), "transition": unit, "descending": st.booleans()},
+        "saw": {"sections": st.integers(1, 5), "transition": unit, "descending": st.booleans()},
+        "segment": {
+            "front": st.floats(0, 0.5),
+            "back": st.floats(0, 0.5),
+            "begin": st.sampled_from(["low", "high"]),
+            "target": st.sampled_from(["low", "high"]),
+        },
+        "curriculum": {"until": unit, "begin": st.sampled_from(["all", "low", "high"]), "descending": st.booleans()},
         "tilt": {"betas": st.tuples(st.floats(-300, 300), st.floats(-300, 300))},
     }
     name = draw(st.sampled_from([*PERMUTATIONS, *MIXTURES]))
     given = {key: draw(st.none() | values) for key, values in parameters.get(name, {}).items()}
-    if name in ("folded", "zigzag", "periodic"):
+    if name in ("folded", "zigzag", "periodic", "stair", "saw"):
         given["cycles"] = draw(st.integers(1, 9))
     if name == "stages":
         given["stages"] = given["stages"] or 2  # the lowest and the highest bin have blocks, others may have none
@@ -100,7 +110,7 @@ def test_every_mixture_is_a_distribution(config: ScheduleConfig, sizes: list[int
     st.none() | st.integers(0, 5),
 )
 def test_permutations_use_up_every_bin(name: str, sizes: list[int], cycles: int, seed: int | None) -> None:
-    given = {"cycles": cycles} if name in ("folded", "zigzag") else {}
+    given = {"cycles": cycles} if name in ("folded", "zigzag", "stair", "saw") else {}
     schedule = made(name, np.array(sizes), shuffle_labels=seed, **given)
     x = np.arange(sum(sizes) + 1)
     found, whole = schedule.targets(x, np.array(sizes))
@@ -418,7 +428,7 @@ def test_bad_groups(groups: Any, message: str) -> None:
         ({"name": "increasng"}, "name increasng: did you mean increasing"),
         (
             {"name": "increasing", "cycles": 2},
-            "cycles: increasing takes groups, shuffle_labels, balanced_labels, static",
+            "cycles: increasing takes groups, shuffle_labels, balanced_labels, static, stratify, keep, jitter",
         ),
         ({"name": "window", "pacing": "step"}, "pacing: window takes width, descending, groups"),
         ({"name": "pool", "pacing": "exponent"}, "pacing exponent: did you mean exponential"),
@@ -431,6 +441,12 @@ def test_bad_groups(groups: Any, message: str) -> None:
         ({"name": "periodic", "wave": "sine"}, "wave sine: did you mean cosine"),
         ({"name": "periodic", "cycles": 0}, "cycles 0: use 1"),
         ({"name": "zigzag", "cycles": 0}, "cycles 0: use 1"),
+        ({"name": "stair", "sections": 0}, "sections 0: use 1 or more"),
+        ({"name": "saw", "transition": 1.5}, "transition 1.5: use a number from 0 to 1"),
+        ({"name": "segment", "front": 0.7, "back": 0.4}, "front 0.7 and schedule.back 0.4 are more than the corpus"),
+        ({"name": "segment", "begin": "all"}, "begin all: use low or high"),
+        ({"name": "curriculum", "begin": "middle"}, "begin middle: use all, low or high"),
+        ({"name": "curriculum", "until": -1.0}, "until -1.*: use a number from 0 to 1"),
         ({"name": "stages", "method": "both"}, "method both: use sequential"),
         ({"name": "stages", "ends": (0.5, 0.4)}, "ends .*ascending"),
         ({"name": "anneal", "target": "middle"}, "target middle: use low or high"),
@@ -463,6 +479,16 @@ def test_schedules_that_do_not_fit_the_bins(given: dict[str, Any], message: str)
         made(**given).mixture(np.array([0.5]), SIZES)
 
 
+def test_the_identity_of_earlier_runs_stays() -> None:
+    """A run that uses nothing new is the run that it was."""
+    earlier = (
+        "name descending pacing start full power steps width wave cycles stages method share ends axis until since "
+        "target betas every rate floor reference weights interpolation groups shuffle_labels balanced_labels static"
+    )
+    assert set(ScheduleConfig.identity(to_plain(ScheduleConfig()))) == set(earlier.split())
+    assert "keep" in ScheduleConfig.identity(to_plain(ScheduleConfig(keep="lowest 0.5")))
+
+
 def test_every_schedule_says_what_it_is() -> None:
     for name, cls in SCHEDULES.items():
         assert issubclass(cls, Permutation | Reweighting | Adaptive)
@@ -493,6 +519,7 @@ def test_schedules_by_name(name: str, options: dict[str, Any], same: Any) -> Non
         ("window", {"width": 2.0}, "schedule.width 2: use 0 to 1"),
         ("window", {"cycles": 2}, "schedule.cycles: window takes width, descending"),
         ("window", {"groups": 2}, "schedule.groups: give it to Sampler"),
+        ("zigzag", {"jitter": 0.1}, "schedule.jitter: give it to Sampler"),
         ("window", {"balanced_labels": 2}, "say for how many bins"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection, QuadMesh
 from tokenblocks import write_blocks
+from tokenruns import write_bins
 
 import fluxentropy
 from fluxentropy.cli import app as cli
@@ -75,11 +76,43 @@ def test_flags_groups_and_policies(
     assert result.tokens == 16 * sum(result.drawn) < 64000
 
 
+def test_what_is_kept_and_stratified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On bins that the command has made: the table, the numbers and the note in the picture."""
+    bins = write_bins(tmp_path, texts=120)
+    capsys.readouterr()
+    command = ["schedule", "--bins", str(bins), "--out", str(tmp_path / "plan"), "--batch-size", "6"]
+    flags = ["--schedule.name", "saw", "--schedule.keep", "lowest 0.5", "--schedule.jitter", "0.1"]
+    command += [*flags, "--schedule.stratify", "source"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "plan" / "mixture.json").read_text())
+    there, kept = sum(found["kept"]["of"]), sum(found["blocks"])
+    assert printed[0].startswith("saw, jitter 0.1 (permutation): ")
+    assert printed[1] == f"kept are {kept:,} of {there:,} blocks (lowest 0.5)"
+    rows = [line.split() for line in printed if line.split()[:1] in (["a"], ["b"], ["c"])]
+    strata = found["strata"]
+    assert strata["column"] == "source" and [value["name"] for value in strata["values"]] == ["a", "b", "c"]
+    for row, value in zip(rows, strata["values"], strict=True):
+        low, high = value["in_batch"]
+        assert value["blocks"] == value["drawn"] and row[1] == str(value["blocks"]) and 0 < value["off"] < 0.7
+        assert abs(low - 6 * value["blocks"] / kept) < 2 and high - low <= 2
+    assert sum(value["blocks"] for value in strata["values"]) == kept and abs(kept - there / 2) <= 1.5
+    assert any(line.startswith("each batch has its share of every source; ") for line in printed)
+    svg = (tmp_path / "plan" / "mixture.svg").read_text()
+    assert "kept: lowest 0.5; each batch has its share of every source" in svg
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--schedule.name", "periodc"], "schedule.name periodc: did you mean periodic?"),
-        (["--schedule.cycles", "2"], "schedule.cycles: random takes groups, shuffle_labels, balanced_labels, static"),
+        (["--schedule.keep", "half"], "schedule.keep half: write lowest, middle or highest and a share"),
+        (["--schedule.stratify", ""], "--schedule.stratify is empty: name a column of the bins' shards"),
+        (["--schedule.name", "window", "--schedule.jitter", "0.1"], "schedule.jitter 0.1: it shuffles the order"),
+        (
+            ["--schedule.cycles", "2"],
+            "schedule.cycles: random takes groups, shuffle_labels, balanced_labels, static, stratify, keep, jitter",
+        ),
         (["--tokens", "3"], "--tokens 3: one block has 16"),
         (["--tokens", "0"], "--tokens 0: use 1 or more"),
         (["--batch-size", "0"], "--batch-size 0: use 1 or more"),
