@@ -188,7 +188,7 @@ def _asked(config: CompareConfig, arm: Arm, asked: Mapping[str, Any]) -> Arm:
     schedule = _options(config, arm)["schedule"]
     if kind in CONTROLS and of in asked:
         mixed = schedule["balanced_labels"] is not None
-        return dataclasses.replace(arm, kind=kind, of=of, mixed=mixed)  # type: ignore[arg-type]
+        return dataclasses.replace(arm, kind=kind, of=of, mixed=mixed)
     random = schedule["name"] == RANDOM and (arm.trunk is None or arm.trunk.kind == "random")
     return dataclasses.replace(arm, kind="random" if random else "arm")
 

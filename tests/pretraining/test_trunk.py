@@ -20,7 +20,7 @@ import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.errors import FluxentropyError
 from fluxentropy.pretraining.callbacks import Checkpoints
-from fluxentropy.pretraining.pretrain import draw_again
+from fluxentropy.pretraining.pretrain import draw_again, read_config
 from fluxentropy.pretraining.trainer import all_checkpoints
 
 STEPS, BATCH, AT = 10, 8, 6
@@ -176,6 +176,27 @@ def test_several_averages_have_their_own_names(bins: Path, trunk: Path, tmp_path
     manifest = json.loads((trunk / "manifest.json").read_text())
     assert manifest["average_horizon"] == {"0.5": 2.0, "0.9": pytest.approx(1 + 10 / 9)}
     assert "export-averaged-0.9/model.safetensors" in manifest["files"]
+
+
+def test_an_average_of_nothing_yet_is_not_validated(bins: Path, tmp_path: Path) -> None:
+    train(bins, tmp_path / "run", average={"kind": "last", "k": 2, "every": 5})
+    judged = [row for row in rows(tmp_path / "run") if row["val_loss"]]
+    assert [(row["step"], bool(row["val_loss_averaged"])) for row in judged] == [
+        *(("0", False), ("2", False), ("4", False), ("6", True), ("8", True), ("10", True))
+    ]
+
+
+def test_the_key_in_a_file_is_the_word(bins: Path, trunk: Path, tmp_path: Path) -> None:
+    file = tmp_path / "branch.yaml"
+    options = BASE | {"from": f"{trunk}@{AT}", "branch": True, "bins": str(bins)}
+    file.write_text(json.dumps(options))  # which is YAML, too
+    assert main(["pretrain", "--config", str(file), "--out", str(tmp_path / "file")]) == 0
+    argv = ["pretrain", "--config", str(tmp_path / "file" / "config.resolved.yaml")]
+    assert main([*argv, "--from", f"{trunk}@{STEPS}", "--out", str(tmp_path / "flag")]) == 2  # a flag wins
+    assert result(tmp_path / "file") == result(train(bins, tmp_path / "python", **options).out)
+    file.write_text(json.dumps({"from_": "x"}))
+    with pytest.raises(FluxentropyError, match="unknown key from_: did you mean from?"):
+        read_config(file)
 
 
 def test_a_killed_branch_goes_on_also_without_its_trunk(bins: Path, trunk: Path, tmp_path: Path) -> None:
