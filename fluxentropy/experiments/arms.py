@@ -148,7 +148,7 @@ def _find(
 ) -> Arm:
     """Put an arm that the user wrote into `found`, its trunk before it, and return it."""
     if name not in found:
-        own = asked.get(name, {})
+        own = asked.get(name, {"schedule": {"name": RANDOM}})
         start = {} if "from" not in own else _trunk(config, name, asked, found, (*above, name))
         found[name] = _asked(config, Arm(name=name, own=own, kind="arm", **start), asked)
     return found[name]
