@@ -148,7 +148,7 @@ def _find(
 ) -> Arm:
     """Put an arm that the user wrote into `found`, its trunk before it, and return it."""
     if name not in found:
-        own = asked.get(name, {})
+        own = asked.get(name, {"schedule": {"name": RANDOM}})
         start = {} if "from" not in own else _trunk(config, name, asked, found, (*above, name))
         found[name] = _asked(config, Arm(name=name, own=own, kind="arm", **start), asked)
     return found[name]
@@ -188,7 +188,7 @@ def _asked(config: CompareConfig, arm: Arm, asked: Mapping[str, Any]) -> Arm:
     schedule = _options(config, arm)["schedule"]
     if kind in CONTROLS and of in asked:
         mixed = schedule["balanced_labels"] is not None
-        return dataclasses.replace(arm, kind=kind, of=of, mixed=mixed)  # type: ignore[arg-type]
+        return dataclasses.replace(arm, kind=kind, of=of, mixed=mixed)
     whole = schedule["name"] == RANDOM and schedule["keep"] is None
     random = whole and (arm.trunk is None or arm.trunk.kind == "random")
     return dataclasses.replace(arm, kind="random" if random else "arm")

@@ -180,7 +180,7 @@ class AverageOptions(Options, prefix="--average."):
     """none, ema (exponential), or last (the mean of the last k)."""
     decay: Annotated[float | tuple[float, ...], TRAINING, DECAYS] = 0.999
     """Of the exponential average, for each set of weights. It is warmed up: after n of them it reaches back over \
-1 + n / 9, until that is 1 / (1 - decay). Several, such as 0.99 0.999, make an average each, named by its decay."""
+1 + n / 9, until that is 1 / (1 - decay). Given several times, it makes an average each, named by its decay."""
     k: Annotated[int, TRAINING] = 5
     """Number of weights in the mean of the last ones."""
     every: Annotated[int, TRAINING] = 1

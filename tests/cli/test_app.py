@@ -25,7 +25,7 @@ from fluxentropy import __version__
 from fluxentropy.cli import app as cli
 from fluxentropy.config.options import SWITCH
 from fluxentropy.config.results import Result
-from fluxentropy.config.yaml import to_plain
+from fluxentropy.config.yaml import key_of, to_plain
 from fluxentropy.errors import RunError, UsageError
 
 HEAVY = {"torch", "numpy", "pyarrow", "transformers", "datasets", "polars", "duckdb", "scipy", "matplotlib", "sklearn"}
@@ -386,7 +386,12 @@ def test_help_of_a_command(
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main([command.name, "--help"]) == 0
     text = capsys.readouterr().out
-    for name in [*(option.name for option in dataclasses.fields(command.config)), "config", "print_config", "json"]:
+    for name in [
+        *(key_of(option.name) for option in dataclasses.fields(command.config)),
+        "config",
+        "print_config",
+        "json",
+    ]:
         assert f"--{name.replace('_', '-')}" in text
     assert command.examples.splitlines()[0] in text
     assert len(command.examples.splitlines()) >= 2

@@ -119,6 +119,9 @@ def test_arms_with_the_same_branch_share_their_random_arm(bins: Path) -> None:
         "twice": "twice-random",
     }
     assert arms["twice-random"].own == {"from": "plain@0.75", "clip": 0.1}
+    base = from_plain(TrainingOptions, BASE | {"schedule": {"name": "decreasing"}})
+    alone = all_arms(CompareConfig(bins=bins, base=base, arms={"x": {"from": "random@0.5", **DECAY}}, out=Path("out")))
+    assert (alone[0].name, alone[0].own) == ("random", {"schedule": {"name": "random"}})
     run = arms["twice"].config(from_plain(TrainingOptions, BASE), bins, Path("out"))
     assert (run.clip, run.lr.schedule, run.from_) == (0.1, "trapezoid", "out/cells/up-0.5/seed-0@6")
 

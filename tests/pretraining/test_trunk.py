@@ -20,7 +20,7 @@ import fluxentropy
 from fluxentropy.cli.app import main
 from fluxentropy.errors import FluxentropyError
 from fluxentropy.pretraining.callbacks import Checkpoints
-from fluxentropy.pretraining.pretrain import draw_again
+from fluxentropy.pretraining.pretrain import draw_again, read_config
 from fluxentropy.pretraining.trainer import all_checkpoints
 
 STEPS, BATCH, AT = 10, 8, 6
@@ -178,6 +178,27 @@ def test_several_averages_have_their_own_names(bins: Path, trunk: Path, tmp_path
     assert "export-averaged-0.9/model.safetensors" in manifest["files"]
 
 
+def test_an_average_of_nothing_yet_is_not_validated(bins: Path, tmp_path: Path) -> None:
+    train(bins, tmp_path / "run", average={"kind": "last", "k": 2, "every": 5})
+    judged = [row for row in rows(tmp_path / "run") if row["val_loss"]]
+    assert [(row["step"], bool(row["val_loss_averaged"])) for row in judged] == [
+        *(("0", False), ("2", False), ("4", False), ("6", True), ("8", True), ("10", True))
+    ]
+
+
+def test_the_key_in_a_file_is_the_word(bins: Path, trunk: Path, tmp_path: Path) -> None:
+    file = tmp_path / "branch.yaml"
+    options = BASE | {"from": f"{trunk}@{AT}", "branch": True, "bins": str(bins)}
+    file.write_text(json.dumps(options))  # which is YAML, too
+    assert main(["pretrain", "--config", str(file), "--out", str(tmp_path / "file")]) == 0
+    argv = ["pretrain", "--config", str(tmp_path / "file" / "config.resolved.yaml")]
+    assert main([*argv, "--from", f"{trunk}@{STEPS}", "--out", str(tmp_path / "flag")]) == 2  # a flag wins
+    assert result(tmp_path / "file") == result(fluxentropy.pretrain(**options, out=tmp_path / "python").out)
+    file.write_text(json.dumps({"from_": "x"}))
+    with pytest.raises(FluxentropyError, match="unknown key from_: did you mean from?"):
+        read_config(file)
+
+
 def test_a_killed_branch_goes_on_also_without_its_trunk(bins: Path, trunk: Path, tmp_path: Path) -> None:
     alone = train(bins, tmp_path / "alone", from_=f"{trunk}@{AT}", branch=True, clip=0.1)
     copy = Path(shutil.copytree(trunk, tmp_path / "trunk"))
@@ -230,6 +251,16 @@ def test_a_new_training_starts_with_the_weights_alone(bins: Path, trunk: Path, t
     train(bins, tmp_path / "more", from_=str(tmp_path / "adamw"), keep_optimizer=True, checkpoint_at=[1], **adamw)
     counts = {float(one["step"]) for one in state(tmp_path / "more", 1)["optimizer_states"][0]["state"].values()}
     assert counts == {STEPS + 1.0}
+
+
+def test_a_model_folder_of_gpt2(bins: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": BASE["model"] | {"preset": "gpt2"}, "tokens": 2 * BATCH * LENGTH}
+    train(bins, tmp_path / "run", **options)
+    train(bins, tmp_path / "more", from_=str(tmp_path / "run" / "export"), **options)
+    assert rows(tmp_path / "more")[0]["val_loss"] == rows(tmp_path / "run")[-1]["val_loss"]
+    with pytest.raises(FluxentropyError, match="block_size is 16 there and 32 here"):  # positions are weights there
+        longer = options["model"] | {"block_size": 32}
+        train(bins, tmp_path / "no", **options | {"from_": str(tmp_path / "run" / "export"), "model": longer})
 
 
 def test_a_new_training_may_have_other_bins_and_longer_inputs(trunk: Path, tmp_path: Path) -> None:
