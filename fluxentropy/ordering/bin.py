@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,15 @@ from fluxentropy.ordering.edges import UNSCORED, BinEdges, Binning, Cut
 from fluxentropy.ordering.expressions import JOINED, Derived, Standards, derive_columns, find_derived, numbered
 from fluxentropy.ordering.options import BY, BinConfig
 from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection
-from fluxentropy.ordering.shards import DATA, FORMAT, bin_folder, bins_top, read_manifest, readable_schema
+from fluxentropy.ordering.shards import (
+    DATA,
+    FORMAT,
+    FORMATS,
+    bin_folder,
+    bins_top,
+    read_manifest,
+    readable_schema,
+)
 from fluxentropy.ordering.split import (
     PIECES,
     PLACE,
@@ -37,6 +44,7 @@ from fluxentropy.ordering.split import (
     frugal_memory,
     ranges,
 )
+from fluxentropy.ordering.within import WithinBinning, check_values, cut_within
 from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.engine import Engine, Local, make_engine, usable_cores
 from fluxentropy.runs.files import read_json, sha256_file, versions, write_json
@@ -61,8 +69,13 @@ def bins_json(
         "hash": sum(record["hash"] for record in made) % 2**64,
         "order": config.order,
         "seed": config.seed,
-        "format": FORMAT,
+        "format": index_format(binning),
     }
+
+
+def index_format(binning: Binning) -> int:
+    """The format of a bins.json: the later one only where an earlier version could not read it."""
+    return FORMATS["bins.json"] if isinstance(binning, WithinBinning) else FORMAT
 
 
 def all_there(bins: Bins) -> bool:
@@ -77,7 +90,8 @@ class BinResult(Result):
     out: Path
     rows: int  # of all bins, and those without a score
     unscored: int  # rows
-    edges: list[Any]  # one less than there are bins; of a grid, those of each score
+    edges: list[Any] | dict[str, list[float]]  # one less than there are bins; of a grid, those of each score; within
+    # a column, those of each of its values
     counts: list[int]  # the rows of each bin
     tokens: list[int]  # the scored tokens of each bin
     blocks: dict[str, Any] | None  # the record of the blocks of tokens, where there are any
@@ -93,6 +107,7 @@ class BinResult(Result):
         facts, bins, blocks = self.bins.facts, self.bins, self.blocks
         how = facts["how"] if bins.grid is None else " x ".join(facts["how"])
         by = ", ".join(bins.binning.columns)
+        by += f" within {facts['within']}" if facts.get("within") else ""
         lines = [f"{self.rows:,} rows by {by} in {len(bins)} bins ({how}), {facts['order']} order, in {self.out}"]
         for one in bins:
             packed = f", {blocks['blocks'][one.number]:,} blocks" if blocks else ""
@@ -175,6 +190,11 @@ class _Job:
     standards: Standards = dataclasses.field(default_factory=dict)  # of z(...) in `by`
 
     @property
+    def within(self) -> str | None:
+        """The column inside of whose values the bins are, here or in those whose edges are given."""
+        return self.config.within or (self.given.within if isinstance(self.given, WithinBinning) else None)
+
+    @property
     def joined(self) -> tuple[str, ...]:
         return tuple(self.derived)
 
@@ -197,6 +217,7 @@ class _Job:
         if config.weight not in (None, *by, *names):
             near = did_you_mean(str(config.weight), names)
             raise UsageError(f"--weight {config.weight}: no such column in {config.run}{near}")
+        _check_within(config, given, table.schema)
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
         try:
@@ -235,6 +256,7 @@ class _Job:
             "inputs": fingerprints(config.run, [file.path for file in self.files]),
             "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
             **({"expressions": expressions, "standards": self._given_standards()} if expressions else {}),
+            **({"within": config.within} if config.within else {}),
         }
 
     def blocks(self) -> Blocks | None:
@@ -248,6 +270,7 @@ class _Job:
             length=self.config.block_length,
             text_field=self.renamed.get(column, column),
             shard_bytes=parse_bytes(self.config.shard_size),
+            packed_by=None if self.within is None else self.renamed.get(self.within, self.within),
         )
         blocks.refuse_others()
         return blocks
@@ -268,9 +291,8 @@ class _Job:
             )
         summaries, selections = self._scan()
         binning = self._binning(selections)
-        for axis in binning.axes:
-            if axis.note:
-                log.warning(axis.note if self.table.rows else f"{self.config.run} has no row: one bin, which is empty")
+        for note in binning.notes if self.table.rows else [f"{self.config.run} has no row: one bin, which is empty"]:
+            log.warning(note)
         split = self._split(binning)
         parts = self.run(split, self.files, "rows split", lambda record: record["rows"])
         gather = Gather(
@@ -317,9 +339,7 @@ class _Job:
     def _scan(self) -> tuple[list[ColumnSummary], list[Selection | None]]:
         """All passes over the score columns."""
         scan = Scan(by=self.by, weight=self.config.weight, joined=self.joined)
-        summaries: list[ColumnSummary] = [
-            reduce(add, column) for column in zip(*self._each(scan, self.files), strict=True)
-        ]
+        summaries: list[ColumnSummary] = self._total(scan)
         selections: list[Selection | None] = []
         for cut, summary in zip(self._cuts(), summaries, strict=True):
             if summary.histogram.count == 0:
@@ -330,35 +350,50 @@ class _Job:
                 selections.append(cut.start(summary.histogram, levels=STAT_LEVELS))
         while any(selection is not None and not selection.done for selection in selections):
             asked = tuple(None if selection is None or selection.done else selection for selection in selections)
-            found = zip(*self._each(dataclasses.replace(scan, selections=asked), self.files), strict=True)
-            for axis, column in enumerate(found):
-                selection = asked[axis]
-                if selection is not None:
-                    selections[axis] = selection.refine(reduce(add, column))
+            found = self._total(dataclasses.replace(scan, selections=asked))
+            selections = [
+                one if selection is None else selection.refine(whole)
+                for one, selection, whole in zip(selections, asked, found, strict=True)
+            ]
         return summaries, selections
+
+    def _total(self, scan: Scan) -> list[Any]:
+        """What a pass over all files finds of each score column."""
+        parts = self._each(scan, self.files)
+        return reduce(lambda whole, part: [a if b is None else a + b for a, b in zip(whole, part, strict=True)], parts)
 
     def _cuts(self) -> list[Cut | None]:
         """Where the edges of each axis shall lie; None where they are given."""
         config = self.config
-        if config.edges:
+        if config.edges or config.within:
             return [None] * len(self.by)
         if config.grid:
             return [Cut.equal(count, config.weight) for count in config.grid_shape]
+        return [self._cut()]
+
+    def _cut(self) -> Cut:
+        """Where `--bins` or `--quantiles` cut."""
+        config = self.config
         if config.quantiles:
-            return [Cut.percentiles(config.numbers("quantiles"), config.weight)]
+            return Cut.percentiles(config.numbers("quantiles"), config.weight)
         assert config.bins is not None
-        return [Cut.equal(config.bins, config.weight)]
+        return Cut.equal(config.bins, config.weight)
 
     def _binning(self, selections: Sequence[Selection | None]) -> Binning:
         if self.given:
             return self.given
         if self.config.edges:
             return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
-        axes = []
-        for name, cut, selection in zip(self.by, self._cuts(), selections, strict=True):
-            if cut is None or (selection is None and self.table.rows):
+        for name, selection in zip(self.by, selections, strict=True):
+            if selection is None and self.table.rows:
                 raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it")
-            axes.append(cut.no_edges(name) if selection is None else cut.edges(name, selection))
+        if self.config.within:
+            within, cut = self.config.within, self._cut()
+            return cut_within(self.files, self.by[0], within, cut, self._each, self.joined)
+        axes = []
+        for name, one, selection in zip(self.by, self._cuts(), selections, strict=True):
+            assert one is not None
+            axes.append(one.no_edges(name) if selection is None else one.edges(name, selection))
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
@@ -422,6 +457,22 @@ def _columns(config: BinConfig, given: Binning | None) -> tuple[str, ...]:
         said, found = ",".join(config.by), ",".join(loaded)
         raise UsageError(f"--by {said}: the edges in {config.edges_file} are of {found}; leave --by out")
     return loaded
+
+
+def _check_within(config: BinConfig, given: Binning | None, schema: pa.Schema) -> None:
+    """UsageError where there is no such column, or one whose values are no names."""
+    if given is not None and config.within not in (None, getattr(given, "within", None)):
+        there = getattr(given, "within", None)
+        said = f"are within {there}" if there else "are the same for all rows"
+        raise UsageError(f"--within {config.within}: the edges in {config.edges_file} {said}; leave --within out")
+    within = config.within or getattr(given, "within", None)
+    if within is None:
+        return
+    if within not in schema.names:
+        near = did_you_mean(within, schema.names)
+        columns = "" if ": use one of" in near else f"; the columns are {', '.join(schema.names)}"
+        raise UsageError(f"--within {within}: no such column in {config.run}{near}{columns}")
+    check_values(schema.field(within).type, within)
 
 
 def _renamed(names: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.ordering.edges import UNSCORED, Binning
-from fluxentropy.ordering.shards import FORMAT, bin_folder, bins_top, read_manifest
+from fluxentropy.ordering.shards import FORMAT, FORMATS, bin_folder, bins_top, read_manifest
 from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.files import read_json
 
@@ -113,9 +113,15 @@ class Bins(Sequence[Bin]):
         return found
 
     @property
-    def edges(self) -> list[Any]:
-        """The edges, one less than there are bins; of a grid, those of each score."""
-        return list(self.facts["edges"])
+    def edges(self) -> list[Any] | dict[str, list[float]]:
+        """The edges, one less than there are bins; of a grid, those of each score; within a column, of each value."""
+        found = self.facts["edges"]
+        return dict(found) if isinstance(found, dict) else list(found)
+
+    @property
+    def within(self) -> str | None:
+        """The column inside of whose values the bins are; None where the edges are the same for all rows."""
+        return self.facts.get("within")
 
     @property
     def counts(self) -> list[int]:
@@ -135,12 +141,12 @@ class Bins(Sequence[Bin]):
     @property
     def label(self) -> str:
         """What the bins are by, in words."""
-        return " and ".join(self.binning.columns)
+        return " and ".join(self.binning.columns) + (f" within {self.within}" if self.within else "")
 
     @property
     def older(self) -> bool:
         """Whether a former version made them, whose hashes of rows this one does not know."""
-        return self.facts.get("format") != FORMAT
+        return self.facts.get("format") not in (FORMAT, FORMATS[INDEX])
 
     @property
     def unscored(self) -> Bin | None:

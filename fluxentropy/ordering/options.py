@@ -74,6 +74,9 @@ two, separated by a comma, with --grid."""
     """Edges at these values, or those of another corpus: its bins.json."""
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
+    within: Annotated[str | None, INPUT] = None
+    """Column, such as the source: bins by quantiles inside each of its values, so that every bin has each in the same \
+share. Of a path its last part counts; null is the value unknown. Blocks hold texts of one value each."""
     scores: Annotated[str | None, INPUT] = None
     """Another run that holds --by for the same texts; joined by id. If both have NAME, it is NAME_joined, also in an \
 expression."""
@@ -109,6 +112,9 @@ expression."""
             raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
         if self.edges and self.weight:
             raise UsageError("--weight with --edges: the edges are given, so nothing is weighted; leave one out")
+        if self.within is not None and (self.grid or (self.edges and not self.edges_file)):
+            other = f"--grid {self.grid}" if self.grid else f"--edges {','.join(map(str, self.edges or ()))}"
+            raise UsageError(f"--within {self.within} with {other}: give --bins or --quantiles")
         if self.grid is not None:
             if len(self.by) != 2 or len(self.grid_shape) != 2:
                 raise UsageError(

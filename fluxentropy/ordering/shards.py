@@ -35,9 +35,10 @@ BATCH_ROWS, BATCH_BYTES = 1024, 2**24
 MANIFEST = ".manifest.json"
 DATA = "data"  # holds the bins' folders, and nothing else
 
-# Of bins.json, and the bins' manifests; those up to 2 have other hashes of rows, those of the old layout say none.
+# Of bins.json, and the bins' manifests; those up to 2 have other hashes of rows, those of the old layout say none. A
+# bins.json says 4 where it has edges for each value of a column.
 FORMAT = 3
-FORMATS = {"bins.json": FORMAT, "blocks.json": 2}
+FORMATS = {"bins.json": 4, "blocks.json": 2}
 NAMES = ("id", "source_file", "source_row")  # what tells a row from all others, as far as these columns are there
 
 

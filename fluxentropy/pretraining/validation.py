@@ -20,6 +20,7 @@ from torch.nn import functional
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 from fluxentropy.ordering.shards import bin_folder, bins_top
+from fluxentropy.ordering.within import UNKNOWN, source_name
 from fluxentropy.runs.tables import reading
 from fluxentropy.schedules.dataset import BlockSet
 
@@ -171,7 +172,7 @@ def _batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 MOST = 20  # sources that are told apart; the smaller ones are OTHER
-OTHER, UNKNOWN = "other", "unknown"
+OTHER = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +210,6 @@ def _column(blocks: BlockSet, number: int, column: str) -> list[str]:
                 )
             found += [UNKNOWN if value is None else source_name(str(value)) for value in table[column].to_pylist()]
     return found
-
-
-def source_name(value: str) -> str:
-    """The last part of a path, or the whole of what is none.
-
-    >>> source_name("WEBMIX/news"), source_name("news")
-    ('news', 'news')
-    """
-    return value.rstrip("/").rpartition("/")[2] or value
 
 
 def token_sources(starts: np.ndarray, documents: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
