@@ -227,7 +227,7 @@ def scan_file(file: TextFile, *, id_field: str, limit: int | None, skip: bool) -
 
     Errors: `SourceError` names the file and the line of a bad row.
     """
-    types: dict[str, FieldType] = {file.text_field: json_field([""])} if file.format == "txt" else {}
+    types: dict[str, FieldType] = {file.text_field or "": json_field([""])} if file.format == "txt" else {}
     n_rows = n_rejected = 0
     records: Iterable[Record | Rejected] = file.records()
     for rejected, chunk in chunks(records, limit):

@@ -1,5 +1,6 @@
 """A scored corpus -> sorted, or cut into bins of Arrow shards at exact edges.
 
+inputs.py       what is read: runs, Parquet files, other tables
 expressions.py  arithmetic over columns, and the columns that come of it
 sort.py         `fluxentropy sort`
 quantiles.py    a score column -> numbers, exact sums, exact quantiles in bounded memory

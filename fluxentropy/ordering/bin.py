@@ -18,18 +18,20 @@ from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean, read_yaml, to_yaml
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.models.tokenizers import find_tokenizer
-from fluxentropy.ordering.bins import Bins
-from fluxentropy.ordering.blocks import FOLDER, Blocks, read_blocks, text_column
+from fluxentropy.ordering.bins import Bins, count_text
+from fluxentropy.ordering.blocks import FOLDER, Blocks, read_blocks, text_column, text_tokens
 from fluxentropy.ordering.edges import UNSCORED, BinEdges, Binning, Cut
 from fluxentropy.ordering.expressions import JOINED, Derived, Standards, derive_columns, find_derived, numbered
+from fluxentropy.ordering.inputs import Input, numeric_hint
 from fluxentropy.ordering.options import BY, BinConfig
-from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection
+from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection, is_numeric
 from fluxentropy.ordering.shards import (
     DATA,
     FORMAT,
     FORMATS,
     bin_folder,
     bins_top,
+    counts_tokens,
     read_manifest,
     readable_schema,
 )
@@ -55,27 +57,35 @@ from fluxentropy.runs.tables import TableFiles, table_files
 
 
 def bins_json(
-    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig
+    binning: Binning,
+    made: Sequence[dict[str, Any]],
+    stats: Sequence[dict[str, Any]],
+    config: BinConfig,
+    *,
+    counted: bool = True,
 ) -> dict[str, Any]:
-    """The record, of the manifests `made` of all bins, and then of `unscored`, if any."""
+    """The record, of the manifests `made` of all bins, and then of `unscored`, if any.
+
+    `counted` says whether the rows have numbers of tokens; where they have none, those of the bins are null.
+    """
     bins = made[: binning.bins]
     return {
         **binning.to_json(),
         "counts": [record["rows"] for record in bins],
-        "tokens": [record["tokens"] for record in bins],
+        "tokens": [record["tokens"] if counted else None for record in bins],
         "stats": stats[0] if len(stats) == 1 else list(stats),
         "rows": sum(record["rows"] for record in made),
         "unscored": sum(record["rows"] for record in made[binning.bins :]),
         "hash": sum(record["hash"] for record in made) % 2**64,
         "order": config.order,
         "seed": config.seed,
-        "format": index_format(binning),
+        "format": index_format(binning, counted),
     }
 
 
-def index_format(binning: Binning) -> int:
+def index_format(binning: Binning, counted: bool) -> int:
     """The format of a bins.json: the later one only where an earlier version could not read it."""
-    return FORMATS["bins.json"] if isinstance(binning, WithinBinning) else FORMAT
+    return FORMATS["bins.json"] if isinstance(binning, WithinBinning) or not counted else FORMAT
 
 
 def all_there(bins: Bins) -> bool:
@@ -93,15 +103,16 @@ class BinResult(Result):
     edges: list[Any] | dict[str, list[float]]  # one less than there are bins; of a grid, those of each score; within
     # a column, those of each of its values
     counts: list[int]  # the rows of each bin
-    tokens: list[int]  # the scored tokens of each bin
+    tokens: list[int] | list[None]  # of each bin's texts: by n_tokens of the input, else by the blocks, else unknown
     blocks: dict[str, Any] | None  # the record of the blocks of tokens, where there are any
     bins: Bins = field(repr=False)
 
     @classmethod
     def of(cls, bins: Bins) -> BinResult:
-        names = ("rows", "unscored", "edges", "counts", "tokens")
-        facts = {name: bins.facts[name] for name in names}
-        return cls(out=bins.path, blocks=read_blocks(bins.path), bins=bins, **facts)
+        facts = {name: bins.facts[name] for name in ("rows", "unscored", "edges", "counts")}
+        blocks = read_blocks(bins.path)
+        tokens = text_tokens(bins.path, len(bins)) if blocks and None in bins.tokens else bins.tokens
+        return cls(out=bins.path, blocks=blocks, bins=bins, tokens=tokens, **facts)
 
     def lines(self) -> list[str]:
         facts, bins, blocks = self.bins.facts, self.bins, self.blocks
@@ -109,10 +120,10 @@ class BinResult(Result):
         by = ", ".join(bins.binning.columns)
         by += f" within {facts['within']}" if facts.get("within") else ""
         lines = [f"{self.rows:,} rows by {by} in {len(bins)} bins ({how}), {facts['order']} order, in {self.out}"]
-        for one in bins:
+        for one, tokens in zip(bins, self.tokens, strict=True):
             packed = f", {blocks['blocks'][one.number]:,} blocks" if blocks else ""
             span = f"  {one.span}" if one.span and bins.grid is None else ""
-            lines.append(f"  {one.folder.name}  {one.rows:,} rows, {one.tokens:,} tokens{packed}{span}")
+            lines.append(f"  {one.folder.name}  {one.rows:,} rows, {count_text(tokens)} tokens{packed}{span}")
         if self.unscored:
             lines.append(f"  unscored  {self.unscored:,} rows without a score")
         if blocks:
@@ -120,6 +131,8 @@ class BinResult(Result):
                 f"{sum(blocks['blocks']):,} blocks of {blocks['length']:,} tokens by {blocks['tokenizer']['name']}, "
                 f"{sum(blocks['left_over']):,} tokens left over, in {self.out / FOLDER}"
             )
+        if None in self.tokens:
+            lines.append("numbers of tokens are unknown, as there is no column n_tokens: --tokenize counts them")
         return [
             *lines,
             f"edges and counts in {self.out / 'bins.json'}; `fluxentropy verify {self.out}` proves the whole",
@@ -127,7 +140,8 @@ class BinResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """`out`, all of bins.json, and the blocks."""
-        return {"out": str(self.out), **self.bins.facts, **({"blocks": self.blocks} if self.blocks else {})}
+        facts = {**self.bins.facts, "tokens": list(self.tokens)}
+        return {"out": str(self.out), **facts, **({"blocks": self.blocks} if self.blocks else {})}
 
     def _repr_html_(self) -> str:
         return self.bins._repr_html_()
@@ -178,6 +192,7 @@ class _Job:
 
     config: BinConfig
     by: tuple[str, ...]
+    source: Input
     files: list[ScoredFile]
     table: TableFiles
     given: Binning | None  # the edges of another corpus
@@ -200,8 +215,8 @@ class _Job:
 
     @classmethod
     def open(cls, config: BinConfig) -> _Job:
-        paths = table_files(config.run)
-        table = TableFiles.open(paths)
+        source = Input.open(config.run)
+        table = source.table
         given = Binning.load(config.edges_file) if config.edges_file else None
         by = _columns(config, given)
         names = table.schema.names
@@ -217,6 +232,10 @@ class _Job:
         if config.weight not in (None, *by, *names):
             near = did_you_mean(str(config.weight), names)
             raise UsageError(f"--weight {config.weight}: no such column in {config.run}{near}")
+        for name in {*by} & {*names}:
+            if not is_numeric(kind := table.schema.field(name).type):
+                hint = numeric_hint(table.schema, name)
+                raise UsageError(f"{config.run}, column {name}: its values are of type {kind}, not numbers{hint}")
         _check_within(config, given, table.schema)
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
@@ -229,7 +248,8 @@ class _Job:
         return cls(
             config=config,
             by=by,
-            files=numbered(paths, int(table.row_bytes)),
+            source=source,
+            files=numbered(table.files, int(table.row_bytes)),
             table=table,
             given=given,
             derived=derived,
@@ -253,7 +273,7 @@ class _Job:
             "by": list(self.by),
             "edges": edges,
             "shard_bytes": parse_bytes(config.shard_size),
-            "inputs": fingerprints(config.run, [file.path for file in self.files]),
+            "inputs": fingerprints(config.run, self.source.paths),
             "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
             **({"expressions": expressions, "standards": self._given_standards()} if expressions else {}),
             **({"within": config.within} if config.within else {}),
@@ -263,7 +283,7 @@ class _Job:
         """The blocks that `--tokenize` asks for, none of them made yet; RunError where `out` has others."""
         if self.config.tokenize is None:
             return None
-        column = text_column(self.config.run, self.table.schema)
+        column = text_column(self.config.run, self.table.schema, self.config.text_field)
         blocks = Blocks(
             out=self.config.out,
             tokenizer=find_tokenizer(self.config.tokenize),
@@ -279,6 +299,9 @@ class _Job:
     def make(self) -> Bins:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
         self._refuse_older()
+        if self.source.corpus is not None:
+            self.table = self.source.in_parquet(self.config.out / PIECES / "input")
+            self.files = numbered(self.table.files, int(self.table.row_bytes))
         if self.derived:
             self.files, self.standards = derive_columns(
                 self.files,
@@ -310,7 +333,7 @@ class _Job:
         made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        record = bins_json(binning, made, stats, self.config)
+        record = bins_json(binning, made, stats, self.config, counted=counts_tokens(split.schema))
         if any(item.expression for item in self.derived.values()):
             columns = {name: self.renamed.get(name, name) for name in self.by}
             record |= {"columns": columns, "standards": {name: list(found) for name, found in self.standards.items()}}
@@ -386,7 +409,8 @@ class _Job:
             return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
         for name, selection in zip(self.by, selections, strict=True):
             if selection is None and self.table.rows:
-                raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it")
+                hint = numeric_hint(self.table.schema, name)
+                raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it{hint}")
         if self.config.within:
             within, cut = self.config.within, self._cut()
             return cut_within(self.files, self.by[0], within, cut, self._each, self.joined)
@@ -443,7 +467,7 @@ class _Job:
         return {name: bins.facts[name] for name in ("rows", "unscored", "hash", "fingerprint")} | {
             "bins_sha256": sha256_file(self.config.out / "bins.json"),
             "run": self.config.run,
-            "files": [str(file.path) for file in self.files],
+            "files": [str(path) for path in self.source.paths],
             "format": FORMAT,
         }
 

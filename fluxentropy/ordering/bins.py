@@ -31,7 +31,10 @@ INDEX = "bins.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """One bin; `number` is UNSCORED for the rows without a score, whose tokens are not counted."""
+    """One bin; `number` is UNSCORED for the rows without a score, whose tokens are not counted.
+
+    `tokens` is None there, and where the rows came without their numbers of tokens.
+    """
 
     number: int
     folder: Path
@@ -95,7 +98,8 @@ class Bins(Sequence[Bin]):
         """The bins in `path` of which `facts` speak. Errors: `RunError` says what is wrong with these."""
         try:
             binning = Binning.of(facts)
-            sizes = {name: [int(size) for size in facts[name]] for name in ("counts", "tokens")}
+            sizes = {"counts": [int(size) for size in facts["counts"]]}
+            sizes["tokens"] = [0 if size is None else int(size) for size in facts["tokens"]]
         except (ValueError, KeyError, TypeError, UsageError) as error:
             said = error if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
             raise RunError(
@@ -129,8 +133,8 @@ class Bins(Sequence[Bin]):
         return list(self.facts["counts"])
 
     @property
-    def tokens(self) -> list[int]:
-        """The scored tokens of each bin."""
+    def tokens(self) -> list[int] | list[None]:
+        """The scored tokens of each bin; None where the rows came without their numbers of tokens."""
         return list(self.facts["tokens"])
 
     @property
@@ -189,10 +193,19 @@ class Bins(Sequence[Bin]):
 
     def _repr_html_(self) -> str:
         """A table for notebooks."""
-        rows = [(str(one.number), one.span, f"{one.rows:,}", f"{one.tokens:,}") for one in self]
+        rows = [(str(one.number), one.span, f"{one.rows:,}", count_text(one.tokens)) for one in self]
         if self.unscored:
             rows.append(("unscored", "no score", f"{self.unscored.rows:,}", ""))
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         head = "".join(f"<th>{name}</th>" for name in ("bin", "scores", "rows", "tokens"))
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table><caption>{html.escape(str(self.path))}</caption><tr>{head}</tr>{body}</table>"
+
+
+def count_text(count: int | None) -> str:
+    """A number in words.
+
+    >>> count_text(1234), count_text(None)
+    ('1,234', 'unknown')
+    """
+    return "unknown" if count is None else f"{count:,}"

@@ -370,18 +370,26 @@ def fingerprint_blocks(record: dict[str, Any], made: Sequence[dict[str, Any]]) -
     return "sha256:" + fingerprint_json({**facts, "files": [[file["sha256"] for file in one["files"]] for one in made]})
 
 
-def text_column(run: str, schema: pa.Schema) -> str:
-    """The column of the scored rows in `run` that holds the texts: what `score` was told, else `text`.
+def text_tokens(out: Path, bins: int) -> list[int]:
+    """The tokens of the texts of each of the bins in `out`, as its blocks have them, without those that end texts."""
+    top = bins_top(out / FOLDER, RECORD)
+    made = [read_manifest(out / FOLDER / bin_folder(number, bins, top)) or {} for number in range(bins)]
+    return [one["tokens"] + one["left_over"] - (one["documents"] - one["empty"]) for one in made]
+
+
+def text_column(run: str, schema: pa.Schema, name: str | None = None) -> str:
+    """The column `name` of the rows in `run`, or that which holds the texts: what `score` was told, else `text`.
 
     Errors: UsageError where there is none.
     """
+    given = name
     places = [place for place in (Path(run), Path(run).parent) if place.is_dir()]  # a run, or its folder of parts
     record = next((one for place in places if (one := RunRecord.read(place)).facts), None)
-    name: str = (record.identity if record else {}).get("text_field") or "text"
+    name = given or (record.identity if record else {}).get("text_field") or "text"
     near = [column for column in schema.names if column.lower() == name.lower()]
-    found: str | None = name if name in near else near[0] if len(near) == 1 else None
+    found: str | None = name if name in near else near[0] if len(near) == 1 and not given else None
     if found is None:
-        hint = did_you_mean(name, schema.names) or ": score with the texts kept (no --no-text), or rename the column"
+        hint = did_you_mean(name, schema.names) + ("" if given else " (name it with --text-field)")
         raise UsageError(f"--tokenize: no column {name} with texts in {run}{hint}")
     if not is_text(without_dictionary(schema.field(found)).type):
         raise UsageError(f"--tokenize: the column {found} of {run} holds {schema.field(found).type}, not texts")

@@ -26,8 +26,9 @@ from fluxentropy.models.tokenizers import fingerprint_files
 from fluxentropy.ordering.bins import INDEX, Bins
 from fluxentropy.ordering.blocks import COUNTS, FOLDER, RECORD, TOKENIZER, block_schema, fingerprint_blocks
 from fluxentropy.ordering.edges import UNSCORED, Binning
+from fluxentropy.ordering.inputs import Input
 from fluxentropy.ordering.options import BinConfig
-from fluxentropy.ordering.shards import FORMAT, MANIFEST, NAMES, bin_folder, bins_top, sum_of_rows
+from fluxentropy.ordering.shards import FORMAT, MANIFEST, NAMES, bin_folder, bins_top, sum_of_rows, sum_of_tokens
 from fluxentropy.ordering.split import fingerprints
 from fluxentropy.ordering.within import value_names
 from fluxentropy.runs.check import Findings, check_types, damage, read_record
@@ -88,8 +89,7 @@ class ShardCheck:
                         return ShardFacts(problem=problem)
                     rows += batch.num_rows
                     total = (total + sum_of_rows(batch)) % 2**64
-                    if "n_tokens" in batch.schema.names:
-                        tokens += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+                    tokens += sum_of_tokens(batch)
         except FluxentropyError as error:
             return ShardFacts(problem=str(error))
         except KeyError as error:
@@ -230,7 +230,7 @@ def list_files(
 def _check_totals(findings: Findings, manifest: dict[str, Any], bins: Bins, found: dict[int, list[ShardFacts]]) -> None:
     path = bins.path / INDEX
     for one in bins:
-        for name, said in (("rows", one.rows), ("tokens", one.tokens)):
+        for name, said in (("rows", one.rows), *([] if one.tokens is None else [("tokens", one.tokens)])):
             findings.differs(path, f"{name} in bin {one.number}", said, _sum(name, found[one.number]), (path,))
     everything = [facts for shards in found.values() for facts in shards]
     for name in ("rows",) if bins.older else ("rows", "hash"):
@@ -250,7 +250,8 @@ def _check_input(findings: Findings, manifest: dict[str, Any], hashed: int, engi
     rows = total = 0
     try:
         with Progress(manifest.get("rows"), unit="input rows read") as line:
-            for count, part in engine.run(InputSum(), files):
+            found = Input.open(str(manifest["run"]))
+            for count, part in engine.run(InputSum(), files) if found.corpus is None else found.sums():
                 rows, total = rows + count, (total + part) % 2**64
                 line.update(count)
     except FluxentropyError as error:

@@ -236,11 +236,11 @@ class Binning:
     @classmethod
     def of(cls, facts: Any) -> Binning:
         """The edges that `facts`, the content of a `bins.json`, say. Errors: `UsageError`, and those of odd JSON."""
+        one = isinstance(facts["by"], str)
         if facts.get("within") is not None:
             from fluxentropy.ordering.within import WithinBinning  # which is made of this one
 
             return WithinBinning.of(facts)
-        one = isinstance(facts["by"], str)
         columns, edges = ([facts["by"]], [facts["edges"]]) if one else (facts["by"], facts["edges"])
         axes = (
             BinEdges(by=str(by), edges=tuple(map(float, values)), how="loaded", requested=len(values) + 1)

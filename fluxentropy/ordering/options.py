@@ -31,7 +31,7 @@ class SortConfig(Options):
     """Options of `fluxentropy sort`."""
 
     run: Annotated[str, INPUT] = field(kw_only=False)
-    """Run directory of `score`."""
+    """Run directory of `score`, or any table: .parquet, .arrow, .jsonl, .csv, a folder or a glob of them."""
     by: Annotated[str, INPUT] = "entropy_mean"
     """Column to sort by, or an expression of columns, such as "entropy_mean - 0.5*varentropy_mean" or "z(a) + z(b)"."""
     scores: Annotated[str | None, INPUT] = None
@@ -91,6 +91,8 @@ expression."""
 .gguf file, or with bytes."""
     block_length: Annotated[int, OUTPUT, Min(1)] = 1024
     """Tokens that a block predicts, with --tokenize."""
+    text_field: Annotated[str | None, OUTPUT] = None
+    """Column of the texts, with --tokenize. Default: what the run was scored on, else text."""
     out: Annotated[Path, OUTPUT]
     """Folder to write. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
