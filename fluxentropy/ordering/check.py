@@ -260,7 +260,10 @@ def _check_input(findings: Findings, manifest: dict[str, Any], hashed: int, engi
     findings.differs(findings.run, f"rows, by its input {manifest.get('run')}", rows, findings.rows, None)
     if total != hashed:
         findings.add(findings.run, f"its rows are not those of its input {manifest.get('run')}", None)
-    findings.notes.append(f"same rows as {manifest.get('run')}, by count and by hash")
+    how = (
+        "by count and by hash" if total or not rows else "by count: it has no column that tells rows apart, such as id"
+    )
+    findings.notes.append(f"same rows as {manifest.get('run')}, {how}")
 
 
 def changed_input(manifest: Mapping[str, Any]) -> str | None:
