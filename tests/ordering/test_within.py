@@ -344,3 +344,13 @@ def test_bins_of_one_edge_for_all_stay_of_the_format_before(run: Any, tmp_path: 
     assert "within" not in json.loads((tmp_path / "out" / "bins.json").read_text())
     identity = json.loads((tmp_path / "out" / "manifest.json").read_text())["identity"]
     assert "within" not in identity
+
+
+def test_a_page_of_such_bins(run: Any, tmp_path: Path) -> None:
+    table = corpus(tmp_path / "in").drop_columns(["n_tokens"])
+    write_files(tmp_path / "none", table, 1)
+    run(tmp_path / "none", "--bins", 2, "--within", "source", "--out", tmp_path / "out")
+    assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "within each source" in page
+    assert "unknown" in page
