@@ -68,6 +68,7 @@ fluxentropy demo --out demo-small --passages 50""",
         examples="""\
 fluxentropy score web.jsonl --model smollm2-135m-instruct --out runs/web
 fluxentropy score web.jsonl --model gpt2 --scores minkpp,entropy_slope,zlib_ratio --out runs/more
+fluxentropy score web.jsonl --model none --scores mtld,flesch,word_frequency --out runs/plain
 fluxentropy score data/*.parquet --model gpt2 --window sliding --out runs/long
 zcat web.jsonl.gz | fluxentropy score - --model ./my-model --out runs/piped""",
     ),
@@ -108,6 +109,8 @@ fluxentropy sort runs/web --by "entropy_mean - 0.5*varentropy_mean" --out mixed.
 fluxentropy bin runs/web --by entropy_mean --bins 8 --out bins/web
 fluxentropy bin runs/web --quantiles 10,25,50,75,90 --workers 4 --out bins/q
 fluxentropy bin runs/web --by entropy_mean,varentropy_mean --grid 4x4 --out b
+fluxentropy bin runs/web --bins 8 --within source --tokenize bytes --out bins/s
+fluxentropy bin fineweb-edu.parquet --by score --bins 4 --out bins/edu
 fluxentropy bin runs/small --by learnability --scores runs/large --bins 8 --out l""",
     ),
     Command(

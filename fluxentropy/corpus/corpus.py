@@ -66,7 +66,7 @@ class Corpus:
     files: tuple[SourceFile, ...]
     schema: pa.Schema
     n_rows: int | None  # None where a Hub dataset is among the sources
-    text_field: str
+    text_field: str  # empty where no column is the text
     scans: Mapping[str, Any] = field(repr=False)
     _layout: Layout = field(repr=False)
     _readers: tuple[Reader, ...] = field(repr=False)
@@ -122,7 +122,7 @@ class Corpus:
 def open_corpus(
     sources: Sequence[str],
     *,
-    text_field: str = "text",
+    text_field: str | None = "text",
     id_field: str | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     limit: int | None = None,
@@ -151,6 +151,7 @@ def open_corpus(
 
     `on_error="skip"` leaves bad rows of text files out; they are in `Corpus.rejected`. `limit` keeps
     the first rows, and reads no further. `spool` is where standard input is kept. `offline` refuses Hub datasets.
+    Without a `text_field` no column is the text, all are as any other, and rows may have none.
     `scans` are those of an earlier corpus; they count for files that did not change since.
 
     Errors: `SourceError` names the file and, where there is one, the line; `UsageError` for impossible arguments.
@@ -159,7 +160,7 @@ def open_corpus(
         raise UsageError("no source: give files, folders or globs, - for standard input, or a dataset")
     if text_field in OWN_COLUMNS or text_field in reserved:
         raise UsageError(f"the text field cannot be named {text_field!r}: the result has a column of that name")
-    choice = Choice(columns=columns, drop=drop, needed=(text_field, id_field or "id"), text_field=text_field)
+    choice = Choice(columns=columns, drop=drop, needed=(text_field or "", id_field or "id"), text_field=text_field)
     files: list[SourceFile] = []
     readers: list[Reader] = []
     new_scans: dict[str, Any] = {}
@@ -202,7 +203,7 @@ def open_corpus(
         files=tuple(files),
         schema=layout.schema,
         n_rows=None if any(file.n_rows is None for file in files) else sum(file.n_rows or 0 for file in files),
-        text_field=text_field,
+        text_field=text_field or "",
         scans=new_scans,
         _layout=layout,
         _readers=tuple(readers),
@@ -222,7 +223,7 @@ def _columns(file: SourceFile, reader: Reader) -> Columns:
     )
 
 
-def _other_spelling(columns: Sequence[Columns], text_field: str) -> str | None:
+def _other_spelling(columns: Sequence[Columns], text_field: str | None) -> str | None:
     """`Text` where the default field `text` stands in no source, and `Text`, or `TEXT`, in all of them."""
     names = [set(source.names) for source in columns if not source.empty]
     if text_field != "text" or not names or any("text" in found for found in names):
@@ -266,7 +267,7 @@ def _check_ids(file: SourceFile, reader: Reader, name: str) -> None:
 class _ScanRequest:
     """What the result of a scan depends on beside the file, and whether bad rows may be skipped."""
 
-    text_field: str
+    text_field: str | None
     id_field: str
     limit: int | None
     skip: bool

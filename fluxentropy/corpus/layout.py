@@ -47,7 +47,7 @@ class Choice:
     columns: Sequence[str] | None
     drop: Sequence[str]
     needed: Collection[str]  # the text and the id
-    text_field: str
+    text_field: str | None
 
     def __post_init__(self) -> None:
         if self.columns is not None and self.drop:
@@ -76,7 +76,7 @@ class Layout:
     """How the columns of a source become those of the batches."""
 
     schema: pa.Schema
-    text_field: str
+    text_field: str | None
     id_field: str | None  # None: ids are made of file and row
     others: Mapping[str, str]  # name in the batches -> name in the source
     types: Mapping[str, pa.DataType | None]  # of the columns by their names in the source; None: JSON text
@@ -93,14 +93,18 @@ class Layout:
         ids = pc.binary_join_element_wise(file, piece.rows.cast(pa.string()), ":")
         if self.id_field in piece.batch.schema.names:
             ids = pc.coalesce(piece.batch.column(self.id_field).cast(pa.string()), ids)
+        others = [_column(piece, source, self.types[source]) for source in self.others.values()]
+        if self.text_field is None:
+            return pa.RecordBatch.from_arrays([ids, file, piece.rows, piece.status, *others], schema=self.schema)
         text = _column(piece, self.text_field, pa.string())
         status = pc.if_else(pc.is_null(text), "null_text", piece.status)
-        others = [_column(piece, source, self.types[source]) for source in self.others.values()]
         return pa.RecordBatch.from_arrays([ids, file, piece.rows, text, status, *others], schema=self.schema)
 
 
-def make_layout(sources: Sequence[Columns], text_field: str, id_field: str | None, reserved: Collection[str]) -> Layout:
-    """Settle names and types over all sources.
+def make_layout(
+    sources: Sequence[Columns], text_field: str | None, id_field: str | None, reserved: Collection[str]
+) -> Layout:
+    """Settle names and types over all sources; without a `text_field` no column is the text.
 
     Errors: `SourceError` when a source lacks the text field or `id_field`, when the first cannot be a text, or when
     types cannot be merged.
@@ -117,11 +121,12 @@ def make_layout(sources: Sequence[Columns], text_field: str, id_field: str | Non
             if field.name == text_field and source.found is None and not is_text(field.type):
                 raise SourceError(f"{source.label}: the text field {field.name!r} holds {field.type}, not strings")
     named = dict.fromkeys(name for source in sources for name in source.schema.names)
-    apart = (text_field, "id") if id_field == "id" else (text_field,)
-    types = {name: _common_type(name, sources) for name in named if name not in apart} | {text_field: pa.string()}
+    text = {} if text_field is None else {text_field: pa.string()}
+    apart = (*text, "id") if id_field == "id" else (*text,)
+    types = {name: _common_type(name, sources) for name in named if name not in apart} | text
     if id_field is not None:
         types[id_field] = types.get(id_field) or pa.string()
-    taken = {*OWN_COLUMNS, text_field, *reserved}
+    taken = {*OWN_COLUMNS, *text, *reserved}
     others: dict[str, str] = {}
     for name in named:
         if name == text_field or name == id_field == "id":
@@ -136,7 +141,7 @@ def make_layout(sources: Sequence[Columns], text_field: str, id_field: str | Non
             "id": pa.string(),
             "source_file": pa.string(),
             "source_row": pa.int64(),
-            text_field: pa.string(),
+            **text,
             "input_status": pa.string(),
         }
         | {free: types[name] or pa.string() for free, name in others.items()}

@@ -127,7 +127,7 @@ class TextReader:
 class ParquetReader:
     """A Parquet file; whole row groups before `start` are not read."""
 
-    def __init__(self, path: Path, text_field: str, keep: Keep = keep_all) -> None:
+    def __init__(self, path: Path, text_field: str | None, keep: Keep = keep_all) -> None:
         self.path, self.text_field = path, text_field
         with reading(path), self._open() as file:
             self.schema, self.n_rows = plain_schema(path, file.schema_arrow, keep), file.metadata.num_rows
@@ -164,7 +164,7 @@ class ArrowReader:
     Record batches before `start` are not decoded; those of a compressed stream, which has no index, are.
     """
 
-    def __init__(self, path: Path, text_field: str, keep: Keep = keep_all) -> None:
+    def __init__(self, path: Path, text_field: str | None, keep: Keep = keep_all) -> None:
         self.path, self.text_field = path, text_field
         with reading(path):
             mapped = _mapped(path)
@@ -222,7 +222,7 @@ class HubReader:
 
     n_rows = None
 
-    def __init__(self, name: str, text_field: str, keep: Keep = keep_all) -> None:
+    def __init__(self, name: str, text_field: str | None, keep: Keep = keep_all) -> None:
         match = HUB_NAME.fullmatch(name)
         assert match is not None
         self.name, self.text_field = name, text_field
@@ -308,7 +308,7 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _columnar(batch: pa.RecordBatch, first: int, text_field: str) -> Piece:
+def _columnar(batch: pa.RecordBatch, first: int, text_field: str | None) -> Piece:
     """A piece whose first row is row `first`; strings that are not UTF-8 are mended, but not in lists and structs."""
     columns = []
     mended = np.zeros(batch.num_rows, bool)

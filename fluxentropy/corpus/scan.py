@@ -112,7 +112,7 @@ class FieldType:
         """A JSON value that `from_json` reads back."""
         value: dict[str, Any] = {
             "kinds": sorted(self.kinds),
-            "fields": {n: f.to_json() for n, f in self.fields.items()},
+            "fields": [[n, f.to_json()] for n, f in self.fields.items()],  # in their order, also in sorted JSON
         }
         value |= {"low": self.low, "high": self.high, "rounded": self.rounded}
         return value | {"items": None if self.items is None else self.items.to_json()}
@@ -126,7 +126,7 @@ class FieldType:
             high=int(value["high"]),
             rounded=bool(value["rounded"]),
             items=None if value["items"] is None else cls.from_json(value["items"]),
-            fields={name: cls.from_json(inner) for name, inner in value["fields"].items()},
+            fields={name: cls.from_json(inner) for name, inner in value["fields"]},
         )
 
 
@@ -209,13 +209,13 @@ class Scan:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value that `from_json` reads back."""
-        types = {name: kind.to_json() for name, kind in self.types.items()}
+        types = [[name, kind.to_json()] for name, kind in self.types.items()]  # in their order, also in sorted JSON
         return {"n_rows": self.n_rows, "n_rejected": self.n_rejected, "types": types, "limit": self.limit}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scan:
         """Raises KeyError, TypeError, ValueError or AttributeError for anything but a result of `to_json`."""
-        types = {name: FieldType.from_json(kind) for name, kind in value["types"].items()}
+        types = {name: FieldType.from_json(kind) for name, kind in value["types"]}
         return cls(n_rows=value["n_rows"], n_rejected=value["n_rejected"], types=types, limit=value["limit"])
 
 
@@ -227,7 +227,7 @@ def scan_file(file: TextFile, *, id_field: str, limit: int | None, skip: bool) -
 
     Errors: `SourceError` names the file and the line of a bad row.
     """
-    types: dict[str, FieldType] = {file.text_field: json_field([""])} if file.format == "txt" else {}
+    types: dict[str, FieldType] = {file.text_field or "": json_field([""])} if file.format == "txt" else {}
     n_rows = n_rejected = 0
     records: Iterable[Record | Rejected] = file.records()
     for rejected, chunk in chunks(records, limit):

@@ -72,7 +72,7 @@ class TextFile:
     path: Path
     name: str
     format: str
-    text_field: str
+    text_field: str | None
 
     @property
     def cells(self) -> bool:
@@ -134,7 +134,7 @@ def _json_records(file: TextFile, stream: BinaryIO, blind: int) -> Iterator[Reco
         yield Rejected(source_file=file.name, line=number + 1, source_row=number, reason=reason, excerpt=_excerpt(line))
 
 
-def _check(fields: Any, text_field: str) -> None:
+def _check(fields: Any, text_field: str | None) -> None:
     if type(fields) is not dict:
         hint = "; the file is a JSON array: write one object a line" if type(fields) is list else ""
         raise ValueError(f"not a JSON object but {kind_of(fields)}{hint}")
@@ -293,7 +293,7 @@ def _txt_records(file: TextFile, stream: BinaryIO, blind: int) -> Iterator[Recor
     except UnicodeDecodeError:
         text, status = raw.decode(errors="replace"), "invalid_utf8"
     if not blind:
-        yield 0, {file.text_field: text.removeprefix("\ufeff")}, status, len(raw)
+        yield 0, {file.text_field or "": text.removeprefix("\ufeff")}, status, len(raw)
 
 
 _RECORDS = {"jsonl": _json_records, "csv": _csv_records, "tsv": _csv_records, "txt": _txt_records}

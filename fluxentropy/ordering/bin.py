@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,23 @@ from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean, read_yaml, to_yaml
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.models.tokenizers import find_tokenizer
-from fluxentropy.ordering.bins import Bins
-from fluxentropy.ordering.blocks import FOLDER, Blocks, read_blocks, text_column
+from fluxentropy.ordering.bins import Bins, count_text
+from fluxentropy.ordering.blocks import FOLDER, Blocks, read_blocks, text_column, text_tokens
 from fluxentropy.ordering.edges import UNSCORED, BinEdges, Binning, Cut
 from fluxentropy.ordering.expressions import JOINED, Derived, Standards, derive_columns, find_derived, numbered
+from fluxentropy.ordering.inputs import Input, numeric_hint
 from fluxentropy.ordering.options import BY, BinConfig
-from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection
-from fluxentropy.ordering.shards import DATA, FORMAT, bin_folder, bins_top, read_manifest, readable_schema
+from fluxentropy.ordering.quantiles import STAT_LEVELS, ColumnSummary, Selection, is_numeric
+from fluxentropy.ordering.shards import (
+    DATA,
+    FORMAT,
+    FORMATS,
+    bin_folder,
+    bins_top,
+    counts_tokens,
+    read_manifest,
+    readable_schema,
+)
 from fluxentropy.ordering.split import (
     PIECES,
     PLACE,
@@ -37,6 +46,7 @@ from fluxentropy.ordering.split import (
     frugal_memory,
     ranges,
 )
+from fluxentropy.ordering.within import WithinBinning, check_values, cut_within
 from fluxentropy.runs.directory import RunDirectory
 from fluxentropy.runs.engine import Engine, Local, make_engine, usable_cores
 from fluxentropy.runs.files import read_json, sha256_file, versions, write_json
@@ -47,22 +57,35 @@ from fluxentropy.runs.tables import TableFiles, table_files
 
 
 def bins_json(
-    binning: Binning, made: Sequence[dict[str, Any]], stats: Sequence[dict[str, Any]], config: BinConfig
+    binning: Binning,
+    made: Sequence[dict[str, Any]],
+    stats: Sequence[dict[str, Any]],
+    config: BinConfig,
+    *,
+    counted: bool = True,
 ) -> dict[str, Any]:
-    """The record, of the manifests `made` of all bins, and then of `unscored`, if any."""
+    """The record, of the manifests `made` of all bins, and then of `unscored`, if any.
+
+    `counted` says whether the rows have numbers of tokens; where they have none, those of the bins are null.
+    """
     bins = made[: binning.bins]
     return {
         **binning.to_json(),
         "counts": [record["rows"] for record in bins],
-        "tokens": [record["tokens"] for record in bins],
+        "tokens": [record["tokens"] if counted else None for record in bins],
         "stats": stats[0] if len(stats) == 1 else list(stats),
         "rows": sum(record["rows"] for record in made),
         "unscored": sum(record["rows"] for record in made[binning.bins :]),
         "hash": sum(record["hash"] for record in made) % 2**64,
         "order": config.order,
         "seed": config.seed,
-        "format": FORMAT,
+        "format": index_format(binning, counted),
     }
+
+
+def index_format(binning: Binning, counted: bool) -> int:
+    """The format of a bins.json: the later one only where an earlier version could not read it."""
+    return FORMATS["bins.json"] if isinstance(binning, WithinBinning) or not counted else FORMAT
 
 
 def all_there(bins: Bins) -> bool:
@@ -77,27 +100,30 @@ class BinResult(Result):
     out: Path
     rows: int  # of all bins, and those without a score
     unscored: int  # rows
-    edges: list[Any]  # one less than there are bins; of a grid, those of each score
+    edges: list[Any] | dict[str, list[float]]  # one less than there are bins; of a grid, those of each score; within
+    # a column, those of each of its values
     counts: list[int]  # the rows of each bin
-    tokens: list[int]  # the scored tokens of each bin
+    tokens: list[int] | list[None]  # of each bin's texts: by n_tokens of the input, else by the blocks, else unknown
     blocks: dict[str, Any] | None  # the record of the blocks of tokens, where there are any
     bins: Bins = field(repr=False)
 
     @classmethod
     def of(cls, bins: Bins) -> BinResult:
-        names = ("rows", "unscored", "edges", "counts", "tokens")
-        facts = {name: bins.facts[name] for name in names}
-        return cls(out=bins.path, blocks=read_blocks(bins.path), bins=bins, **facts)
+        facts = {name: bins.facts[name] for name in ("rows", "unscored", "edges", "counts")}
+        blocks = read_blocks(bins.path)
+        tokens = text_tokens(bins.path, len(bins)) if blocks and None in bins.tokens else bins.tokens
+        return cls(out=bins.path, blocks=blocks, bins=bins, tokens=tokens, **facts)
 
     def lines(self) -> list[str]:
         facts, bins, blocks = self.bins.facts, self.bins, self.blocks
         how = facts["how"] if bins.grid is None else " x ".join(facts["how"])
         by = ", ".join(bins.binning.columns)
+        by += f" within {facts['within']}" if facts.get("within") else ""
         lines = [f"{self.rows:,} rows by {by} in {len(bins)} bins ({how}), {facts['order']} order, in {self.out}"]
-        for one in bins:
+        for one, tokens in zip(bins, self.tokens, strict=True):
             packed = f", {blocks['blocks'][one.number]:,} blocks" if blocks else ""
             span = f"  {one.span}" if one.span and bins.grid is None else ""
-            lines.append(f"  {one.folder.name}  {one.rows:,} rows, {one.tokens:,} tokens{packed}{span}")
+            lines.append(f"  {one.folder.name}  {one.rows:,} rows, {count_text(tokens)} tokens{packed}{span}")
         if self.unscored:
             lines.append(f"  unscored  {self.unscored:,} rows without a score")
         if blocks:
@@ -105,6 +131,8 @@ class BinResult(Result):
                 f"{sum(blocks['blocks']):,} blocks of {blocks['length']:,} tokens by {blocks['tokenizer']['name']}, "
                 f"{sum(blocks['left_over']):,} tokens left over, in {self.out / FOLDER}"
             )
+        if None in self.tokens:
+            lines.append("numbers of tokens are unknown, as there is no column n_tokens: --tokenize counts them")
         return [
             *lines,
             f"edges and counts in {self.out / 'bins.json'}; `fluxentropy verify {self.out}` proves the whole",
@@ -112,7 +140,8 @@ class BinResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """`out`, all of bins.json, and the blocks."""
-        return {"out": str(self.out), **self.bins.facts, **({"blocks": self.blocks} if self.blocks else {})}
+        facts = {**self.bins.facts, "tokens": list(self.tokens)}
+        return {"out": str(self.out), **facts, **({"blocks": self.blocks} if self.blocks else {})}
 
     def _repr_html_(self) -> str:
         return self.bins._repr_html_()
@@ -163,6 +192,7 @@ class _Job:
 
     config: BinConfig
     by: tuple[str, ...]
+    source: Input
     files: list[ScoredFile]
     table: TableFiles
     given: Binning | None  # the edges of another corpus
@@ -175,13 +205,18 @@ class _Job:
     standards: Standards = dataclasses.field(default_factory=dict)  # of z(...) in `by`
 
     @property
+    def within(self) -> str | None:
+        """The column inside of whose values the bins are, here or in those whose edges are given."""
+        return self.config.within or (self.given.within if isinstance(self.given, WithinBinning) else None)
+
+    @property
     def joined(self) -> tuple[str, ...]:
         return tuple(self.derived)
 
     @classmethod
     def open(cls, config: BinConfig) -> _Job:
-        paths = table_files(config.run)
-        table = TableFiles.open(paths)
+        source = Input.open(config.run)
+        table = source.table
         given = Binning.load(config.edges_file) if config.edges_file else None
         by = _columns(config, given)
         names = table.schema.names
@@ -197,6 +232,11 @@ class _Job:
         if config.weight not in (None, *by, *names):
             near = did_you_mean(str(config.weight), names)
             raise UsageError(f"--weight {config.weight}: no such column in {config.run}{near}")
+        for name in {*by} & {*names}:
+            if not is_numeric(kind := table.schema.field(name).type):
+                hint = numeric_hint(table.schema, name)
+                raise UsageError(f"{config.run}, column {name}: its values are of type {kind}, not numbers{hint}")
+        _check_within(config, given, table.schema)
         if PLACE in table.schema.names:
             raise SourceError(f"{config.run} has a column {PLACE}, a name that is needed here: rename it")
         try:
@@ -208,7 +248,8 @@ class _Job:
         return cls(
             config=config,
             by=by,
-            files=numbered(paths, int(table.row_bytes)),
+            source=source,
+            files=numbered(table.files, int(table.row_bytes)),
             table=table,
             given=given,
             derived=derived,
@@ -232,22 +273,24 @@ class _Job:
             "by": list(self.by),
             "edges": edges,
             "shard_bytes": parse_bytes(config.shard_size),
-            "inputs": fingerprints(config.run, [file.path for file in self.files]),
+            "inputs": fingerprints(config.run, self.source.paths),
             "joined": fingerprints(config.scores, table_files(config.scores)) if config.scores else None,
             **({"expressions": expressions, "standards": self._given_standards()} if expressions else {}),
+            **({"within": config.within} if config.within else {}),
         }
 
     def blocks(self) -> Blocks | None:
         """The blocks that `--tokenize` asks for, none of them made yet; RunError where `out` has others."""
         if self.config.tokenize is None:
             return None
-        column = text_column(self.config.run, self.table.schema)
+        column = text_column(self.config.run, self.table.schema, self.config.text_field)
         blocks = Blocks(
             out=self.config.out,
             tokenizer=find_tokenizer(self.config.tokenize),
             length=self.config.block_length,
             text_field=self.renamed.get(column, column),
             shard_bytes=parse_bytes(self.config.shard_size),
+            packed_by=None if self.within is None else self.renamed.get(self.within, self.within),
         )
         blocks.refuse_others()
         return blocks
@@ -256,6 +299,9 @@ class _Job:
     def make(self) -> Bins:
         """Edges, split, gather, `bins.json`; each step finds what is made already."""
         self._refuse_older()
+        if self.source.corpus is not None:
+            self.table = self.source.in_parquet(self.config.out / PIECES / "input")
+            self.files = numbered(self.table.files, int(self.table.row_bytes))
         if self.derived:
             self.files, self.standards = derive_columns(
                 self.files,
@@ -268,9 +314,8 @@ class _Job:
             )
         summaries, selections = self._scan()
         binning = self._binning(selections)
-        for axis in binning.axes:
-            if axis.note:
-                log.warning(axis.note if self.table.rows else f"{self.config.run} has no row: one bin, which is empty")
+        for note in binning.notes if self.table.rows else [f"{self.config.run} has no row: one bin, which is empty"]:
+            log.warning(note)
         split = self._split(binning)
         parts = self.run(split, self.files, "rows split", lambda record: record["rows"])
         gather = Gather(
@@ -288,7 +333,7 @@ class _Job:
         made = self.run(gather, numbers, "rows written", lambda record: record["rows"])
         self._check(parts, made)
         stats = [summary.stats(selection) for summary, selection in zip(summaries, selections, strict=True)]
-        record = bins_json(binning, made, stats, self.config)
+        record = bins_json(binning, made, stats, self.config, counted=counts_tokens(split.schema))
         if any(item.expression for item in self.derived.values()):
             columns = {name: self.renamed.get(name, name) for name in self.by}
             record |= {"columns": columns, "standards": {name: list(found) for name, found in self.standards.items()}}
@@ -317,9 +362,7 @@ class _Job:
     def _scan(self) -> tuple[list[ColumnSummary], list[Selection | None]]:
         """All passes over the score columns."""
         scan = Scan(by=self.by, weight=self.config.weight, joined=self.joined)
-        summaries: list[ColumnSummary] = [
-            reduce(add, column) for column in zip(*self._each(scan, self.files), strict=True)
-        ]
+        summaries: list[ColumnSummary] = self._total(scan)
         selections: list[Selection | None] = []
         for cut, summary in zip(self._cuts(), summaries, strict=True):
             if summary.histogram.count == 0:
@@ -330,35 +373,51 @@ class _Job:
                 selections.append(cut.start(summary.histogram, levels=STAT_LEVELS))
         while any(selection is not None and not selection.done for selection in selections):
             asked = tuple(None if selection is None or selection.done else selection for selection in selections)
-            found = zip(*self._each(dataclasses.replace(scan, selections=asked), self.files), strict=True)
-            for axis, column in enumerate(found):
-                selection = asked[axis]
-                if selection is not None:
-                    selections[axis] = selection.refine(reduce(add, column))
+            found = self._total(dataclasses.replace(scan, selections=asked))
+            selections = [
+                one if selection is None else selection.refine(whole)
+                for one, selection, whole in zip(selections, asked, found, strict=True)
+            ]
         return summaries, selections
+
+    def _total(self, scan: Scan) -> list[Any]:
+        """What a pass over all files finds of each score column."""
+        parts = self._each(scan, self.files)
+        return reduce(lambda whole, part: [a if b is None else a + b for a, b in zip(whole, part, strict=True)], parts)
 
     def _cuts(self) -> list[Cut | None]:
         """Where the edges of each axis shall lie; None where they are given."""
         config = self.config
-        if config.edges:
+        if config.edges or config.within:
             return [None] * len(self.by)
         if config.grid:
             return [Cut.equal(count, config.weight) for count in config.grid_shape]
+        return [self._cut()]
+
+    def _cut(self) -> Cut:
+        """Where `--bins` or `--quantiles` cut."""
+        config = self.config
         if config.quantiles:
-            return [Cut.percentiles(config.numbers("quantiles"), config.weight)]
+            return Cut.percentiles(config.numbers("quantiles"), config.weight)
         assert config.bins is not None
-        return [Cut.equal(config.bins, config.weight)]
+        return Cut.equal(config.bins, config.weight)
 
     def _binning(self, selections: Sequence[Selection | None]) -> Binning:
         if self.given:
             return self.given
         if self.config.edges:
             return Binning(axes=(BinEdges.fixed(self.by[0], self.config.numbers("edges")),))
+        for name, selection in zip(self.by, selections, strict=True):
+            if selection is None and self.table.rows:
+                hint = numeric_hint(self.table.schema, name)
+                raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it{hint}")
+        if self.config.within:
+            within, cut = self.config.within, self._cut()
+            return cut_within(self.files, self.by[0], within, cut, self._each, self.joined)
         axes = []
-        for name, cut, selection in zip(self.by, self._cuts(), selections, strict=True):
-            if cut is None or (selection is None and self.table.rows):
-                raise UsageError(f"--by {name}: no row of {self.config.run} has a score in it")
-            axes.append(cut.no_edges(name) if selection is None else cut.edges(name, selection))
+        for name, one, selection in zip(self.by, self._cuts(), selections, strict=True):
+            assert one is not None
+            axes.append(one.no_edges(name) if selection is None else one.edges(name, selection))
         return Binning(axes=tuple(axes))
 
     def _split(self, binning: Binning) -> Split:
@@ -408,7 +467,7 @@ class _Job:
         return {name: bins.facts[name] for name in ("rows", "unscored", "hash", "fingerprint")} | {
             "bins_sha256": sha256_file(self.config.out / "bins.json"),
             "run": self.config.run,
-            "files": [str(file.path) for file in self.files],
+            "files": [str(path) for path in self.source.paths],
             "format": FORMAT,
         }
 
@@ -422,6 +481,22 @@ def _columns(config: BinConfig, given: Binning | None) -> tuple[str, ...]:
         said, found = ",".join(config.by), ",".join(loaded)
         raise UsageError(f"--by {said}: the edges in {config.edges_file} are of {found}; leave --by out")
     return loaded
+
+
+def _check_within(config: BinConfig, given: Binning | None, schema: pa.Schema) -> None:
+    """UsageError where there is no such column, or one whose values are no names."""
+    if given is not None and config.within not in (None, getattr(given, "within", None)):
+        there = getattr(given, "within", None)
+        said = f"are within {there}" if there else "are the same for all rows"
+        raise UsageError(f"--within {config.within}: the edges in {config.edges_file} {said}; leave --within out")
+    within = config.within or getattr(given, "within", None)
+    if within is None:
+        return
+    if within not in schema.names:
+        near = did_you_mean(within, schema.names)
+        columns = "" if ": use one of" in near else f"; the columns are {', '.join(schema.names)}"
+        raise UsageError(f"--within {within}: no such column in {config.run}{near}{columns}")
+    check_values(schema.field(within).type, within)
 
 
 def _renamed(names: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from fluxentropy.errors import RunError, SourceError, UsageError
 from fluxentropy.ordering.edges import UNSCORED, Binning
-from fluxentropy.ordering.shards import FORMAT, bin_folder, bins_top, read_manifest
+from fluxentropy.ordering.shards import FORMAT, FORMATS, bin_folder, bins_top, read_manifest
 from fluxentropy.runs.directory import RunRecord
 from fluxentropy.runs.files import read_json
 
@@ -31,7 +31,10 @@ INDEX = "bins.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """One bin; `number` is UNSCORED for the rows without a score, whose tokens are not counted."""
+    """One bin; `number` is UNSCORED for the rows without a score, whose tokens are not counted.
+
+    `tokens` is None there, and where the rows came without their numbers of tokens.
+    """
 
     number: int
     folder: Path
@@ -95,7 +98,8 @@ class Bins(Sequence[Bin]):
         """The bins in `path` of which `facts` speak. Errors: `RunError` says what is wrong with these."""
         try:
             binning = Binning.of(facts)
-            sizes = {name: [int(size) for size in facts[name]] for name in ("counts", "tokens")}
+            sizes = {"counts": [int(size) for size in facts["counts"]]}
+            sizes["tokens"] = [0 if size is None else int(size) for size in facts["tokens"]]
         except (ValueError, KeyError, TypeError, UsageError) as error:
             said = error if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
             raise RunError(
@@ -113,9 +117,15 @@ class Bins(Sequence[Bin]):
         return found
 
     @property
-    def edges(self) -> list[Any]:
-        """The edges, one less than there are bins; of a grid, those of each score."""
-        return list(self.facts["edges"])
+    def edges(self) -> list[Any] | dict[str, list[float]]:
+        """The edges, one less than there are bins; of a grid, those of each score; within a column, of each value."""
+        found = self.facts["edges"]
+        return dict(found) if isinstance(found, dict) else list(found)
+
+    @property
+    def within(self) -> str | None:
+        """The column inside of whose values the bins are; None where the edges are the same for all rows."""
+        return self.facts.get("within")
 
     @property
     def counts(self) -> list[int]:
@@ -123,8 +133,8 @@ class Bins(Sequence[Bin]):
         return list(self.facts["counts"])
 
     @property
-    def tokens(self) -> list[int]:
-        """The scored tokens of each bin."""
+    def tokens(self) -> list[int] | list[None]:
+        """The scored tokens of each bin; None where the rows came without their numbers of tokens."""
         return list(self.facts["tokens"])
 
     @property
@@ -135,12 +145,12 @@ class Bins(Sequence[Bin]):
     @property
     def label(self) -> str:
         """What the bins are by, in words."""
-        return " and ".join(self.binning.columns)
+        return " and ".join(self.binning.columns) + (f" within {self.within}" if self.within else "")
 
     @property
     def older(self) -> bool:
         """Whether a former version made them, whose hashes of rows this one does not know."""
-        return self.facts.get("format") != FORMAT
+        return self.facts.get("format") not in (FORMAT, FORMATS[INDEX])
 
     @property
     def unscored(self) -> Bin | None:
@@ -183,10 +193,19 @@ class Bins(Sequence[Bin]):
 
     def _repr_html_(self) -> str:
         """A table for notebooks."""
-        rows = [(str(one.number), one.span, f"{one.rows:,}", f"{one.tokens:,}") for one in self]
+        rows = [(str(one.number), one.span, f"{one.rows:,}", count_text(one.tokens)) for one in self]
         if self.unscored:
             rows.append(("unscored", "no score", f"{self.unscored.rows:,}", ""))
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
         head = "".join(f"<th>{name}</th>" for name in ("bin", "scores", "rows", "tokens"))
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<table><caption>{html.escape(str(self.path))}</caption><tr>{head}</tr>{body}</table>"
+
+
+def count_text(count: int | None) -> str:
+    """A number in words.
+
+    >>> count_text(1234), count_text(None)
+    ('1,234', 'unknown')
+    """
+    return "unknown" if count is None else f"{count:,}"

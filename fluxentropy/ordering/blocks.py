@@ -6,14 +6,17 @@
     DIR/_blocks/data/bin=00/.manifest.json       counts, and each file's rows, bytes and SHA-256
 
 A bin's documents follow each other in the order of its shards, each ended by the tokenizer's end-of-text token, and run
-on from block to block. Readers of the shards pass over a folder whose name begins with an underscore.
+on from block to block. Where the bins are within the values of a column, each value has a stream of its own, so that a
+block holds texts of one value; blocks follow each other as they become full, and `packed_by` names the column.
+
+Readers of the shards pass over a folder whose name begins with an underscore.
 """
 
 from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ from fluxentropy.errors import RunError, UsageError
 from fluxentropy.models.tokenizers import FoundTokenizer, encode, fingerprint_files, open_backend
 from fluxentropy.ordering.bins import Bins
 from fluxentropy.ordering.shards import DATA, FORMATS, MANIFEST, ShardWriter, bin_folder, bins_top, read_manifest
+from fluxentropy.ordering.within import rows_of_values
 from fluxentropy.runs.check import damage
 from fluxentropy.runs.directory import RunRecord, difference
 from fluxentropy.runs.files import atomic_folder, fingerprint_json, read_json, write_json
@@ -91,12 +95,15 @@ class Packer:
         """Tokens that no block predicts: the first of the stream, and those that fill no block."""
         return self.tokens - self.blocks * self.length
 
-    def add(self, ids: np.ndarray, sizes: np.ndarray) -> None:
-        """Documents with `sizes` (n,) tokens each, whose `ids` (sum of sizes,) follow each other."""
+    def add(self, ids: np.ndarray, sizes: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Documents with `sizes` (n,) tokens each, whose `ids` (sum of sizes,) follow each other.
+
+        `rows` (n,) are their rows in the bin, by default those that follow each other from 0 on.
+        """
         there = np.flatnonzero(sizes)
         self._ids.append(ids.astype(self.dtype))
         self._starts.append(self.tokens + (np.cumsum(sizes) - sizes)[there])
-        self._documents.append(self.rows + there)
+        self._documents.append(self.rows + there if rows is None else rows[there])
         self.rows += len(sizes)
         self.tokens += len(ids)
 
@@ -138,6 +145,50 @@ class Packer:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
+class ValuePacker:
+    """Documents of several values in, record batches of blocks out, each block with documents of one value.
+
+    A value's block goes out with the documents that fill it, so at most a block of each value is held.
+
+    >>> packer = ValuePacker(block_schema(10, 1), bin=4)
+    >>> packer.add(np.array([5, 0, 6, 0, 7, 0]), np.array([2, 2, 2]), [("a", np.array([0, 2])), ("b", np.array([1]))])
+    >>> (batch,) = packer.batches(last=True)
+    >>> batch.column("documents").to_pylist(), packer.left_over
+    ([[0], [0, 2], [2], [1]], 2)
+    """
+
+    def __init__(self, schema: pa.Schema, *, bin: int) -> None:
+        self.schema, self.bin = schema, bin
+        self.length = schema.field("input_ids").type.list_size - 1
+        self.rows = self.blocks = 0
+        self._packers: dict[str, Packer] = {}
+        self._held: list[pa.RecordBatch] = []
+
+    @property
+    def left_over(self) -> int:
+        """Tokens that no block predicts, of all values."""
+        return sum(packer.left_over for packer in self._packers.values())
+
+    def add(self, ids: np.ndarray, sizes: np.ndarray, values: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Documents as `Packer.add` takes them, and for each value which of them it has, ascending."""
+        ends = np.cumsum(sizes)
+        for value, mine in values:
+            packer = self._packers.setdefault(value, Packer(self.schema, bin=self.bin))
+            pieces = [ids[ends[place] - sizes[place] : ends[place]] for place in mine.tolist()]
+            packer.add(np.concatenate([*pieces, ids[:0]]), sizes[mine], self.rows + mine)
+            self._held += packer.batches(last=True)  # all that are full
+        self.rows += len(sizes)
+
+    def batches(self, *, last: bool = False) -> Iterator[pa.RecordBatch]:
+        """The full batches of BATCH_BLOCKS blocks; with `last`, also a smaller one of all other full blocks."""
+        while (full := sum(batch.num_rows for batch in self._held)) >= (1 if last else BATCH_BLOCKS):
+            whole = pa.concat_batches(self._held)
+            count = min(full, BATCH_BLOCKS)
+            self._held = [whole.slice(count)] if full > count else []
+            self.blocks += count
+            yield whole.take(pa.array(np.arange(count)))  # whose bytes follow from the rows alone
+
+
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +206,7 @@ class Blocks:
     length: int  # of a block, in predictions
     text_field: str
     shard_bytes: int
+    packed_by: str | None = None  # the column of the shards whose values blocks do not mix
 
     def refuse_others(self) -> None:
         """RunError names the difference from the blocks that `out` has, or has begun to have."""
@@ -192,6 +244,7 @@ class Blocks:
             schema=block_schema(self.tokenizer.vocabulary, self.length),
             text_field=self.text_field,
             shard_bytes=self.shard_bytes,
+            packed_by=self.packed_by,
         )
         made = run(pack, range(pack.bins))
         record = self._record(bins, made, pack.tops[1])
@@ -208,6 +261,7 @@ class Blocks:
             "tokenizer": (read_blocks(self.out) or {}).get("tokenizer", ours),  # the same one, maybe by another name
             **{name: [facts[key] for facts in made] for name, key in COUNTS.items()},
             "bins_fingerprint": bins.binning.fingerprint,
+            **({} if self.packed_by is None else {"packed_by": self.packed_by}),
             **({"format": FORMATS[RECORD]} if top else {}),
         }
         return {**record, "fingerprint": fingerprint_blocks(record, made)}
@@ -229,6 +283,7 @@ class Pack:
     schema: pa.Schema
     text_field: str
     shard_bytes: int
+    packed_by: str | None = None
 
     def __call__(self, number: int) -> dict[str, Any]:
         source, folder = (
@@ -241,15 +296,20 @@ class Pack:
         if facts is not None and facts.get("made_of") == made_of:
             return facts
         shutil.rmtree(folder, ignore_errors=True)
-        packer, empty = Packer(self.schema, bin=number), 0
+        packer: Packer | ValuePacker = (ValuePacker if self.packed_by else Packer)(self.schema, bin=number)
+        empty = 0
         backend = _backend(self.out / FOLDER / TOKENIZER, self.tokenizer)
 
         def batches() -> Iterator[pa.RecordBatch]:
             nonlocal empty
-            for texts in self._texts(source, shards):
+            for texts, values in self._texts(source, shards):
                 ids, sizes = encode(backend, texts, self.eos)
                 empty += int(np.sum(sizes == 0))
-                packer.add(ids, sizes)
+                if isinstance(packer, ValuePacker):
+                    assert self.packed_by is not None
+                    packer.add(ids, sizes, rows_of_values(values, self.packed_by))
+                else:
+                    packer.add(ids, sizes)
                 yield from packer.batches()
             yield from packer.batches(last=True)
 
@@ -276,11 +336,15 @@ class Pack:
                 "tokenizer": self.tokenizer,
                 "schema": str(self.schema),
                 "shard_bytes": self.shard_bytes,
+                **({} if self.packed_by is None else {"packed_by": self.packed_by}),
             }
         )
 
-    def _texts(self, folder: Path, shards: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-        """The texts of a bin in the order of its rows, in lists of bounded size; one that is null is empty."""
+    def _texts(self, folder: Path, shards: Sequence[dict[str, Any]]) -> Iterator[tuple[list[str], pa.Array | None]]:
+        """The texts of a bin in the order of its rows, in lists of bounded size; one that is null is empty.
+
+        With them their values of `packed_by`, if the blocks are by value.
+        """
         for record in shards:
             path = folder / record["name"]
             if problem := damage(path, record):  # its bin may have been made long ago
@@ -288,7 +352,11 @@ class Pack:
             with reading(path), pa.memory_map(str(path)) as source:
                 file = pa.ipc.open_file(source)
                 for place in range(file.num_record_batches):
-                    yield from _lists(text or "" for text in file.get_batch(place).column(self.text_field).to_pylist())
+                    batch = file.get_batch(place)
+                    values, at = batch.column(self.packed_by) if self.packed_by else None, 0
+                    for texts in _lists(text or "" for text in batch.column(self.text_field).to_pylist()):
+                        yield texts, None if values is None else values.slice(at, len(texts))
+                        at += len(texts)
 
 
 def read_blocks(out: Path) -> dict[str, Any] | None:
@@ -302,18 +370,26 @@ def fingerprint_blocks(record: dict[str, Any], made: Sequence[dict[str, Any]]) -
     return "sha256:" + fingerprint_json({**facts, "files": [[file["sha256"] for file in one["files"]] for one in made]})
 
 
-def text_column(run: str, schema: pa.Schema) -> str:
-    """The column of the scored rows in `run` that holds the texts: what `score` was told, else `text`.
+def text_tokens(out: Path, bins: int) -> list[int]:
+    """The tokens of the texts of each of the bins in `out`, as its blocks have them, without those that end texts."""
+    top = bins_top(out / FOLDER, RECORD)
+    made = [read_manifest(out / FOLDER / bin_folder(number, bins, top)) or {} for number in range(bins)]
+    return [one["tokens"] + one["left_over"] - (one["documents"] - one["empty"]) for one in made]
+
+
+def text_column(run: str, schema: pa.Schema, name: str | None = None) -> str:
+    """The column `name` of the rows in `run`, or that which holds the texts: what `score` was told, else `text`.
 
     Errors: UsageError where there is none.
     """
+    given = name
     places = [place for place in (Path(run), Path(run).parent) if place.is_dir()]  # a run, or its folder of parts
     record = next((one for place in places if (one := RunRecord.read(place)).facts), None)
-    name: str = (record.identity if record else {}).get("text_field") or "text"
+    name = given or (record.identity if record else {}).get("text_field") or "text"
     near = [column for column in schema.names if column.lower() == name.lower()]
-    found: str | None = name if name in near else near[0] if len(near) == 1 else None
+    found: str | None = name if name in near else near[0] if len(near) == 1 and not given else None
     if found is None:
-        hint = did_you_mean(name, schema.names) or ": score with the texts kept (no --no-text), or rename the column"
+        hint = did_you_mean(name, schema.names) + ("" if given else " (name it with --text-field)")
         raise UsageError(f"--tokenize: no column {name} with texts in {run}{hint}")
     if not is_text(without_dictionary(schema.field(found)).type):
         raise UsageError(f"--tokenize: the column {found} of {run} holds {schema.field(found).type}, not texts")

@@ -7,12 +7,15 @@ still there. Each file is read once; memory does not grow with the rows.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,9 +26,11 @@ from fluxentropy.models.tokenizers import fingerprint_files
 from fluxentropy.ordering.bins import INDEX, Bins
 from fluxentropy.ordering.blocks import COUNTS, FOLDER, RECORD, TOKENIZER, block_schema, fingerprint_blocks
 from fluxentropy.ordering.edges import UNSCORED, Binning
+from fluxentropy.ordering.inputs import Input
 from fluxentropy.ordering.options import BinConfig
-from fluxentropy.ordering.shards import FORMAT, MANIFEST, NAMES, bin_folder, bins_top, sum_of_rows
+from fluxentropy.ordering.shards import FORMAT, MANIFEST, NAMES, bin_folder, bins_top, sum_of_rows, sum_of_tokens
 from fluxentropy.ordering.split import fingerprints
+from fluxentropy.ordering.within import value_names
 from fluxentropy.runs.check import Findings, check_types, damage, read_record
 from fluxentropy.runs.engine import Engine
 from fluxentropy.runs.files import sha256_file
@@ -84,8 +89,7 @@ class ShardCheck:
                         return ShardFacts(problem=problem)
                     rows += batch.num_rows
                     total = (total + sum_of_rows(batch)) % 2**64
-                    if "n_tokens" in batch.schema.names:
-                        tokens += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+                    tokens += sum_of_tokens(batch)
         except FluxentropyError as error:
             return ShardFacts(problem=str(error))
         except KeyError as error:
@@ -99,7 +103,7 @@ class ShardCheck:
         bins = batch.column("bin").fill_null(UNSCORED).to_numpy()
         scored = bins
         if self.binning is not None:
-            names = [self.columns.get(name) or _renamed(name, batch.schema.names) for name in self.binning.columns]
+            names = [self.columns.get(name) or _renamed(name, batch.schema.names) for name in self.binning.inputs]
             scored = self.binning.assign(*(batch.column(name) for name in names))
         for found, what in ((bins, "its column bin says"), (scored, "by its score it belongs into")):
             if (wrong := (found != number).nonzero()[0]).size:
@@ -226,7 +230,7 @@ def list_files(
 def _check_totals(findings: Findings, manifest: dict[str, Any], bins: Bins, found: dict[int, list[ShardFacts]]) -> None:
     path = bins.path / INDEX
     for one in bins:
-        for name, said in (("rows", one.rows), ("tokens", one.tokens)):
+        for name, said in (("rows", one.rows), *([] if one.tokens is None else [("tokens", one.tokens)])):
             findings.differs(path, f"{name} in bin {one.number}", said, _sum(name, found[one.number]), (path,))
     everything = [facts for shards in found.values() for facts in shards]
     for name in ("rows",) if bins.older else ("rows", "hash"):
@@ -246,7 +250,8 @@ def _check_input(findings: Findings, manifest: dict[str, Any], hashed: int, engi
     rows = total = 0
     try:
         with Progress(manifest.get("rows"), unit="input rows read") as line:
-            for count, part in engine.run(InputSum(), files):
+            found = Input.open(str(manifest["run"]))
+            for count, part in engine.run(InputSum(), files) if found.corpus is None else found.sums():
                 rows, total = rows + count, (total + part) % 2**64
                 line.update(count)
     except FluxentropyError as error:
@@ -255,7 +260,10 @@ def _check_input(findings: Findings, manifest: dict[str, Any], hashed: int, engi
     findings.differs(findings.run, f"rows, by its input {manifest.get('run')}", rows, findings.rows, None)
     if total != hashed:
         findings.add(findings.run, f"its rows are not those of its input {manifest.get('run')}", None)
-    findings.notes.append(f"same rows as {manifest.get('run')}, by count and by hash")
+    how = (
+        "by count and by hash" if total or not rows else "by count: it has no column that tells rows apart, such as id"
+    )
+    findings.notes.append(f"same rows as {manifest.get('run')}, {how}")
 
 
 def changed_input(manifest: Mapping[str, Any]) -> str | None:
@@ -313,10 +321,49 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class BinValues:
+    """The values of `column` in the shards of each of `folders`, by bin; those of one bin are held at a time."""
+
+    column: str
+    folders: tuple[Path, ...]
+
+    def mixed(self, batch: pa.RecordBatch, number: int, at: int) -> str | None:
+        """What says that a block of `batch`, whose first is block `at`, holds texts of several values, or of none."""
+        folder = self.folders[number]
+        places = _places_of_values(folder, (folder / MANIFEST).read_text(encoding="utf-8"), self.column)
+        documents = batch.column("documents")
+        rows = documents.flatten().to_numpy()
+        if len(rows) and int(rows.max()) >= len(places):
+            return f"it holds document {rows.max()} of {len(places)}"
+        sizes = pc.list_value_length(documents).to_numpy()
+        first = np.repeat(places[rows[np.cumsum(sizes) - sizes]], sizes)
+        if (odd := np.flatnonzero(places[rows] != first)).size:
+            block = int(np.searchsorted(np.cumsum(sizes), odd[0], side="right"))
+            return f"block {at + block} holds texts of several values of {self.column}"
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _places_of_values(folder: Path, manifest: str, column: str) -> np.ndarray:
+    """A number for the value of each row of a bin with this manifest, int32 (rows,)."""
+    found: list[np.ndarray] = []
+    names: dict[str, int] = {}
+    for record in json.loads(manifest)["files"]:
+        with reading(folder / record["name"]), pa.memory_map(str(folder / record["name"])) as source:
+            file = pa.ipc.open_file(source)
+            for number in range(file.num_record_batches):
+                places, values = value_names(file.get_batch(number).column(column), column)
+                known = np.array([names.setdefault(value, len(names)) for value in values], np.int32)
+                found.append(known[places])
+    return np.concatenate([*found, np.zeros(0, np.int32)])
+
+
+@dataclass(frozen=True)
 class FileCheck:
-    """The job that checks one file of blocks."""
+    """The job that checks one file of blocks; `values` says where the value of each document of a bin is read."""
 
     schema: pa.Schema
+    values: BinValues | None = None
 
     def __call__(self, shard: Shard) -> FileFacts:
         if problem := damage(shard.path, shard.record):
@@ -331,6 +378,8 @@ class FileCheck:
                     batch = file.get_batch(place)
                     if not set(batch.column("bin").unique().to_pylist()) <= {shard.number}:
                         return FileFacts(problem=f"it holds blocks of another bin than {shard.number}", recorded=True)
+                    if self.values is not None and (problem := self.values.mixed(batch, shard.number, rows)):
+                        return FileFacts(problem=problem)
                     rows += batch.num_rows
         except FluxentropyError as error:
             return FileFacts(problem=str(error))
@@ -369,7 +418,9 @@ def check_blocks(findings: Findings, bins: Bins | None, engine: Engine) -> None:
         made.append(facts)
         shards += files
     note_strangers(findings, top, data, folders)
-    _check_files(findings, shards, FileCheck(block_schema(record["vocabulary"], record["length"])), engine)
+    by = record.get("packed_by")
+    values = BinValues(by, tuple(one.folder for one in bins)) if by and not findings.problems else None
+    _check_files(findings, shards, FileCheck(block_schema(record["vocabulary"], record["length"]), values), engine)
     if len(findings.problems) == before:
         _check_counts(findings, folders, record, made, bins.counts)
     if len(findings.problems) == before and fingerprint_blocks(record, made) != record.get("fingerprint"):

@@ -4,7 +4,8 @@
 
 A value on an edge goes to the lower bin, and equal values are never parted. A `Cut` says where edges shall lie, and
 with the exact quantiles of the column gives `BinEdges`; these also come from fixed values or from another `bins.json`.
-One or two of them make a `Binning`, which gives every row its bin.
+One or two of them make a `Binning`, which gives every row its bin; the edges of one column for each value of another
+make one as well, in `within.py`.
 
 Edges from a `Cut` leave no bin empty. Of the edges that cut the values in the same place, which ties and more bins than
 values lead to, the lowest stays; an edge above which there is nothing goes. Fixed and loaded edges stay as they are.
@@ -75,15 +76,19 @@ class Cut:
 
         They are `numpy.quantile(x, levels)`, or with weights its method "inverted_cdf".
         """
-        if self.weight is None:
-            edges = selection.quantiles(self.levels)
-            low, high = selection.neighbours(self.levels)
-            cuts = np.where(edges < high, low, high)  # the largest value below the edge or on it
-        else:
-            edges = cuts = selection.weighted_quantiles(self.levels)
+        edges, cuts = self.places(selection)
         stays = np.diff(cuts, prepend=-np.inf) > 0
         stays &= cuts < selection.maximum
         return BinEdges(by=by, edges=tuple(edges[stays].tolist()), how=self.how, requested=len(self.levels) + 1)
+
+    def places(self, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
+        """An edge for each level, and the largest value below it or on it: two (levels,) arrays, which may repeat."""
+        if self.weight is not None:
+            edges = selection.weighted_quantiles(self.levels)
+            return edges, edges
+        edges = selection.quantiles(self.levels)
+        low, high = selection.neighbours(self.levels)
+        return edges, np.where(edges < high, low, high)
 
     def no_edges(self, by: str) -> BinEdges:
         """The one bin of a column without values, which is empty."""
@@ -164,7 +169,18 @@ class Binning:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """The scores."""
         return tuple(axis.by for axis in self.axes)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that `assign` takes."""
+        return self.columns
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell of the edges."""
+        return [axis.note for axis in self.axes if axis.note]
 
     @property
     def fingerprint(self) -> str:
@@ -221,6 +237,10 @@ class Binning:
     def of(cls, facts: Any) -> Binning:
         """The edges that `facts`, the content of a `bins.json`, say. Errors: `UsageError`, and those of odd JSON."""
         one = isinstance(facts["by"], str)
+        if facts.get("within") is not None:
+            from fluxentropy.ordering.within import WithinBinning  # which is made of this one
+
+            return WithinBinning.of(facts)
         columns, edges = ([facts["by"]], [facts["edges"]]) if one else (facts["by"], facts["edges"])
         axes = (
             BinEdges(by=str(by), edges=tuple(map(float, values)), how="loaded", requested=len(values) + 1)

@@ -31,7 +31,7 @@ class SortConfig(Options):
     """Options of `fluxentropy sort`."""
 
     run: Annotated[str, INPUT] = field(kw_only=False)
-    """Run directory of `score`."""
+    """Run directory of `score`, or any table: .parquet, .arrow, .jsonl, .csv, a folder or a glob of them."""
     by: Annotated[str, INPUT] = "entropy_mean"
     """Column to sort by, or an expression of columns, such as "entropy_mean - 0.5*varentropy_mean" or "z(a) + z(b)"."""
     scores: Annotated[str | None, INPUT] = None
@@ -74,6 +74,9 @@ two, separated by a comma, with --grid."""
     """Edges at these values, or those of another corpus: its bins.json."""
     weight: Annotated[str | None, INPUT] = None
     """Column of whole numbers, such as n_tokens: bins of equal sums of it instead of equal counts."""
+    within: Annotated[str | None, INPUT] = None
+    """Column, such as the source: bins by quantiles inside each of its values, so that every bin has each in the same \
+share. Of a path its last part counts; null is the value unknown. Blocks hold texts of one value each."""
     scores: Annotated[str | None, INPUT] = None
     """Another run that holds --by for the same texts; joined by id. If both have NAME, it is NAME_joined, also in an \
 expression."""
@@ -88,6 +91,8 @@ expression."""
 .gguf file, or with bytes."""
     block_length: Annotated[int, OUTPUT, Min(1)] = 1024
     """Tokens that a block predicts, with --tokenize."""
+    text_field: Annotated[str | None, OUTPUT] = None
+    """Column of the texts, with --tokenize. Default: what the run was scored on, else text."""
     out: Annotated[Path, OUTPUT]
     """Folder to write. The same command again resumes it."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
@@ -109,6 +114,9 @@ expression."""
             raise UsageError(f"how to cut: give one of --bins, --quantiles, --grid and --edges, here is {said}")
         if self.edges and self.weight:
             raise UsageError("--weight with --edges: the edges are given, so nothing is weighted; leave one out")
+        if self.within is not None and (self.grid or (self.edges and not self.edges_file)):
+            other = f"--grid {self.grid}" if self.grid else f"--edges {','.join(map(str, self.edges or ()))}"
+            raise UsageError(f"--within {self.within} with {other}: give --bins or --quantiles")
         if self.grid is not None:
             if len(self.by) != 2 or len(self.grid_shape) != 2:
                 raise UsageError(

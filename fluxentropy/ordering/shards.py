@@ -35,9 +35,10 @@ BATCH_ROWS, BATCH_BYTES = 1024, 2**24
 MANIFEST = ".manifest.json"
 DATA = "data"  # holds the bins' folders, and nothing else
 
-# Of bins.json, and the bins' manifests; those up to 2 have other hashes of rows, those of the old layout say none.
+# Of bins.json, and the bins' manifests; those up to 2 have other hashes of rows, those of the old layout say none. A
+# bins.json says 4 where it has edges for each value of a column, or null for numbers of tokens.
 FORMAT = 3
-FORMATS = {"bins.json": FORMAT, "blocks.json": 2}
+FORMATS = {"bins.json": 4, "blocks.json": 2}
 NAMES = ("id", "source_file", "source_row")  # what tells a row from all others, as far as these columns are there
 
 
@@ -141,9 +142,18 @@ def _counted(batches: Iterable[pa.RecordBatch], facts: dict[str, Any]) -> Iterat
     for batch in batches:
         facts["rows"] += batch.num_rows
         facts["hash"] = (facts["hash"] + sum_of_rows(batch)) % 2**64
-        if "n_tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("n_tokens").type):
-            facts["tokens"] += pc.sum(batch.column("n_tokens"), min_count=0).as_py()
+        facts["tokens"] += sum_of_tokens(batch)
         yield batch
+
+
+def counts_tokens(schema: pa.Schema) -> bool:
+    """Whether rows say how many tokens they have: whole numbers in a column `n_tokens`."""
+    return "n_tokens" in schema.names and pa.types.is_integer(schema.field("n_tokens").type)
+
+
+def sum_of_tokens(batch: pa.RecordBatch) -> int:
+    """The tokens of all rows; 0 where they do not say it."""
+    return int(pc.sum(batch.column("n_tokens"), min_count=0).as_py()) if counts_tokens(batch.schema) else 0
 
 
 def _regular(parts: Iterable[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -19,13 +19,15 @@ import pyarrow.parquet as pq
 
 from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import did_you_mean
+from fluxentropy.corpus.sources import file_format
 from fluxentropy.errors import UsageError
+from fluxentropy.ordering.inputs import Input
 from fluxentropy.ordering.options import SortConfig
 from fluxentropy.runs.engine import Engine, make_engine, prefetch
 from fluxentropy.runs.files import atomic_path
 from fluxentropy.runs.mergesort import Keys, merged_blocks, sort_order, sorted_blocks, sorted_runs
 from fluxentropy.runs.progress import Progress
-from fluxentropy.runs.tables import TableFiles, open_writer, output_suffix, reading, table_files, without_dictionary
+from fluxentropy.runs.tables import TableFiles, open_writer, output_suffix, reading, without_dictionary
 
 if TYPE_CHECKING:
     from fluxentropy.ordering.expressions import Derived
@@ -196,7 +198,8 @@ def sort_scores(
     `by` may also be an expression of columns, or a column of `scores`, another run of the same texts, joined by id;
     then the rows get a column with these values. In an expression NAME_joined is the column NAME of `scores`.
 
-    `source` is a run directory, a Parquet file, or a folder or glob of them. Rows with equal values are ordered by
+    `source` is a run directory, a Parquet file, or a folder or glob of them; or Arrow, JSON Lines and CSV files, whose
+    rows get the columns of a corpus (`open_corpus`). Rows with equal values are ordered by
     `id`, then `source_file`, then `source_row`, as far as these columns exist, and then keep the order they have.
     -0.0 equals 0.0. NaN comes after all numbers and null after NaN, in both directions; no row is lost. `limit` keeps
     the first rows only. Columns and their types stay as they are.
@@ -219,9 +222,9 @@ def sort_scores(
         raise UsageError(f"--limit {limit}: use 1 or more")
     if memory < LEAST_MEMORY:
         raise UsageError(f"--memory {memory} bytes: use {LEAST_MEMORY // 2**20} MiB or more")
-    files = table_files(source)
-    _check_output(out, source, files)
-    table = TableFiles.open(files)
+    opened = Input.open(source)
+    _check_output(out, source, opened.paths)
+    table = opened.table
     derived = _find_derived(by, table.schema.names, source, scores)
     names = table.schema.names
     column = by
@@ -233,13 +236,15 @@ def sort_scores(
     written = min(table.rows, limit or table.rows)
     tally = _Tally(by=column, text=next((name for name in ("text", "id") if name in plain.names), column))
     with atomic_path(out) as aside, _spill_folder(out) as spill:
+        if opened.corpus is not None:
+            table = dataclasses.replace(opened.in_parquet(spill / "input"), schema=table.schema)
         if derived is not None:
             table = _with_derived(
                 table, derived, names, scores, spill.absolute(), make_engine(engine, workers, address)
             )
         if workers > 1 or engine != "local":
             job = SortRuns(table=table, schema=plain, keys=keys, memory=memory, spill=spill.absolute(), limit=limit)
-            made = make_engine(engine, workers, address).run(job, cut_units(files, workers))
+            made = make_engine(engine, workers, address).run(job, cut_units(table.files, workers))
             runs = [path for unit in _counted(made, table.rows, "rows read", progress) for path in unit.runs]
             blocks = merged_blocks(runs, plain, keys, memory=memory, spill=spill, limit=limit)
         else:
@@ -306,8 +311,13 @@ def _check_output(out: Path, source: str, files: Sequence[Path]) -> None:
         raise UsageError(f"--out {out} is part of the input: give another name")
     if run is not None and target.is_relative_to(run):
         raise UsageError(f"--out {out} lies among the scores in {run}: give a name outside of that folder")
-    if run is None and folder.is_dir() and target.is_relative_to(folder) and target.suffix == ".parquet":
+    if run is None and folder.is_dir() and target.is_relative_to(folder) and _would_be_read(target, files):
         raise UsageError(f"--out {out} lies in {source} and would be part of the input next time: give a name outside")
+
+
+def _would_be_read(target: Path, files: Sequence[Path]) -> bool:
+    """Whether a file of this name in the folder of `files` would be one of them."""
+    return target.suffix == ".parquet" or (files[0].suffix != ".parquet" and file_format(target.name) is not None)
 
 
 def _keys(schema: pa.Schema, by: str, descending: bool, source: str) -> Keys:

@@ -273,7 +273,7 @@ class Split:
         at = file.start
         with contextlib.closing(prefetch(file.batches(rows, None, self.joined))) as tables:
             for table in tables:
-                bins = self.binning.assign(*(table[name] for name in self.binning.columns))
+                bins = self.binning.assign(*(table[name] for name in self.binning.inputs))
                 places = self._places(np.arange(at, at + len(table), dtype=np.uint64))
                 at += len(table)
                 table = table.rename_columns([names.get(name, name) for name in table.column_names])

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fluxentropy.ordering.within import UNKNOWN, source_name
 from fluxentropy.schedules.dataset import BlockSet
-from fluxentropy.schedules.strata import read_column, source_name
+from fluxentropy.schedules.strata import read_column
 
 # --- held-out losses --------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ def _batches(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 MOST = 20  # sources that are told apart; the smaller ones are OTHER
-OTHER, UNKNOWN = "other", "unknown"
+OTHER = "other"
 
 
 @dataclass(frozen=True, kw_only=True)

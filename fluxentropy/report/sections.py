@@ -272,20 +272,22 @@ def read_bins(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 def bin_section(run: Run, data: tuple[dict[str, Any], dict[str, Any]], beside: Given) -> list[Markup]:
     del run, beside
     bins, blocks = data
-    single = isinstance(bins["by"], str)
-    by = bins["by"] if single else ", ".join(bins["by"])
+    single = isinstance(bins["by"], str) and not bins.get("within")  # else a bin has no edges of its own
+    by = bins["by"] if isinstance(bins["by"], str) else ", ".join(bins["by"])
     how = bins["how"] if isinstance(bins["how"], str) else " x ".join(map(str, bins["how"]))
     spans = ["", *(f"> {edge:.6g}" for edge in bins["edges"])] if single else [""] * len(bins["counts"])
     uptos = [*(f"≤ {edge:.6g}" for edge in bins["edges"]), ""] if single else spans
     rows = [
-        [f"{k}", " and ".join(filter(None, (spans[k], uptos[k]))), f"{count:,}", f"{tokens:,}",
+        [f"{k}", " and ".join(filter(None, (spans[k], uptos[k]))), f"{count:,}",
+         "unknown" if tokens is None else f"{tokens:,}",
          *([f"{blocks['blocks'][k]:,}"] if blocks else [])]
         for k, (count, tokens) in enumerate(zip(bins["counts"], bins["tokens"], strict=True))
     ]  # fmt: skip
     names = [str(k) for k in range(len(rows))]
     packed = blocks.get("tokenizer") or {}
     charts = [columns(names, bins["counts"], title="Texts of each bin", label="bin", unit="texts")]
-    charts.append(columns(names, bins["tokens"], title="Scored tokens of each bin", label="bin", unit="tokens"))
+    if None not in bins["tokens"]:
+        charts.append(columns(names, bins["tokens"], title="Scored tokens of each bin", label="bin", unit="tokens"))
     if blocks:
         of = f"Blocks of {blocks['length']:,} tokens of each bin"
         charts.append(columns(names, blocks["blocks"], title=of, label="bin", unit="blocks"))

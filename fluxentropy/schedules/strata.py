@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ordering.shards import bin_folder, bins_top
+from fluxentropy.ordering.within import source_name
 from fluxentropy.runs.tables import reading
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.orders import between
@@ -52,15 +53,6 @@ def _tables(blocks: BlockSet, number: int, column: str, flag: str) -> Iterator[t
             file.seek(0)
             only = pa.ipc.IpcReadOptions(included_fields=[names.index(column)])
             yield path, pa.ipc.open_file(file, options=only).read_all()[column]
-
-
-def source_name(value: str) -> str:
-    """The last part of a path, or the whole of what is none.
-
-    >>> source_name("WEBMIX/news"), source_name("news")
-    ('news', 'news')
-    """
-    return value.rstrip("/").rpartition("/")[2] or value
 
 
 # --- strata -----------------------------------------------------------------------------------------------------------

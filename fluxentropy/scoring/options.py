@@ -39,8 +39,9 @@ do not depend on it."""
     part_tokens: Annotated[int | None, WORK, Min(1)] = None
     """Tokens in an output part, which is what a killed run loses at most. Default: automatic."""
     scores: Annotated[tuple[str, ...], OUTPUT, Separated()] = ()
-    """More scores, separated by commas, or all: entropy_normalised, entropy_slope, mink, minkpp, zlib_ratio, and of \
-`score` with --token-counts dcpdd, unigram_surprisal."""
+    """More scores, separated by commas: entropy_normalised, entropy_slope, mink, minkpp, zlib_ratio, or all of these; \
+of the text alone gzip_ratio, mtld, flesch, word_frequency, mean_word_length; and of `score` with --token-counts \
+dcpdd, unigram_surprisal."""
     text: Annotated[bool, OUTPUT] = True
     """Keep the text in the scores."""
     overwrite: Annotated[bool, SWITCH, OUTPUT] = False
@@ -49,10 +50,10 @@ do not depend on it."""
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scores:
-            from fluxentropy.scoring.scores import chosen_extra
+            from fluxentropy.scoring.scores import NO_MODEL, chosen_extra
 
-            counts = getattr(self, "token_counts", None) is not None
-            object.__setattr__(self, "scores", chosen_extra(self.scores, counts=counts))
+            counts, model = getattr(self, "token_counts", None) is not None, getattr(self, "model", None) != NO_MODEL
+            object.__setattr__(self, "scores", chosen_extra(self.scores, counts=counts, model=model))
         if self.window == "sliding" and self.max_tokens < 2:
             raise UsageError("--window sliding with --max-tokens 1: windows need at least 2 tokens")
         if self.stride is not None and self.window != "sliding":
@@ -73,6 +74,9 @@ class ScoreConfig(EngineOptions, ScoringOptions, ModelOptions, SourceOptions):
 
     token_counts: Annotated[Path | None, INPUT] = None
     """File of `fluxentropy count`: how often each token occurs, for the scores that ask for it."""
+    word_table: Annotated[Path | None, INPUT] = None
+    """Table of words and their counts, .parquet, .csv or .tsv, for word_frequency. Default: those of the sources \
+themselves."""
     rank: Annotated[str | None, WORK] = None
     """R/N, with R from 0 to N - 1: score every N-th part, one of N processes with the same --out on any machines. The \
 same command without --rank then completes the run."""
@@ -85,6 +89,18 @@ same command without --rank then completes the run."""
         super().__post_init__()
         if self.token_counts is not None and not self.scores:
             raise UsageError(f"--token-counts {self.token_counts} without --scores: name the scores to make of them")
+        if self.word_table is not None and "word_frequency" not in self.scores:
+            raise UsageError(f"--word-table {self.word_table} without --scores word_frequency: add it, or drop it")
+        if self.model == "none":
+            if not self.scores:
+                raise UsageError("--model none without --scores: name what to score, such as mtld,zlib_ratio, or all")
+            if self.window != "first":
+                raise UsageError(f"--window {self.window} with --model none: whole texts are scored, leave it out")
+        if self.rank is not None and "word_frequency" in self.scores and self.word_table is None:
+            raise UsageError(
+                f"--rank {self.rank} with --scores word_frequency: the ranks do not count the words together; give a "
+                f"--word-table, such as the word_counts.parquet of another run"
+            )
         if self.rank is not None:
             rank, ranks = self.share
             if not rank < ranks:

@@ -9,197 +9,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import resource
-import sys
 import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fluxentropy.config.results import Result, command
 from fluxentropy.config.yaml import to_yaml
 from fluxentropy.corpus.corpus import Corpus, SourceFile, open_corpus
-from fluxentropy.models.tokenizers import PREDICTED_BYTES, Encoded
+from fluxentropy.models.tokenizers import PREDICTED_BYTES
 from fluxentropy.models.zoo import find_model
 from fluxentropy.runs.directory import RunDirectory
-from fluxentropy.runs.engine import WORKER, Engine, Local, cut_parts, make_engine, missing_parts, prefetch
+from fluxentropy.runs.engine import Engine, Local, cut_parts, make_engine, missing_parts, prefetch
 from fluxentropy.runs.files import atomic_path, read_json, sha256_file, versions, write_json
 from fluxentropy.runs.progress import Progress
-from fluxentropy.scoring.counts import checked_counts, vocabulary_fingerprint
+from fluxentropy.scoring.lexical import COUNTS_FILE, RULE, WordCounts
 from fluxentropy.scoring.options import ScoreConfig
-from fluxentropy.scoring.scorer import Scorer, Work, open_scorer
-from fluxentropy.scoring.scores import SCORE_FIELDS, SCORE_NAMES, ExtraScores, score_columns
-
-# --- what a worker does -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextPart:
-    """The unit: rows of the corpus, cut by their content alone."""
-
-    number: int
-    table: pa.Table
-    text_field: str
-    batch_tokens: int  # of the run: a GPU's memory is asked once, not by each worker
-    encoded: list[Encoded] | None = None  # the texts as tokens, where somebody has had the time
-
-    def __str__(self) -> str:
-        return f"part {self.number}"
-
-    @property
-    def texts(self) -> list[str | None]:
-        return self.table[self.text_field].to_pylist()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredPart:
-    """What a worker says of a part that it has made."""
-
-    number: int
-    rows: int
-    work: Work
-    peak_memory: int  # bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenModel:
-    """What the model turned out to be, where it was loaded."""
-
-    name: str
-    fingerprint: str
-    dtype: str
-    device: str
-    path: str
-    batch_tokens: int
-    stride: int | None  # of sliding windows
-    bos_added: bool
-    tokenizer: str  # the fingerprint of its vocabulary
-    notes: tuple[str, ...]
-
-
-@dataclass(kw_only=True)
-class ScoreParts:
-    """The job. What it loads stays with it, and does not travel when it is pickled."""
-
-    config: ScoreConfig
-    batch_tokens: int | None = None  # of the run that is resumed, where the memory decided
-    on_batch: Callable[[int], None] | None = None  # is told the tokens of each batch, in the process that set it
-    _scorer: Scorer | None = field(default=None, repr=False)
-    _notes: tuple[str, ...] = ()
-    _frequency: np.ndarray | None = field(default=None, repr=False)  # ln of each token's, from the token counts
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "on_batch": None, "_scorer": None, "_notes": (), "_frequency": None}
-
-    @property
-    def scorer(self) -> Scorer:
-        config = self.config
-        if self._scorer is None:
-            entry = find_model(
-                config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
-            self._scorer, self._notes = open_scorer(
-                entry,
-                device=worker_device(config.device),
-                dtype=config.dtype,
-                offline=config.offline,
-                max_tokens=config.max_tokens,
-                window=config.window,
-                stride=config.stride,
-                batch_tokens=config.batch_tokens or self.batch_tokens,
-                threads=config.threads,
-            )
-        return self._scorer
-
-    def _extra(self, texts: list[str | None], encoded: list[Encoded]) -> ExtraScores | None:
-        """The scores that `--scores` asks for, none of them made yet."""
-        config, scorer = self.config, self.scorer
-        if not config.scores:
-            return None
-        if config.token_counts is not None and self._frequency is None:
-            found = checked_counts(config.token_counts, scorer.decoder.tokenizer, config.model)
-            self._frequency = found.log_frequency(scorer.outcomes)
-        return ExtraScores(config.scores, texts, encoded, vocabulary=scorer.outcomes, log_frequency=self._frequency)
-
-    def describe(self, _: object = None) -> OpenModel:
-        scorer = self.scorer
-        self._extra([], [])  # token counts of another tokenizer are refused before anything is written
-        return OpenModel(
-            name=scorer.decoder.name,
-            fingerprint=scorer.decoder.fingerprint,
-            dtype=str(scorer.decoder.dtype).removeprefix("torch."),
-            device=scorer.decoder.device.type,
-            path=scorer.path.name,
-            batch_tokens=scorer.batch_tokens,
-            stride=scorer.stride if scorer.sliding else None,
-            bos_added=scorer.encoder.n_prefix > 0,
-            tokenizer=vocabulary_fingerprint(scorer.decoder.tokenizer),
-            notes=self._notes,
-        )
-
-    def encode(self, part: TextPart) -> TextPart:
-        return dataclasses.replace(part, encoded=self.scorer.encode(part.texts))
-
-    def __call__(self, part: TextPart | None) -> ScoredPart | OpenModel:
-        """Score a part and write it into the run directory; of None, say what the model is."""
-        if part is None:
-            return self.describe()
-        scorer, table = self.scorer, part.table
-        scorer.work, scorer.batch_tokens = Work(), part.batch_tokens
-        encoded = scorer.encode(part.texts) if part.encoded is None else part.encoded
-        extra = self._extra(part.texts, encoded)
-        scores = scorer.score_encoded(encoded, on_batch=self.on_batch, on_text=extra.add if extra else None)
-        columns = score_columns(scores, table["input_status"])
-        kept = table.drop_columns(["input_status", *([] if self.config.text else [part.text_field])])
-        for column in SCORE_FIELDS:
-            kept = kept.append_column(column, columns[column.name])
-        for name, values in (extra.columns() if extra else {}).items():
-            kept = kept.append_column(name, values)
-        with RunDirectory(self.config.out).part(part.number, _facts(encoded, columns["status"].to_pylist())) as path:
-            pq.write_table(kept, path, compression="zstd", row_group_size=4096)
-        return ScoredPart(number=part.number, rows=len(table), work=scorer.work, peak_memory=peak_memory())
-
-
-def _facts(encoded: list[Encoded], status: list[str]) -> dict[str, Any]:
-    """What the part's manifest says."""
-    counts = {"rows": len(encoded), "tokens": sum(len(item.ids) for item in encoded)}
-    counts |= {"bytes": sum(item.n_bytes for item in encoded), "truncated": sum(item.truncated for item in encoded)}
-    counts |= {f"status_{name}": n for name, n in sorted(Counter(status).items())}
-    return {"rows": len(encoded), "counts": counts}
-
-
-def worker_device(device: str) -> str:
-    """`device`, and where it leaves open which GPU: in worker process n the n-th, and again from the first.
-
-    >>> worker_device("cpu")
-    'cpu'
-    """
-    import torch
-
-    if device in ("auto", "cuda") and (number := os.environ.get(WORKER)) and (gpus := torch.cuda.device_count()):
-        return f"cuda:{int(number) % gpus}"
-    return device
-
-
-def peak_memory() -> int:
-    """The most memory, in bytes, that this process has held. Linux's own mark: getrusage would count the parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
+from fluxentropy.scoring.parts import LexicalParts, OpenModel, ScoredPart, ScoreParts, TextPart, Work, peak_memory
+from fluxentropy.scoring.scores import MODEL_FREE, NO_MODEL, SCORE_NAMES
 
 # --- `fluxentropy score` ----------------------------------------------------------------------------------------------
 
@@ -223,7 +57,7 @@ class ScoreResult(Result):
     rejected: int  # lines of the sources that are no rows
     duplicate_ids: int  # rows with the id of an earlier one
     parts: int
-    tokens: int
+    tokens: int | None  # None without a model
     scored_tokens: int  # by this invocation, as all that follows
     padded_tokens: int
     seconds: float
@@ -245,7 +79,8 @@ class ScoreResult(Result):
         return int(self.all_nan)
 
     def lines(self) -> list[str]:
-        lines = [f"{self.rows:,} texts, {self.tokens:,} tokens scored in {self.out / 'scores'}, {self.parts} parts"]
+        tokens = "" if self.tokens is None else f", {self.tokens:,} tokens"
+        lines = [f"{self.rows:,} texts{tokens} scored in {self.out / 'scores'}, {self.parts} parts"]
         if self.scored_tokens:
             lines.append(
                 f"{self.tokens_per_second:,.0f} tok/s, {self.forward_seconds:.1f} s in the forward pass, "
@@ -285,7 +120,7 @@ class ScorePlanResult(Result):
 
     sources: list[dict[str, Any]]  # `name`, `rows`, `fingerprint` of each file
     rows: int | None  # None for a stream
-    estimated_tokens: int | None  # from the first 200 texts
+    estimated_tokens: int | None  # from the first 200 texts; None without a model
     rejected: int
     part_tokens: int
     batch_tokens: int
@@ -295,7 +130,8 @@ class ScorePlanResult(Result):
     def lines(self) -> list[str]:
         size = "a stream of unknown length"
         if self.rows is not None:
-            size = f"{self.rows:,} texts, about {self.estimated_tokens:,} tokens"
+            tokens = "" if self.estimated_tokens is None else f", about {self.estimated_tokens:,} tokens"
+            size = f"{self.rows:,} texts{tokens}"
         return [
             f"would score {size} from {len(self.sources)} files into {self.out / 'scores'}",
             *self.notes,
@@ -309,26 +145,48 @@ def score(config: ScoreConfig) -> ScoreResult | ScoreRankResult | ScorePlanResul
 
     With `config.rank`, one of several invocations on the same directory: it makes its share of the parts.
     """
-    find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    job = ScoreParts(config=config)
+    job: ScoreParts | LexicalParts = LexicalParts(config=config)
+    if config.model != NO_MODEL:
+        find_model(config.model, zoo=config.zoo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        job = ScoreParts(config=config)
     if config.dry_run:
         with tempfile.TemporaryDirectory() as spool:
             return _plan(config, _open_corpus(config, Path(spool)), job)
-    with RunDirectory(config.out, overwrite=config.overwrite, shared=config.rank is not None) as run:
+    shared = config.rank is not None
+    with RunDirectory(config.out, overwrite=config.overwrite, shared=shared, owned=[COUNTS_FILE]) as run:
         corpus = _open_corpus(config, config.out)
         if config.rank is None:
             write_json(config.out / SCANS, corpus.scans)
-        job.batch_tokens = _chosen_by_memory(run)
+        if isinstance(job, ScoreParts):
+            job.batch_tokens = _chosen_by_memory(run)
         engine = make_engine(config.engine, config.workers, config.address, config.gpus_per_worker)
         (model,) = engine.run(job, [None])
         assert isinstance(model, OpenModel)
-        if config.batch_tokens is None and (begun := _chosen_by_memory(run)):  # maybe by another rank, meanwhile
+        if (
+            model.batch_tokens and config.batch_tokens is None and (begun := _chosen_by_memory(run))
+        ):  # maybe by another rank, meanwhile
             model = dataclasses.replace(model, batch_tokens=begun)
         run.begin(_identity(config, corpus, model), to_yaml(dataclasses.replace(config, rank=None)))
-        if model.dtype == "int8" and not run.done():
+        if "word_frequency" in config.scores and config.word_table is None and not run.complete:
+            _count_words(corpus, config.out / COUNTS_FILE)
+        if isinstance(job, ScoreParts) and model.dtype == "int8" and not run.done():
             log.info(f"dtype int8: {job.scorer.compared(_first_texts(corpus))}")
             job.scorer.work = Work()
         return _ScoreRun(config, corpus, model, run).run_all(engine, job)
+
+
+def _count_words(corpus: Corpus, path: Path) -> None:
+    """Count the words of all texts into `path`, where that has not been done. Memory grows with the different words."""
+    if path.is_file():
+        return
+    with Progress(corpus.n_rows, unit="texts counted") as progress:
+
+        def texts() -> Iterator[str]:
+            for batch in corpus.batches():
+                yield from (text or "" for text in batch.column(corpus.text_field).to_pylist())
+                progress.update(batch.num_rows)
+
+        WordCounts.of(texts()).write(path)
 
 
 def _first_texts(corpus: Corpus) -> list[str]:
@@ -353,7 +211,7 @@ def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
         limit=config.limit,
         spool=folder / "input" / "stdin.jsonl",
         offline=config.offline,
-        reserved=(*SCORE_NAMES, *config.scores),
+        reserved=(*(("n_bytes", "status") if config.model == NO_MODEL else SCORE_NAMES), *config.scores),
         scans=read_json(folder / SCANS),
         columns=config.columns,
         drop=config.drop,
@@ -361,7 +219,8 @@ def _open_corpus(config: ScoreConfig, folder: Path) -> Corpus:
 
 
 def _part_tokens(config: ScoreConfig, model: OpenModel) -> int:
-    return config.part_tokens or (CPU_PART_TOKENS if model.device == "cpu" else GPU_PART_TOKENS)
+    slow = model.device == "cpu" and model.name != NO_MODEL
+    return config.part_tokens or (CPU_PART_TOKENS if slow else GPU_PART_TOKENS)
 
 
 class _ScoreRun:
@@ -373,7 +232,7 @@ class _ScoreRun:
         self.work = Work()
         self.peak = 0  # bytes, of any worker
 
-    def run_all(self, engine: Engine, job: ScoreParts) -> ScoreResult | ScoreRankResult:
+    def run_all(self, engine: Engine, job: ScoreParts | LexicalParts) -> ScoreResult | ScoreRankResult:
         done = self.run.done()
         rows = {number: part["rows"] for number, part in done.items()}
         resumed = sum(rows.values())
@@ -382,16 +241,19 @@ class _ScoreRun:
         if resumed:
             log.info(f"resuming: {len(done)} parts, {resumed:,} texts are done")
         started = time.perf_counter()
-        with Progress(None) as progress:
+        modelled = isinstance(job, ScoreParts)
+        texts = None if self.corpus.n_rows is None else self.corpus.n_rows - resumed
+        with Progress(None) if modelled else Progress(texts, unit="texts") as progress:
             parts = self._parts(rows)
-            if here := isinstance(engine, Local):
+            if here := isinstance(job, ScoreParts) and isinstance(engine, Local):
                 job.on_batch = progress.update
                 parts = map(job.encode, parts)
             for part in engine.run(job, prefetch(parts)):
                 assert isinstance(part, ScoredPart)
                 self._count(part)
-                progress.update(0 if here else part.work.tokens)
-                self._forecast(progress, part.number, resumed)
+                progress.update(0 if here else part.work.tokens if modelled else part.rows)
+                if modelled:
+                    self._forecast(progress, part.number, resumed)
         seconds = time.perf_counter() - started
         if self.config.rank is not None:
             return ScoreRankResult(
@@ -445,7 +307,8 @@ class _ScoreRun:
                 )
 
     def _tables(self, start: int) -> Iterator[pa.Table]:
-        cap = None if self.model.stride else self.config.max_tokens * CHARS_PER_TOKEN
+        whole = self.model.stride or self.model.name == NO_MODEL
+        cap = None if whole else self.config.max_tokens * CHARS_PER_TOKEN
         part_chars = _part_tokens(self.config, self.model) * CHARS_PER_TOKEN
         return cut_parts(self.corpus.batches(start), self.corpus.text_field, part_chars, cap)
 
@@ -456,6 +319,8 @@ class _ScoreRun:
         progress.update(0, texts=resumed + self.texts, parts=number + 1)
 
     def _policies(self) -> dict[str, Any]:
+        if self.model.name == NO_MODEL:
+            return {"words": RULE}
         return {
             "bos_policy": "tokenizer",
             "bos_added": self.model.bos_added,
@@ -476,7 +341,7 @@ class _ScoreRun:
             model=model.name,
             rows=counts.get("rows", 0),
             resumed_rows=resumed,
-            tokens=counts.get("tokens", 0),
+            tokens=None if model.name == NO_MODEL else counts.get("tokens", 0),
             scored_tokens=work.tokens,
             padded_tokens=work.padded,
             seconds=round(seconds, 3),
@@ -510,7 +375,9 @@ def count_duplicate_ids(folder: Path) -> int:
 
 def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str, Any]:
     """Everything that decides the bytes of the parts."""
-    return {
+    corpus_facts = ("sources", "text_field", "id_field", "keep_text", "limit", "on_error", "columns", "drop")
+    kept = ("model", *corpus_facts, "part_tokens", "scores", "word_table", "words", "zlib")
+    facts = {
         "model": {"name": config.model, "fingerprint": model.fingerprint},
         "dtype": model.dtype,
         "device": model.device,
@@ -531,6 +398,7 @@ def _identity(config: ScoreConfig, corpus: Corpus, model: OpenModel) -> dict[str
         **({"drop": list(config.drop)} if config.drop else {}),
         **_extra_identity(config),
     }
+    return facts if model.name != NO_MODEL else {name: facts[name] for name in kept if name in facts}
 
 
 def _extra_identity(config: ScoreConfig) -> dict[str, Any]:
@@ -540,7 +408,9 @@ def _extra_identity(config: ScoreConfig) -> dict[str, Any]:
     return {
         "scores": list(config.scores),
         "token_counts": None if config.token_counts is None else sha256_file(config.token_counts),
-        "zlib": zlib.ZLIB_RUNTIME_VERSION if "zlib_ratio" in config.scores else None,
+        "zlib": zlib.ZLIB_RUNTIME_VERSION if {"zlib_ratio", "gzip_ratio"} & {*config.scores} else None,
+        **({"words": RULE} if {*config.scores} & {*MODEL_FREE} - {"zlib_ratio"} else {}),
+        **({"word_table": sha256_file(config.word_table)} if config.word_table is not None else {}),
     }
 
 
@@ -548,16 +418,19 @@ def _source_facts(file: SourceFile) -> dict[str, Any]:
     return {"name": file.name, "rows": file.n_rows, "fingerprint": file.fingerprint}
 
 
-def _plan(config: ScoreConfig, corpus: Corpus, job: ScoreParts) -> ScorePlanResult:
+def _plan(config: ScoreConfig, corpus: Corpus, job: ScoreParts | LexicalParts) -> ScorePlanResult:
     """What `--dry-run` says: the inputs, the choices, and a forecast from the first texts."""
     model = job.describe()
-    sample = next(iter(corpus.batches()), None)
-    texts = sample.column(corpus.text_field).to_pylist()[:200] if sample is not None else []
-    per_text = sum(len(item.ids) for item in job.scorer.encode(texts)) / max(len(texts), 1)
+    tokens = None
+    if isinstance(job, ScoreParts) and corpus.n_rows is not None:
+        sample = next(iter(corpus.batches()), None)
+        texts = sample.column(corpus.text_field).to_pylist()[:200] if sample is not None else []
+        per_text = sum(len(item.ids) for item in job.scorer.encode(texts)) / max(len(texts), 1)
+        tokens = round(per_text * corpus.n_rows)
     return ScorePlanResult(
         sources=[_source_facts(file) for file in corpus.files],
         rows=corpus.n_rows,
-        estimated_tokens=None if corpus.n_rows is None else round(per_text * corpus.n_rows),
+        estimated_tokens=tokens,
         rejected=len(corpus.rejected),
         part_tokens=_part_tokens(config, model),
         batch_tokens=model.batch_tokens,

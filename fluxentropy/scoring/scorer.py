@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from fluxentropy.models.weights import is_out_of_memory
 from fluxentropy.models.zoo import ZooEntry, find_model
 from fluxentropy.runs.engine import default_threads, one_thread_each
 from fluxentropy.scoring.batching import CudaMemory, Memory, Row, TextStats, plan_batches, probed_budget, windows
+from fluxentropy.scoring.parts import Work
 from fluxentropy.scoring.scores import Scores
 from fluxentropy.scoring.tokens import Tokens, as_texts, described, token_table
 
@@ -35,16 +36,6 @@ GPU_BATCH_WORK = 2**46  # FLOP: larger models fill a GPU with fewer tokens, and 
 OPTIONS = ("device", "dtype", "offline", "max_tokens", "window", "stride", "batch_tokens", "threads")
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(kw_only=True)
-class Work:
-    """What the forward passes did so far: real tokens (duplicates once, padding not), padded tokens, and seconds by
-    the clock, however many threads there were."""
-
-    tokens: int = 0
-    padded: int = 0
-    seconds: float = 0.0
 
 
 class Scorer:

@@ -2,6 +2,7 @@
 
     written in every run:      entropy_mean, surprisal_mean, n_tokens, …
     `score --scores NAMES`:    entropy_slope, minkpp, zlib_ratio, …        more columns of the same forward pass
+                               mtld, flesch, word_frequency, …             of the text alone, also with `--model none`
     `--by NAME` of any run:    surprisal_minus_entropy, learnability       computed from its columns, without a model
     `--by EXPRESSION`:         z(entropy_mean) - 0.5*z(minkpp)             see `scoreexpression`
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +25,8 @@ from fluxentropy.config.results import html_table
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import UsageError
 from fluxentropy.models.tokenizers import Encoded
+from fluxentropy.scoring import lexical
+from fluxentropy.scoring.lexical import LexicalFacts, WordCounts
 
 # --- scores of a text -------------------------------------------------------------------------------------------------
 #
@@ -34,7 +36,6 @@ from fluxentropy.models.tokenizers import Encoded
 
 LOWEST_PERCENT = 20  # k of Min-K% and Min-K%++: the default of both papers
 DIVERGENCE_CAP = 0.01  # a of DC-PDD: what one token adds at most
-ZLIB_LEVEL = 6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,12 +109,6 @@ def unigram_surprisal(facts: TextFacts) -> float | None:
     return float(-facts.log_frequency[facts.ids[1:]].mean())
 
 
-def zlib_ratio(facts: TextFacts) -> float | None:
-    """Bytes of the whole text, in UTF-8, after zlib at level 6, as a share of those before."""
-    data = facts.text.encode()
-    return len(zlib.compress(data, ZLIB_LEVEL)) / len(data) if data else None
-
-
 # --- columns of scores ------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +170,8 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One score: `function` makes it of a text, `expression` of the columns of runs; the others are made elsewhere."""
+    """One score: `function` makes it of a text as a model sees it, `of_text` of the text alone, `expression` of the
+    columns of runs; the others are made elsewhere."""
 
     name: str
     formula: str
@@ -183,6 +179,7 @@ class Score:
     source: str
     needs: Needs
     function: Callable[[TextFacts], float | None] | None = None
+    of_text: Callable[[LexicalFacts], float | None] | None = None
     expression: str | None = None
 
 
@@ -250,7 +247,7 @@ REGISTRY: dict[str, Score] = {
             units="share",
             source="Carlini et al. 2021, arXiv:2012.07805",
             needs="--scores",
-            function=zlib_ratio,
+            of_text=lexical.zlib_ratio,
         ),
         Score(
             name="dcpdd",
@@ -267,6 +264,46 @@ REGISTRY: dict[str, Score] = {
             source="Platanios et al. 2019, arXiv:1903.09848",
             needs=COUNTED,
             function=unigram_surprisal,
+        ),
+        Score(
+            name="gzip_ratio",
+            formula="bytes after gzip level 9 / bytes before, of the whole text",
+            units="share",
+            source="Deutsch 1996, RFC 1952",
+            needs="--scores",
+            of_text=lexical.gzip_ratio,
+        ),
+        Score(
+            name="mtld",
+            formula="words per stretch in which different words are more than 72 % of all, mean of both directions",
+            units="words",
+            source="McCarthy & Jarvis 2010, doi:10.3758/BRM.42.2.381",
+            needs="--scores",
+            of_text=lexical.mtld,
+        ),
+        Score(
+            name="flesch",
+            formula="206.835 - 1.015 words / sentences - 84.6 syllables / words",
+            units="points",
+            source="Flesch 1948, doi:10.1037/h0057532",
+            needs="--scores",
+            of_text=lexical.flesch,
+        ),
+        Score(
+            name="word_frequency",
+            formula="mean of log10 of (count + 1) / (sum of counts + different words)",
+            units="log10",
+            source="van Heuven et al. 2014, doi:10.1080/17470218.2013.850521",
+            needs="--scores",
+            of_text=lexical.word_frequency,
+        ),
+        Score(
+            name="mean_word_length",
+            formula="characters of the words / words",
+            units="characters",
+            source="Coleman & Liau 1975, doi:10.1037/h0076540",
+            needs="--scores",
+            of_text=lexical.mean_word_length,
         ),
         Score(
             name="surprisal_minus_entropy",
@@ -294,10 +331,15 @@ REGISTRY: dict[str, Score] = {
     )
 }
 
-EXTRA = tuple(name for name, score in REGISTRY.items() if score.function)
+MODEL_FREE = tuple(name for name, score in REGISTRY.items() if score.of_text)
+EXTRA = tuple(name for name, score in REGISTRY.items() if score.function or score.of_text)
 COUNTS_NEEDED = tuple(name for name in EXTRA if REGISTRY[name].needs == COUNTED)
 ALL_NAMES = (*SCORE_NAMES, *EXTRA)
-PER_BYTE = ("bits_per_byte", "n_bytes", "n_predicted_bytes", "zlib_ratio")  # compare between tokenizers and windows
+PER_BYTE = ("bits_per_byte", "n_bytes", "n_predicted_bytes", *MODEL_FREE)  # compare between tokenizers and windows
+OF_ALL = tuple(
+    name for name in EXTRA if REGISTRY[name].function or name == "zlib_ratio"
+)  # what ALL means beside a model
+NO_MODEL = "none"  # the model of scores that need none
 
 PER_TOKEN = tuple(
     name
@@ -306,17 +348,24 @@ PER_TOKEN = tuple(
 )
 
 
-def chosen_extra(names: Sequence[str], *, counts: bool) -> tuple[str, ...]:
-    """The scores that `--scores names` asks for, each once, in the order of the registry; `all` is all that can be had.
+def chosen_extra(names: Sequence[str], *, counts: bool, model: bool = True) -> tuple[str, ...]:
+    """The scores that `--scores names` asks for, each once, in the order of the registry; `all` is all that come of a
+    forward pass, and zlib_ratio; without a `model` all that need none.
 
     `counts` says whether there are token counts.
 
-    Errors: UsageError for a name that is no such score, and for one that needs token counts where there are none.
+    Errors: UsageError for a name that is no such score, and for one that needs token counts, or a model, where there
+    are none.
 
     >>> chosen_extra(["minkpp", "mink"], counts=False)
     ('mink', 'minkpp')
     """
     for name in names:
+        if not model and name != ALL and name not in MODEL_FREE:
+            free = f"--model {NO_MODEL} has {', '.join(MODEL_FREE)}"
+            if name in REGISTRY:
+                raise UsageError(f"--scores {name} needs a model: give one with --model; {free}")
+            raise UsageError(f"--scores {name}: no such score{did_you_mean(name, (*MODEL_FREE, ALL))}")
         if name == ALL or name in EXTRA:
             if name in COUNTS_NEEDED and not counts:
                 raise UsageError(
@@ -327,8 +376,10 @@ def chosen_extra(names: Sequence[str], *, counts: bool) -> tuple[str, ...]:
             raise UsageError(f"--scores {name}: this is not scored here, {how}")
         else:
             raise UsageError(f"--scores {name}: no such score{did_you_mean(name, (*EXTRA, ALL))}")
-    every = ALL in names
-    return tuple(name for name in EXTRA if name in names or (every and (counts or name not in COUNTS_NEEDED)))
+    meant = {*names}
+    if ALL in names:
+        meant |= {name for name in OF_ALL if counts or name not in COUNTS_NEEDED} if model else {*MODEL_FREE}
+    return tuple(name for name in EXTRA if name in meant)
 
 
 # --- scores that are asked for ----------------------------------------------------------------------------------------
@@ -348,8 +399,9 @@ class ExtraScores:
         *,
         vocabulary: int,
         log_frequency: np.ndarray | None = None,
+        words: WordCounts | None = None,
     ) -> None:
-        self.texts, self.encoded = texts, encoded
+        self.texts, self.encoded, self.words = texts, encoded, words
         self.vocabulary, self.log_frequency = vocabulary, log_frequency
         self.found: dict[str, list[float | None]] = {name: [None] * len(texts) for name in names}
 
@@ -365,12 +417,29 @@ class ExtraScores:
             vocabulary=self.vocabulary,
             log_frequency=self.log_frequency,
         )
+        alone = LexicalFacts(text=facts.text, counts=self.words)
         for name, column in self.found.items():
-            function = REGISTRY[name].function
-            assert function is not None
-            value = function(facts)
-            column[index] = value if value is not None and math.isfinite(value) else None
+            column[index] = _value(REGISTRY[name], facts, alone)
 
     def columns(self) -> dict[str, pa.Array]:
         """The scores as columns, by name."""
         return {name: pa.array(column, type=pa.float64()) for name, column in self.found.items()}
+
+
+def _value(score: Score, facts: TextFacts | None, alone: LexicalFacts) -> float | None:
+    """The score of one text; None where it has none, or one that is not finite."""
+    if score.of_text is not None:
+        value = score.of_text(alone)
+    else:
+        assert score.function is not None
+        assert facts is not None
+        value = score.function(facts)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def lexical_columns(
+    names: Sequence[str], texts: Sequence[str | None], words: WordCounts | None = None
+) -> dict[str, pa.Array]:
+    """The scores `names`, which need no model, of the texts, as columns by name."""
+    alone = [LexicalFacts(text=text or "", counts=words) for text in texts]
+    return {name: pa.array([_value(REGISTRY[name], None, one) for one in alone], type=pa.float64()) for name in names}

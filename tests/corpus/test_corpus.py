@@ -450,6 +450,16 @@ def test_scans_spare_the_pass_while_the_file_is_the_same(tmp_path: Path, passes:
     assert passes[2:] == ["a.jsonl", "a.jsonl", "b.csv", "b.csv", "b.csv"]
 
 
+def test_scans_that_were_kept_as_sorted_json_keep_the_order_of_columns(tmp_path: Path) -> None:
+    """Else the parts of a run that was killed would have other columns than those before."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "z": 1, "b": {"y": 1, "a": 2}, "c": 1}\n')
+    first = opened(path)
+    again = opened(path, scans=json.loads(json.dumps(first.scans, sort_keys=True)))
+    assert again.schema.equals(first.schema)
+    assert again.schema.names[-3:] == ["z", "b", "c"]
+
+
 @pytest.mark.parametrize("damaged", [None, 3, {}, {"schema": "!"}, {"schema": ""}, {"n_rows": 1}])
 def test_damaged_scans_are_made_again(tmp_path: Path, damaged: Any) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)

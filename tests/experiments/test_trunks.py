@@ -20,6 +20,7 @@ from fluxentropy.experiments.arms import ANEW, Arm, all_arms
 from fluxentropy.experiments.options import CompareConfig
 from fluxentropy.experiments.schedules import make_cell, make_cells
 from fluxentropy.pretraining.callbacks import Checkpoints
+from fluxentropy.pretraining.optim import BATCHED
 from fluxentropy.pretraining.options import TrainingOptions
 from fluxentropy.pretraining.pretrain import FREE, open_blocks
 from fluxentropy.runs.files import fingerprint_json, read_json
@@ -160,7 +161,7 @@ def test_cells_without_trunks_have_the_fingerprints_of_earlier_versions(bins: Pa
     assert earlier.keys() == plain.keys() and not set(FREE) & set(earlier)
     del plain["schedule"]["balanced_labels"]
     blocks, held_out = open_blocks(run)
-    facts = [plain, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), None]
+    facts = [plain, blocks.fingerprint, held_out.blocks.fingerprint, held_out.first.tolist(), None, BATCHED]
     assert ours.fingerprint == fingerprint_json(facts)
 
 

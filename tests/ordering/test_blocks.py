@@ -295,7 +295,7 @@ def test_the_same_tokenizer_by_another_name(places: Path, tmp_path: Path) -> Non
 def test_words_for_people(places: Path, tmp_path: Path, capsys: Capture) -> None:
     out = make(places, tmp_path / "out", "--tokenize", "bytes", "--block-length", 1000)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[4] == "  bin=03  1 rows, 0 tokens, 0 blocks  entropy_mean > 3"
+    assert lines[4] == "  bin=03  1 rows, 3 tokens, 0 blocks  entropy_mean > 3"
     total = sum(json.loads((out / "_blocks" / "blocks.json").read_text())["blocks"])
     assert lines[6].startswith(f"{total:,} blocks of 1,000 tokens by bytes, ")
 

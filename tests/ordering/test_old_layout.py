@@ -183,9 +183,9 @@ def test_what_lies_beside_the_bins_is_named(argv: list[str], capsys: pytest.Capt
 
 @OLDEST
 def test_a_later_format_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    write_json(Path("bins/bins.json"), (read_json(Path("bins/bins.json")) or {}) | {"format": 4})
+    write_json(Path("bins/bins.json"), (read_json(Path("bins/bins.json")) or {}) | {"format": 5})
     assert main(argv) == 1
-    assert "bins/bins.json has format 4, this version knows 3: install a later one" in capsys.readouterr().err
+    assert "bins/bins.json has format 5, this version knows 4: install a later one" in capsys.readouterr().err
 
 
 def test_training_on_it_is_training_on_the_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

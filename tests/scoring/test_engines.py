@@ -16,7 +16,7 @@ from fakes import save_model
 
 from fluxentropy.cli.app import main
 from fluxentropy.errors import UsageError
-from fluxentropy.scoring.score import worker_device
+from fluxentropy.scoring.parts import worker_device
 from tests.verification.test_faults import killed, server, snapshot  # noqa: F401  # `server` starts by itself
 
 SHARED = Path(os.environ.get("FLUXENTROPY_SHARED", "../shared"))

@@ -28,7 +28,8 @@ from fluxentropy.cli.app import main
 from fluxentropy.errors import FluxentropyError
 from fluxentropy.runs.files import read_json
 from fluxentropy.scoring import scorer
-from fluxentropy.scoring.score import ScoreParts, ScorePlanResult, ScoreResult
+from fluxentropy.scoring.parts import ScoreParts
+from fluxentropy.scoring.score import ScorePlanResult, ScoreResult
 from fluxentropy.scoring.scorer import Scorer
 
 N_TEXTS = 120

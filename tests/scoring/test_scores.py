@@ -22,9 +22,18 @@ from fluxentropy.models.loading import Decoder
 from fluxentropy.scoring.batching import TextStats
 from fluxentropy.scoring.counts import TokenCounts, count
 from fluxentropy.scoring.options import CountConfig, ScoreConfig
-from fluxentropy.scoring.score import ScoreParts
+from fluxentropy.scoring.parts import ScoreParts
 from fluxentropy.scoring.scorer import Scorer
-from fluxentropy.scoring.scores import EXTRA, REGISTRY, SCORE_NAMES, ExtraScores, TextFacts, chosen_extra, minkpp
+from fluxentropy.scoring.scores import (
+    EXTRA,
+    OF_ALL,
+    REGISTRY,
+    SCORE_NAMES,
+    ExtraScores,
+    TextFacts,
+    chosen_extra,
+    minkpp,
+)
 
 TEXTS = [*SENTENCES, " ".join(SENTENCES), SENTENCES[1], "e", "", " ".join(SENTENCES) + " and more", "aaaa aaaa " * 9]
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
@@ -103,7 +112,7 @@ def test_texts_in_windows_have_the_scores_of_their_tokens() -> None:
             surprisal=stats.surprisal[:-1].double().numpy(),
             vocabulary=400,
         )
-        for name in ("entropy_normalised", "entropy_slope", "mink", "minkpp", "zlib_ratio"):
+        for name in ("entropy_normalised", "entropy_slope", "mink", "minkpp"):
             value = REGISTRY[name].function(facts)
             assert found[name][place] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)), name
 
@@ -130,8 +139,8 @@ def test_minkpp_of_a_distribution_without_spread_is_zero() -> None:
 
 def test_which_scores_are_asked_for() -> None:
     with_counts = ("dcpdd", "unigram_surprisal")
-    assert chosen_extra(["all"], counts=True) == EXTRA
-    assert chosen_extra(["all"], counts=False) == tuple(name for name in EXTRA if name not in with_counts)
+    assert chosen_extra(["all"], counts=True) == OF_ALL
+    assert chosen_extra(["all"], counts=False) == tuple(name for name in OF_ALL if name not in with_counts)
     for name, message in (
         ("dcpdd", "--scores dcpdd needs --token-counts: the file that `fluxentropy count`"),
         ("minkp", r"--scores minkp: no such score.*did you mean mink"),
@@ -187,17 +196,17 @@ def test_a_run_with_more_scores(source: str, model: str, tmp_path: Path, capsys:
     assert "mink" in plain.column_names and "source_mink" not in plain.column_names
     assert found.column_names == [
         *("source_mink" if name == "mink" else name for name in plain.column_names),
-        *EXTRA,
+        *OF_ALL,
     ]
     same = [name for name in plain.column_names if name != "mink"]
     assert found.select(same).equals(plain.select(same))
     empty = TEXTS.index("")
-    for name in EXTRA:
+    for name in OF_ALL:
         values = found[name].to_pylist()
         assert values.pop(empty) is None
         assert all(math.isfinite(value) for value in values)  # with a BOS every text has a prediction
     identity = json.loads((tmp_path / "more" / "manifest.json").read_text())["identity"]
-    assert identity["scores"] == list(EXTRA)
+    assert identity["scores"] == list(OF_ALL)
     assert "scores" not in json.loads((tmp_path / "plain" / "manifest.json").read_text())["identity"]
     assert main(more) == 0  # goes on where it was: all is done
     capsys.readouterr()
