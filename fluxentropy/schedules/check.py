@@ -26,7 +26,7 @@ from fluxentropy.schedules.formats.catalogue import TEXT_FORMATS, TOKEN_FORMATS,
 from fluxentropy.schedules.formats.format import TokenFormat, TokenLayout
 from fluxentropy.schedules.formats.tables import plain_ids
 from fluxentropy.schedules.options import BudgetOptions
-from fluxentropy.schedules.order import DATA, ORDER, PARTS, SPILL, Drawn, hashes
+from fluxentropy.schedules.order import DATA, ORDER, PARTS, PIECES, Drawn, hashes
 
 ROWS = 2**16  # of order.parquet, that are compared together
 
@@ -35,9 +35,7 @@ def check_order(findings: Findings, manifest: dict[str, Any]) -> None:
     """Check all files of an order, and that together they are what was planned."""
     run, identity = findings.run, manifest["identity"]
     findings.look_for_leftovers(run)
-    findings.leftovers += [
-        path for path in (run / SPILL, run / PARTS) if path.exists() and path not in findings.leftovers
-    ]
+    findings.leftovers += [path for path in (run / PARTS, run / PIECES) if path.exists()]
     units = manifest["units"]
     findings.rows, findings.files = units, manifest["files"]
     findings.summary = f"{units:,} {identity['unit']}s as {identity['format']}, in {findings.files} files"
@@ -50,7 +48,7 @@ def check_order(findings: Findings, manifest: dict[str, Any]) -> None:
         return
     with Progress(units, unit=f"{identity['unit']}s checked") as line:
         if identity["format"] in TOKEN_FORMATS and TOKEN_FORMATS[identity["format"]].joined:
-            _check_joined(findings, manifest, TOKEN_FORMATS[identity["format"]])
+            _check_joined(findings, manifest)
             line.update(units)
         else:
             _check_parts(findings, manifest, line)
@@ -121,7 +119,7 @@ def _check_parts(findings: Findings, manifest: dict[str, Any], line: Progress) -
         at += facts["rows"]
         line.update(facts["rows"])
     findings.differs(findings.run / "manifest.json", f"{identity['unit']}s", manifest["units"], at)
-    if form.name in TEXT_FORMATS and form.name == "mds":
+    if form.name == "mds":
         _check_index(findings, names)
 
 
@@ -163,7 +161,7 @@ def _wrong_ids(run: Path, found: Iterator[list[Any]], first: int, rows: int) -> 
         if len(held) < len(wanted):
             return f"position {at + len(held)}: it ends there, and {wanted[len(held)]!r} is missing"
         held, at = held[len(wanted) :], at + len(wanted)
-    held += next(found, None) or []
+    held += next((more for more in found if more), [])
     return f"it holds a text more than it should, {held[0]!r}" if held else None
 
 
@@ -184,7 +182,7 @@ def _wrong_blocks(
     return None
 
 
-def _check_joined(findings: Findings, manifest: dict[str, Any], form: TokenFormat) -> None:
+def _check_joined(findings: Findings, manifest: dict[str, Any]) -> None:
     """Check the one data set of a format that has no parts."""
     folder, identity = findings.run / DATA, manifest["identity"]
     files = {folder / name: facts for name, facts in manifest["joined"].items()}

@@ -136,7 +136,7 @@ def _config(run: Path, cls: type, workers: int) -> Any:
     for name, value in read_yaml(path, cls).items():
         kinds = (hints[name], *get_args(hints[name]))
         if isinstance(value, dict) and is_dataclass(hints[name]):
-            value = from_plain(hints[name], value)  # type: ignore[arg-type]
+            value = from_plain(hints[name], value)
         value = tuple(value) if isinstance(value, list) else value
         given[name] = Path(value) if isinstance(value, str) and Path in kinds else value
     given |= {"out": run, "overwrite": False} | ({"workers": workers} if "workers" in hints else {})
@@ -285,8 +285,8 @@ def _kind(path: Path, identity: dict[str, Any]) -> str:
     if "models" in identity and "inputs" in identity:
         return "agree"
     raise RunError(
-        f"{path} is not a run of score, bin, order, pretrain, compare, grpo, grpo-compare, zoo, agree or hellaswag, and no "
-        f"other can be verified"
+        f"{path} is not a run of score, bin, order, pretrain, compare, grpo, grpo-compare, zoo, agree or hellaswag, "
+        f"and no other can be verified"
     )
 
 

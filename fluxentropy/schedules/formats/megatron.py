@@ -52,13 +52,24 @@ class Megatron:
                     shutil.copyfileobj(source, target, 2**20)
         size = layout.length * self.dtype(layout).itemsize
         with open(index, "wb") as file:
-            file.write(MAGIC + struct.pack("<QBQQ", 1, CODES[self.dtype(layout)], blocks, blocks + 1))
+            file.write(_head(self.dtype(layout), blocks))
             _numbers(file, blocks, "<i4", start=layout.length, step=0)
             _numbers(file, blocks, "<i8", start=0, step=size)
             _numbers(file, blocks + 1, "<i8", start=0, step=1)
 
     def blocks(self, path: Path, layout: TokenLayout, rows: int) -> Iterator[np.ndarray]:
+        index, size = path.with_suffix(".idx"), layout.length * self.dtype(layout).itemsize
+        with open(index, "rb") as file:
+            head = file.read(len(MAGIC) + 25)
+        if head != _head(self.dtype(layout), rows) or index.stat().st_size != len(head) + 12 * rows + 8 * (rows + 1):
+            raise ValueError(f"{index.name} is not the index of {rows:,} documents")
+        if path.stat().st_size != rows * size:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, {rows * size:,} by its index")
         yield from read_blocks(path, self.dtype(layout), layout.length, rows, 0)
+
+
+def _head(dtype: np.dtype[Any], documents: int) -> bytes:
+    return MAGIC + struct.pack("<QBQQ", 1, CODES[dtype], documents, documents + 1)
 
 
 def _numbers(file: BinaryIO, count: int, kind: str, *, start: int, step: int) -> None:
