@@ -191,6 +191,8 @@ def order(config: OrderConfig) -> OrderResult:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if not job.whole(run):
             _make(job, run)
+        for folder in (PIECES, PARTS):  # they have served
+            shutil.rmtree(config.out / folder, ignore_errors=True)
         record = RunRecord.read(config.out).facts
     return OrderResult(
         out=config.out,
@@ -241,8 +243,6 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
             "versions": versions(("pyarrow", "numpy")),
         }
     )
-    for folder in (PIECES, PARTS):
-        shutil.rmtree(run.path / folder, ignore_errors=True)
 
 
 def piece_file(folder: Path, number: int) -> Path:

@@ -83,7 +83,7 @@ class TextSet:
         """
         if not wanted:
             return
-        if float(self.counts @ self.row_bytes) <= memory // 4:
+        if float(self.counts @ self.row_bytes) <= 2 * load_bytes(memory):
             table = pa.concat_tables(table for _, table in self._loads([int(self.counts.sum())])).combine_chunks()
             for piece in wanted:
                 yield table, pa.array(numbers(piece.start, piece.stop))
