@@ -161,12 +161,13 @@ class BlockSet:
         bins, places = self.places(np.asarray(numbers, np.int64))
         return [self.read(number, index) for number, index in zip(bins.tolist(), places.tolist(), strict=True)]
 
-    def gather(self, numbers: np.ndarray, dtype: Any = np.int64) -> np.ndarray:
-        """The tokens of the blocks of these numbers. (B,) -> (B, length+1)
+    def gather(self, numbers: np.ndarray, dtype: Any = np.int64, width: int | None = None) -> np.ndarray:
+        """The tokens of the blocks of these numbers, all or the first `width`. (B,) -> (B, length+1)
 
         Blocks of one record batch are taken together. Errors: IndexError; `RunError` names a damaged file.
         """
-        found = np.empty((len(numbers), self.length + 1), dtype)
+        width = self.length + 1 if width is None else width
+        found = np.empty((len(numbers), width), dtype)
         if not len(numbers):
             return found
         order = np.argsort(numbers, kind="stable")
@@ -178,7 +179,7 @@ class BlockSet:
         edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
         for a, b in itertools.pairwise(edges.tolist()):
             at = int(batch[a])
-            found[order[a:b]] = self._batch(*places.batches[at]).ids[rising[a:b] - places.starts[at]]
+            found[order[a:b]] = self._batch(*places.batches[at]).ids[rising[a:b] - places.starts[at], :width]
         return found
 
     @functools.cached_property

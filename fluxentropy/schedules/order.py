@@ -136,6 +136,7 @@ def spans(ends: np.ndarray, size: np.ndarray, part: float) -> list[Span]:
 ORDER, PIECES, SPILL, PARTS = "order.parquet", ".order", ".spill", ".parts"
 DATA, JOINED = "data", ("order.bin", "order.idx")
 OWNED = (DATA, ORDER, PIECES, SPILL, PARTS)
+AT_ONCE = 2**21  # bytes of blocks that are taken together, which stay in the processor's memory
 MEMORY = 2**26  # bytes, of which an eighth may wait for a row group of order.parquet to be full
 
 
@@ -230,11 +231,12 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
                     for batch in file.iter_batches(use_threads=False):
                         writer.write(pa.Table.from_batches([batch]))
     joined = job.finish(run)
+    drawn = _counted(run.path / ORDER, len(job.drawn.first) - 1)
     run.finish(
         {
             "units": job.drawn.units,
-            "drawn": _by_bin(job.drawn).tolist(),
-            "tokens": job.tokens(),
+            "drawn": drawn,
+            "tokens": job.tokens(drawn),
             "parts": len(job.spans),
             "files": len(joined) or len(job.spans),
             "joined": joined,
@@ -252,6 +254,15 @@ def piece_file(folder: Path, number: int) -> Path:
 
 def _record(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _counted(path: Path, bins: int) -> list[int]:
+    """Units of each bin in order.parquet."""
+    found = np.zeros(bins, np.int64)
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(columns=["bin"], use_threads=False):
+            found += np.bincount(batch.column(0).to_numpy(), minlength=bins)
+    return found.tolist()
 
 
 def _by_bin(drawn: Drawn) -> np.ndarray:
@@ -385,14 +396,11 @@ class _Texts(_Units):
     def beside(self) -> list[str]:
         return list(self.form.index(self.layout, []))
 
-    def tokens(self) -> int | None:
-        """None where the bins do not say: those of texts that are drawn are summed by bins, each text counting as its
-        bin's mean."""
+    def tokens(self, drawn: Sequence[int]) -> int | None:
+        """Of the texts that are drawn of each bin, each counting as its bin's mean; None where the bins do not say."""
         bins = self.texts.bins
-        if not sum(bins.tokens):
-            return None
         means = np.array(bins.tokens) / np.maximum(self.texts.counts, 1)
-        return round(float(_by_bin(self.drawn) @ means))
+        return round(float(np.array(drawn) @ means)) if sum(bins.tokens) else None
 
     def pieces(self, span: Span, size: int) -> list[Piece]:
         """The positions of a part in pieces of about `size` bytes."""
@@ -477,8 +485,8 @@ class _Blocks(_Units):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "vocabulary": self.layout.vocabulary, "end": self.layout.end}
 
-    def tokens(self) -> int:
-        return self.drawn.units * self.layout.length
+    def tokens(self, drawn: Sequence[int]) -> int:
+        return sum(drawn) * self.layout.length
 
     @property
     def beside(self) -> list[str]:
@@ -494,17 +502,17 @@ class _Blocks(_Units):
     def _arrays(self, span: Span, rows: Writer) -> Iterator[np.ndarray]:
         """The blocks of a part, after they have gone into the order."""
         dtype = self.form.dtype(self.layout)
-        step = max(load_bytes(parse_bytes(self.config.memory)) // (self.layout.length * 8), 1)
+        step = max(AT_ONCE // (self.layout.length * self.blocks.dtype.itemsize), 1)
         for first in range(span.first, span.first + span.rows, step):
             numbers = self.drawn.numbers(first, min(first + step, span.first + span.rows))
-            found = self.blocks.gather(numbers, self.blocks.dtype)
+            found = self.blocks.gather(numbers, self.blocks.dtype, self.layout.length)
             if (largest := int(found.max())) >= self.layout.vocabulary:
                 raise RunError(
                     f"{self.blocks.path}: a block holds the id {largest:,}, and the vocabulary has "
                     f"{self.layout.vocabulary:,}: make the blocks again"
                 )
             found = found.astype(dtype, copy=False)
-            rows.write(self.order_rows(first, numbers, pa.array(numbers), hashes(found[:, :-1])))
+            rows.write(self.order_rows(first, numbers, pa.array(numbers), hashes(found)))
             yield found
 
     def finish(self, run: RunDirectory) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class TokenFormat(Protocol):
         """Of the tokens in the file."""
 
     def write(self, path: Path, layout: TokenLayout, span: Span, blocks: Iterable[np.ndarray]) -> None:
-        """Write a part; `blocks` are arrays (n, length+1) of the dtype."""
+        """Write a part; `blocks` are arrays (n, length) of the dtype, their rows one after another."""
 
     def join(self, parts: Sequence[Path], layout: TokenLayout, blocks: int, data: Path, index: Path) -> None:
         """Write the one data set of `parts`, of so many blocks: tokens to `data`, what tells them apart to `index`."""

@@ -43,7 +43,7 @@ class Megatron:
     def write(self, path: Path, layout: TokenLayout, span: Span, blocks: Iterable[np.ndarray]) -> None:
         with open(path, "wb") as file:
             for some in blocks:
-                file.write(np.ascontiguousarray(some[:, :-1]).data)
+                file.write(some.data)
 
     def join(self, parts: Sequence[Path], layout: TokenLayout, blocks: int, data: Path, index: Path) -> None:
         with open(data, "wb") as target:

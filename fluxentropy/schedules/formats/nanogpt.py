@@ -1,6 +1,6 @@
 """The .bin files of modded-nanogpt and llm.c: a header of 256 int32 (magic 20240520, version 1, tokens), then uint16.
 
-    header | block 0: L tokens | block 1: L tokens | … | the token after the last block | the end-of-text token
+    header | block 0: L tokens | block 1: L tokens | … | the end-of-text token, twice
 
 A block goes in without its last token, which begins the block after it in its bin: so the bins' tokens are there once
 an epoch, and a trainer that takes L tokens a sequence takes a block. Its targets are the tokens one further on: all of
@@ -47,13 +47,11 @@ class NanoGpt:
             raise UsageError(f"a file of {tokens:,} tokens: at most {MOST:,} are possible; use a smaller --shard-size")
         header = np.zeros(HEADER, "<i4")
         header[:3] = MAGIC, VERSION, tokens
-        last = layout.end
         with open(path, "wb") as file:
             file.write(header.tobytes())
             for some in blocks:
-                file.write(np.ascontiguousarray(some[:, :-1]).data)
-                last = int(some[-1, -1])
-            file.write(np.array([last, layout.end], "<u2").tobytes())
+                file.write(some.data)
+            file.write(np.array([layout.end] * EXTRA, "<u2").tobytes())
 
     def join(self, parts: Sequence[Path], layout: TokenLayout, blocks: int, data: Path, index: Path) -> None:
         raise AssertionError("the files are the data set")
