@@ -82,8 +82,7 @@ class Draws:
             found = self._draws(first, last)
             self._chunk = (first, last, found)
         at = int(self.plan.batches[first:step].sum())
-        ids = found[at : at + int(self.plan.batches[step])]
-        return ids[np.argsort(keys(self.seed, ORDER, step, np.arange(len(ids))), kind="stable")]
+        return found[at : at + int(self.plan.batches[step])]
 
     def rank_batch(self, step: int, rank: int, world: int, part: int = 0, parts: int = 1) -> np.ndarray:
         """What `rank` of `world` takes of the batch, in part `part` of `parts` accumulated ones.
@@ -95,7 +94,7 @@ class Draws:
         return ids[len(ids) * place // pieces : len(ids) * (place + 1) // pieces]
 
     def _draws(self, first: int, last: int) -> np.ndarray:
-        """The blocks of steps first to last - 1, each step's by bin."""
+        """The blocks of steps first to last - 1, each step's in their shuffled order."""
         before = self.plan.counts[first:last]
         drawn = self.plan.counts[first + 1 : last + 1] - before
         bins = np.repeat(np.tile(np.arange(len(self.plan.sizes)), last - first), drawn.ravel())
@@ -103,7 +102,11 @@ class Draws:
         epoch, place = np.divmod(starts + np.arange(len(bins)), self.plan.sizes[bins])
         shuffled = permuted(place, self.plan.sizes[bins], keys(self.seed, DRAW, bins, epoch))
         at = self._starts[bins] + shuffled
-        return at + self._shift[np.searchsorted(self._ends, at, side="right")]
+        numbers = at + self._shift[np.searchsorted(self._ends, at, side="right")]
+        sizes = self.plan.batches[first:last]
+        steps = np.repeat(np.arange(first, last), sizes)
+        inside = np.arange(len(steps)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return numbers[np.lexsort((keys(self.seed, ORDER, steps, inside), steps))]
 
     # --- state --------------------------------------------------------------------------------------------------------
 
