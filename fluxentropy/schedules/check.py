@@ -187,10 +187,10 @@ def _check_joined(findings: Findings, manifest: dict[str, Any]) -> None:
     folder, identity = findings.run / DATA, manifest["identity"]
     files = {folder / name: facts for name, facts in manifest["joined"].items()}
     findings.look_around(folder, {path.name for path in files}, ())
-    for path, facts in files.items():
-        if problem := damage(path, facts):
-            findings.add(path, problem, tuple(files))
-    if findings.problems:
+    damaged = {path: problem for path, facts in files.items() if (problem := damage(path, facts))}
+    for path, problem in damaged.items():
+        findings.add(path, problem, tuple(files))
+    if damaged:
         return
     data = next(iter(files))
     problem = _problem(findings.run, data, {"first": 0, "rows": manifest["units"]}, identity)

@@ -137,7 +137,8 @@ class BlockSet:
         return replace(self, counts=counts, fingerprint=f"{self.fingerprint}-without-{held}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_batches": {}}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_places"}
+        return {**kept, "_open": {}, "_batches": {}}
 
     def read(self, number: int, index: int) -> Block:
         """Block `index` of bin `number`. Errors: IndexError where there is none; `RunError` names a damaged file."""
