@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fluxentropy.report.tokens import tokens as tokens
     from fluxentropy.rl.grpo.grpo import grpo as grpo
     from fluxentropy.schedules.dataset import BlockSet as BlockSet
+    from fluxentropy.schedules.order import order as order
     from fluxentropy.schedules.sampler import Sampler as Sampler
     from fluxentropy.schedules.show import schedule as schedule
     from fluxentropy.scoring.counts import count as count
@@ -77,6 +78,7 @@ __getattr__, __dir__ = door(
         "hellaswag": "evaluation.hellaswag",
         "ledger": "pretraining.pretrain",
         "make_scorer": "scoring.dataset",
+        "order": "schedules.order",
         "pretrain": "pretraining.pretrain",
         "schedule": "schedules.show",
         "score": "scoring.score",

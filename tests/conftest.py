@@ -69,6 +69,8 @@ SLOW_FILES = [
     "rl/trl",
     "runs/engine",
     "runs/mergesort",
+    "schedules/order",
+    "schedules/orders_page",
     "schedules/show",
     "scoring/dataset",
     "scoring/datatrove",

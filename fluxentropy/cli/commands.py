@@ -125,6 +125,17 @@ fluxentropy schedule --bins bins/web --schedule.name pool --tokens 100000000""",
         file="fluxentropy.pretraining.options:PretrainConfig",
     ),
     Command(
+        name="order",
+        target="fluxentropy.schedules.order:order",
+        options="fluxentropy.schedules.options:OrderConfig",
+        help="Write a schedule as a data set, in order, for another trainer to read in sequence.",
+        examples="""\
+fluxentropy order bins/web --schedule.name increasing --format parquet --out orders/up
+fluxentropy order bins/web --schedule.name pool --tokens 100000000 --format mds --out orders/pool
+fluxentropy order bins/web --schedule.name folded --batch-size 512 --format nanogpt-bin --out orders/folded""",
+        file="fluxentropy.pretraining.options:PretrainConfig",
+    ),
+    Command(
         name="pretrain",
         target="fluxentropy.pretraining.pretrain:pretrain",
         options="fluxentropy.pretraining.options:PretrainConfig",
@@ -296,6 +307,8 @@ Examples:
   fluxentropy ledger runs/small
   # the mean of its last checkpoints
   fluxentropy average runs/small --last 2 --out runs/small-mean
+  # the same order for another trainer, in its own format
+  fluxentropy order bins/web --schedule.name increasing --format mds --out up
   # which schedule is better? with controls and honest statistics
   fluxentropy compare --config compare.yaml --bins bins/web --out comparison
   # reinforcement learning on sums, with the entropy of the policy

@@ -84,7 +84,7 @@ def write_bin(parts: Iterable[Part], schema: pa.Schema, folder: Path, *, shard_b
     with atomic_folder(folder) as aside:
         facts: dict[str, Any] = {"rows": 0, "tokens": 0, "hash": 0, "files": [], "format": FORMAT}
         shard: ShardWriter | None = None
-        with contextlib.closing(prefetch(_counted(_regular(parts, schema), facts))) as batches:
+        with contextlib.closing(prefetch(_counted(regular_batches(parts, schema), facts))) as batches:
             for batch in batches:
                 shard = shard or ShardWriter(aside / f"part-{len(facts['files']):05d}.arrow", schema)
                 shard.write(batch)
@@ -156,7 +156,7 @@ def sum_of_tokens(batch: pa.RecordBatch) -> int:
     return int(pc.sum(batch.column("n_tokens"), min_count=0).as_py()) if counts_tokens(batch.schema) else 0
 
 
-def _regular(parts: Iterable[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def regular_batches(parts: Iterable[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows in batches that end at the same rows, whatever parts they come in."""
     held: list[pa.Table] = []
     rows = size = 0

@@ -8,6 +8,10 @@ strata.py     which blocks are drawn: a share by score, and each value of a colu
 plan.py       a schedule over a budget -> exact counts of each bin in each batch
 sampler.py    a step -> the blocks of its batch
 dataset.py    blocks of tokens, mapped from disk
+order.py      `fluxentropy order`: a schedule as a data set for other trainers
+texts.py      the texts of bins in any order, in bounded memory
+formats/      what `order` writes
+check.py      what `verify` says of an order
 show.py       `fluxentropy schedule`: the plan as a table and a picture
 """
 

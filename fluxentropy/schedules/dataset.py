@@ -9,6 +9,8 @@ then those of bin 1, and so on; `read` takes a bin and a place in it, `gather` t
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,13 @@ class Block(NamedTuple):
     ids: np.ndarray
     starts: np.ndarray  # (S,) int32, the first is 0
     documents: np.ndarray  # (S,) int64, rows of the bin
+
+
+class _Places(NamedTuple):
+    """All record batches in order: the number of the first block of each, over all bins, and its file and place."""
+
+    starts: np.ndarray
+    batches: list[tuple[Path, int]]
 
 
 class _Batch(NamedTuple):
@@ -102,6 +111,11 @@ class BlockSet:
         return len(self.counts)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the tokens in the files."""
+        return np.dtype(self.facts.get("dtype", "uint32"))
+
+    @property
     def first(self) -> np.ndarray:
         """The number of each bin's first block, and at the end that of all blocks. (K+1,)"""
         return np.append(0, np.cumsum(self.counts))
@@ -123,7 +137,8 @@ class BlockSet:
         return replace(self, counts=counts, fingerprint=f"{self.fingerprint}-without-{held}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_batches": {}}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_places"}
+        return {**kept, "_open": {}, "_batches": {}}
 
     def read(self, number: int, index: int) -> Block:
         """Block `index` of bin `number`. Errors: IndexError where there is none; `RunError` names a damaged file."""
@@ -171,12 +186,38 @@ class BlockSet:
         none = np.zeros(0, np.int64)
         return tuple(np.concatenate([none, *parts]) for parts in (blocks, targets, documents))  # type: ignore[return-value]
 
-    def gather(self, numbers: np.ndarray) -> np.ndarray:
-        """The tokens of the blocks of these numbers. (B,) -> int64 (B, length+1)"""
-        found = np.empty((len(numbers), self.length + 1), np.int64)
-        for row, block in enumerate(self.blocks(numbers)):
-            found[row] = block.ids
+    def gather(self, numbers: np.ndarray, dtype: Any = np.int64, width: int | None = None) -> np.ndarray:
+        """The tokens of the blocks of these numbers, all or the first `width`. (B,) -> (B, length+1)
+
+        Blocks of one record batch are taken together. Errors: IndexError; `RunError` names a damaged file.
+        """
+        width = self.length + 1 if width is None else width
+        found = np.empty((len(numbers), width), dtype)
+        if not len(numbers):
+            return found
+        order = np.argsort(numbers, kind="stable")
+        rising = np.asarray(numbers, np.int64)[order]
+        if rising[0] < 0 or rising[-1] >= len(self):
+            raise IndexError(f"block {rising[0] if rising[0] < 0 else rising[-1]}: {self.path} has {len(self)}")
+        places = self._places
+        batch = np.searchsorted(places.starts, rising, side="right") - 1
+        edges = np.flatnonzero(np.diff(batch, prepend=-1, append=-1))
+        for a, b in itertools.pairwise(edges.tolist()):
+            at = int(batch[a])
+            found[order[a:b]] = self._batch(*places.batches[at]).ids[rising[a:b] - places.starts[at], :width]
         return found
+
+    @functools.cached_property
+    def _places(self) -> _Places:
+        starts, batches = [], []
+        for number, first in enumerate(self.first[:-1].tolist()):
+            start = 0
+            for path, stop in zip(self.files[number], self.file_ends[number].tolist(), strict=True):
+                firsts = range(start, min(stop, int(self.counts[number])), ROWS)  # without what is held out
+                starts += [first + at for at in firsts]
+                batches += [(path, place) for place in range(len(firsts))]
+                start = stop
+        return _Places(np.array(starts, np.int64), batches)
 
     def document_starts(self, numbers: np.ndarray) -> np.ndarray:
         """For each token of the blocks the place in its block where its document begins. (B,) -> int64 (B, length+1)"""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from fluxentropy.config.checks import Min, Options, Some
-from fluxentropy.config.options import INPUT, OUTPUT, SWITCH, WORK
+from fluxentropy.config.checks import Check, Min, Options, Some
+from fluxentropy.config.options import INPUT, OUTPUT, SIZE, SWITCH, WORK, parse_bytes
 from fluxentropy.errors import UsageError
 
 SCHEDULE = Parameter(group=Group("Schedule", sort_key=2.5))
@@ -146,3 +146,42 @@ class PlanConfig(BudgetOptions):
     """Folder that bin wrote with --tokenize."""
     out: Annotated[Path, OUTPUT] = Path("schedule")
     """Folder for the picture and the numbers; those of an earlier plan are replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig(Options):
+    """Options of `fluxentropy order`."""
+
+    bins: Annotated[Path, INPUT] = field(kw_only=False)
+    """Folder that bin wrote; with --tokenize for formats of tokens."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    texts: Annotated[int | None, WORK, Min(1)] = None
+    """Budget, in texts, for formats of texts. Default: one epoch."""
+    tokens: Annotated[int | None, WORK, Min(1)] = None
+    """Budget, in tokens; for formats of texts by the mean of each bin. Default: one epoch."""
+    batch_size: Annotated[int | None, WORK, Min(1)] = None
+    """Units in a batch of the schedule, in which they are mixed. Default: 32 blocks, as in pretrain, or 1,024 texts."""
+    seed: Annotated[int, WORK, Min(0)] = 0
+    """Seed of the order inside the bins."""
+    exhausted: Annotated[Literal["reshuffle", "redistribute", "stop"], WORK] = "reshuffle"
+    """What happens when a bin is used up before the budget is: draw it again, draw from the others, or stop there."""
+    holdout: Annotated[int, INPUT, Min(0)] = 0
+    """Blocks at the end of each bin that are left out; pretrain holds 16 out, unless it is told otherwise."""
+    text_field: Annotated[str | None, INPUT] = None
+    """Column of the texts. Default: the one that was scored, else text."""
+    format: Annotated[str, OUTPUT]
+    """jsonl, parquet, arrow, mds, webdataset (texts); nanogpt-bin, megatron (blocks of tokens)."""
+    out: Annotated[Path, OUTPUT]
+    """Folder to write. The same command again resumes it."""
+    shard_size: Annotated[str, OUTPUT, SIZE] = "256MB"
+    """Size of a file, before compression."""
+    overwrite: Annotated[bool, SWITCH, OUTPUT] = False
+    """Start afresh, even where --out holds an order."""
+    memory: Annotated[str, WORK, SIZE, Check(lambda size: parse_bytes(size) >= 2**24, "use 16 MiB or more")] = "256MB"
+    """Memory to put texts in order in; a larger corpus goes through the disk, where it needs its own size once more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.texts is not None and self.tokens is not None:
+            raise UsageError("--texts and --tokens: give one of them")
+        BudgetOptions(schedule=self.schedule)  # its own checks

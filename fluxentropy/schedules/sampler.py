@@ -94,8 +94,7 @@ class Draws:
             found = self._draws(first, last)
             self._chunk = (first, last, found)
         at = int(self.plan.batches[first:step].sum())
-        ids = found[at : at + int(self.plan.batches[step])]
-        return ids[np.argsort(keys(self.seed, ORDER, step, np.arange(len(ids))), kind="stable")]
+        return found[at : at + int(self.plan.batches[step])]
 
     def rank_batch(self, step: int, rank: int, world: int, part: int = 0, parts: int = 1) -> np.ndarray:
         """What `rank` of `world` takes of the batch, in part `part` of `parts` accumulated ones.
@@ -107,14 +106,18 @@ class Draws:
         return ids[len(ids) * place // pieces : len(ids) * (place + 1) // pieces]
 
     def _draws(self, first: int, last: int) -> np.ndarray:
-        """The blocks of steps first to last - 1, each step's by bin."""
+        """The blocks of steps first to last - 1, each step's in their shuffled order."""
         table, sizes = self.plan.cells(first, last), self.plan.cell_sizes
         before, drawn = table[:-1], np.diff(table, axis=0)
         bins = np.repeat(np.tile(np.arange(len(sizes)), last - first), drawn.ravel())
         starts = np.repeat(before.ravel() - (np.cumsum(drawn) - drawn.ravel()), drawn.ravel())
         epoch, place = np.divmod(starts + np.arange(len(bins)), sizes[bins])
         shuffled = permuted(place, sizes[bins], keys(self.seed, DRAW, bins, epoch))
-        return self._blocks(self._starts[bins] + shuffled)
+        numbers = self._blocks(self._starts[bins] + shuffled)
+        batches = self.plan.batches[first:last]
+        steps = np.repeat(np.arange(first, last), batches)
+        inside = np.arange(len(steps)) - np.repeat(np.cumsum(batches) - batches, batches)
+        return numbers[np.lexsort((keys(self.seed, ORDER, steps, inside), steps))]
 
     def _blocks(self, at: np.ndarray) -> np.ndarray:
         """The blocks at these places of all that are kept, side by side. (n,) -> (n,)"""

@@ -22,7 +22,7 @@ class VerifyConfig(Options):
     """Options of `fluxentropy verify`."""
 
     dir: Annotated[Path, INPUT] = field(kw_only=False)
-    """Run directory of score, bin, pretrain, grpo, compare, zoo, agree or hellaswag."""
+    """Run directory of score, bin, order, pretrain, grpo, compare, zoo, agree or hellaswag."""
     repair: Annotated[bool, SWITCH, WORK] = False
     """Make again what is damaged or missing, and nothing else."""
     workers: Annotated[int, WORK, Min(1)] = 1

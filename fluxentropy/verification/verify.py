@@ -7,7 +7,7 @@ import importlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fluxentropy.agreement import AgreeConfig, ZooConfig
 from fluxentropy.config.results import Result, command
-from fluxentropy.config.yaml import read_yaml, to_plain
+from fluxentropy.config.yaml import from_plain, read_yaml, to_plain
 from fluxentropy.errors import FluxentropyError, RunError
 from fluxentropy.evaluation import HellaswagConfig
 from fluxentropy.ordering.check import changed_input, check_bins, check_blocks
@@ -26,6 +26,8 @@ from fluxentropy.runs.directory import RECORDS, RunDirectory, RunRecord, part_nu
 from fluxentropy.runs.engine import Engine, make_engine
 from fluxentropy.runs.find import CONSENSUS
 from fluxentropy.runs.tables import reading
+from fluxentropy.schedules.check import check_order
+from fluxentropy.schedules.options import OrderConfig
 from fluxentropy.scoring.options import ScoreConfig
 from fluxentropy.verification import VerifyConfig
 
@@ -38,6 +40,7 @@ from fluxentropy.verification import VerifyConfig
 COMMANDS: dict[str, tuple[str, type, str]] = {  # the function, its configuration, the folder of the run's parts
     "score": ("fluxentropy.scoring.score:score", ScoreConfig, "scores"),
     "bin": ("fluxentropy.ordering.bin:bin_corpus", BinConfig, ".pieces"),
+    "order": ("fluxentropy.schedules.order:order", OrderConfig, "data"),
     "hellaswag": ("fluxentropy.evaluation.hellaswag:hellaswag", HellaswagConfig, "items"),
     "zoo": ("fluxentropy.agreement.agree:zoo", ZooConfig, "consensus"),
     "agree": ("fluxentropy.agreement.agree:agree", AgreeConfig, "consensus"),
@@ -132,6 +135,8 @@ def _config(run: Path, cls: type, workers: int) -> Any:
     given: dict[str, Any] = {}
     for name, value in read_yaml(path, cls).items():
         kinds = (hints[name], *get_args(hints[name]))
+        if isinstance(value, dict) and is_dataclass(hints[name]):
+            value = from_plain(hints[name], value)
         value = tuple(value) if isinstance(value, list) else value
         given[name] = Path(value) if isinstance(value, str) and Path in kinds else value
     given |= {"out": run, "overwrite": False} | ({"workers": workers} if "workers" in hints else {})
@@ -272,7 +277,7 @@ def _no_run(path: Path) -> str:
 def _kind(path: Path, identity: dict[str, Any]) -> str:
     """The command that wrote a run with this identity."""
     known = {"bins": "bin", "zoo": "zoo", "questions": "hellaswag", CONSENSUS: CONSENSUS}
-    known |= {name: name for name in ("pretrain", "compare", "grpo", "grpo-compare")}
+    known |= {name: name for name in ("order", "pretrain", "compare", "grpo", "grpo-compare")}
     if identity.get("kind") in known:
         return known[identity["kind"]]
     if "sources" in identity and "model" in identity:
@@ -280,8 +285,8 @@ def _kind(path: Path, identity: dict[str, Any]) -> str:
     if "models" in identity and "inputs" in identity:
         return "agree"
     raise RunError(
-        f"{path} is not a run of score, bin, pretrain, compare, grpo, grpo-compare, zoo, agree or hellaswag, and no "
-        f"other can be verified"
+        f"{path} is not a run of score, bin, order, pretrain, compare, grpo, grpo-compare, zoo, agree or hellaswag, "
+        f"and no other can be verified"
     )
 
 
@@ -314,6 +319,10 @@ def _check_bins(findings: Findings, manifest: dict[str, Any], engine: Engine) ->
     findings.summary = f"{findings.rows:,} rows in {findings.files} shards"
 
 
+def _check_order(findings: Findings, manifest: dict[str, Any], _: Engine) -> None:
+    check_order(findings, manifest)
+
+
 def _check_items(findings: Findings, manifest: dict[str, Any], engine: Engine) -> None:
     check_parts(findings, manifest, engine, folder="items", ordered=False)
     findings.summary = f"{findings.rows:,} questions in {findings.files} parts"
@@ -341,6 +350,7 @@ def _check_items(findings: Findings, manifest: dict[str, Any], engine: Engine) -
 CHECKS: dict[str, Callable[[Findings, dict[str, Any], Engine], None]] = {
     "score": _check_score,
     "bin": _check_bins,
+    "order": _check_order,
     "hellaswag": _check_items,
     "pretrain": check_training,
     "grpo": check_grpo,

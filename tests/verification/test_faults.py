@@ -20,12 +20,15 @@ from scoredruns import write_run
 from fluxentropy.cli.app import main
 from fluxentropy.ordering.bin import bin_corpus
 from fluxentropy.ordering.options import BinConfig
+from fluxentropy.schedules.options import OrderConfig
+from fluxentropy.schedules.order import order
 
 CRASHING = Path(__file__).parents[1] / "crashing.py"
 SCORES = [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 2.5, 3.5]  # in three parts
 
 MODULES = {  # what a command needs, imported once
     "bin": ("fluxentropy.ordering.bin",),
+    "order": ("fluxentropy.schedules.order",),
     "score": ("fluxentropy.scoring.score", "torch", "transformers"),
     "sort": ("fluxentropy.ordering.sort",),
     "verify": ("fluxentropy.verification.verify", "fluxentropy.ordering.bin"),
@@ -111,6 +114,24 @@ def test_bin_killed_at_every_step(tmp_path: Path) -> None:
     for place in range(1, len(steps) + 1):
         killed(argv, f"{place}:after")
         bin_corpus(config)
+        assert snapshot(out) == expected, place
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("form", ["mds", "megatron"])
+def test_order_killed_at_every_step(form: str, tmp_path: Path) -> None:
+    """Every step in turn, in an order of two parts; of a format with an index beside them, and one that joins them."""
+    scored, bins, out = write_run(tmp_path / "scored", SCORES[:5]), tmp_path / "bins", tmp_path / "order"
+    assert (
+        main([*map(str, ["bin", scored, "--bins", 2, "--tokenize", "bytes", "--block-length", 8, "--out", bins])]) == 0
+    )
+    argv = ["order", bins, "--format", form, "--batch-size", 2, "--shard-size", "300B", "--out", out]
+    expected, steps = undisturbed(argv, out)
+    assert ("data/part-00001.mds" in expected) == (form == "mds")
+    config = OrderConfig(bins=bins, format=form, batch_size=2, shard_size="300B", out=out)
+    for place in range(2, len(steps) + 1, 4):  # a file is fsynced, renamed, and its folder fsynced
+        killed(argv, f"{place}:after")
+        order(config)
         assert snapshot(out) == expected, place
         shutil.rmtree(out)
 
