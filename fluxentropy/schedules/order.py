@@ -178,7 +178,7 @@ def order(config: OrderConfig) -> OrderResult:
         )
     if config.schedule.stratify is not None:
         raise UsageError(
-            f"schedule.stratify {config.schedule.stratify}: an order keeps no values beside its units yet; leave it out "
+            f"schedule.stratify {config.schedule.stratify}: an order knows no values of its units; leave it out "
             f"(bins made with --within have each value in its share already)"
         )
     job: _Texts | _Blocks
