@@ -3,8 +3,10 @@
     python benchmarks/busy.py [--commands score,hellaswag] [--spinning 0,1,2] [--texts 48] [--rounds 3] [--dtype fp32]
 
 In each round, for each number of processes that do nothing but count, every command runs once as a user would start it:
-`score` on the texts of scoring.py, `hellaswag` on a question for each text, whose second half is the four endings.
-Speeds are by the clock and by the command's own account, in tokens a second. The ratios are to the speed in the same
+`score` on the texts of scoring.py, `hellaswag` on a question for each text, whose second half is the four endings;
+their speeds are by the clock and by the command's own account, in tokens a second. `zoo` (a zoo of that model alone) on
+the same texts and `compare` (two workers, eight runs of a GPT of 0.3 M parameters) are timed from start to end, and
+their speeds are commands an hour. The ratios are to the speed in the same
 round without such processes, and medians are taken. On two cores the fair shares beside one and two are 0.75 and 0.5.
 The CPU time that others took is reported.
 """
@@ -25,12 +27,27 @@ from itertools import pairwise
 from pathlib import Path
 
 import psutil
+import yaml
 from scoring import mixed_texts
 
+import fluxentropy
+from fluxentropy.models.zoo import zoo_path
 from fluxentropy.runs.files import write_json, write_text
 
 MODEL = "smollm2-135m-instruct"
-COMMANDS = ("score", "hellaswag")
+COMMANDS = {"score": "tok/s", "hellaswag": "tok/s", "zoo": "an hour", "compare": "an hour"}
+COMPARED = {
+    "base": {
+        "model": {"n_layer": 2, "n_head": 2, "n_embd": 96},
+        "tokens": 32768,
+        "batch_size": 16,
+        "holdout": 4,
+        "accelerator": "cpu",
+    },
+    "arms": {"increasing": {"schedule": {"name": "increasing"}}},
+    "controls": [],
+    "seeds": 4,
+}
 
 
 @contextlib.contextmanager
@@ -57,19 +74,35 @@ def write_data(folder: Path, number: int) -> None:
     rows_of: dict[str, list[dict[str, object]]] = {"score": [{"text": text} for text in texts], "hellaswag": questions}
     for name, rows in rows_of.items():
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    one = yaml.safe_load(zoo_path(Path("offline")).read_text())["models"][MODEL]
+    write_text(folder / "zoo.yaml", yaml.safe_dump({"models": {MODEL: one}}))
+    write_text(folder / "compare.yaml", yaml.safe_dump(COMPARED))
+    write_text(
+        folder / "long.jsonl", "".join(json.dumps({"text": text, "n": len(text)}) + "\n" for text in mixed_texts(400))
+    )
+    fluxentropy.bin(str(folder / "long.jsonl"), by="n", bins=4, tokenize="bytes", block_length=256, out=folder / "bins")
 
 
 def speed(command: str, folder: Path, dtype: str) -> float:
-    """Tokens a second of one run of the command, by its own account: for `hellaswag` the last line of its progress.
+    """Of one run of the command, see the module; tokens a second of `hellaswag` are in the last line of its progress.
 
     Errors: SystemExit with what the command said, when it fails.
     """
-    source = [*(["--data"] if command == "hellaswag" else []), str(folder / f"{command}.jsonl")]
+    model = ["--model", MODEL, "--dtype", dtype]
+    options = {
+        "score": [folder / "score.jsonl", *model],
+        "hellaswag": ["--data", folder / "hellaswag.jsonl", *model],
+        "zoo": [folder / "score.jsonl", "--zoo", folder / "zoo.yaml", "--dtype", dtype],
+        "compare": ["--config", folder / "compare.yaml", "--bins", folder / "bins", "--workers", "2"],
+    }[command]
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        line = [sys.executable, "-m", "fluxentropy", command, *source, "--model", MODEL, "--dtype", dtype]
+        line = [sys.executable, "-m", "fluxentropy", command, *map(str, options)]
         done = subprocess.run([*line, "--out", f"{out}/run", "--json"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
+    if COMMANDS[command] == "an hour":
+        return 3600 / (time.perf_counter() - started)
     if command == "score":
         return float(json.loads(done.stdout)["tokens_per_second"])
     number, thousands = re.findall(r"([\d.]+)(k?) tok/s", done.stderr)[-1]
@@ -110,20 +143,25 @@ def main() -> None:
                         speeds[command][number].append(speed(command, folder, options.dtype))
                     others.append(max(cpu_seconds() - before, 0.0) / (time.perf_counter() - started))
                     print(
-                        f"round {turn + 1}: {command:10} beside {number}: {speeds[command][number][-1]:8.1f} tok/s   "
-                        f"others {others[-1]:.2f} cores",
+                        f"round {turn + 1}: {command:10} beside {number}: {speeds[command][number][-1]:8.1f} "
+                        f"{COMMANDS[command]}   others {others[-1]:.2f} cores",
                         flush=True,
                     )
-    print(f"{'':10} {'beside':>6} {'tok/s':>8} {'ratio':>6}  of rounds")
+    print(f"{'':10} {'beside':>6} {'speed':>8} {'ratio':>6}  of rounds")
     results: dict[str, dict[int, dict[str, object]]] = {}
     for command, by_number in speeds.items():
         for number, found in by_number.items():
             ratios = [one / quiet for one, quiet in zip(found, by_number[0], strict=True)]
             median, ratio = statistics.median(found), statistics.median(ratios)
-            results.setdefault(command, {})[number] = {"tokens_per_second": median, "ratio": ratio, "ratios": ratios}
+            results.setdefault(command, {})[number] = {
+                "speed": median,
+                "unit": COMMANDS[command],
+                "ratio": ratio,
+                "ratios": ratios,
+            }
             print(f"{command:10} {number:6} {median:8.1f} {ratio:6.2f}  {min(ratios):.2f} - {max(ratios):.2f}")
-    facts = {"cores": psutil.cpu_count(), "dtype": options.dtype, "texts": options.texts}
-    write_json(options.out / "busy.json", {**facts, "other_cores": statistics.median(others), "results": results})
+    setting = {"cores": psutil.cpu_count(), "dtype": options.dtype, "texts": options.texts}
+    write_json(options.out / "busy.json", {**setting, "other_cores": statistics.median(others), "results": results})
 
 
 if __name__ == "__main__":
