@@ -183,7 +183,7 @@ def _wrong_blocks(
     for some in form.blocks(file, layout, rows):
         while len(wanted) < len(some):
             wanted = np.append(wanted, next(tables).column("hash").to_numpy())
-        wrong = np.flatnonzero(hashes(some).to_numpy() != wanted[: len(some)])
+        wrong = np.flatnonzero(hashes(some) != wanted[: len(some)])
         if len(wrong):
             return f"position {at + int(wrong[0])}: its tokens are not those of the block that belongs there"
         wanted, at = wanted[len(some) :], at + len(some)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,6 +52,7 @@ ORDER, STRATA, PIECES, SPILL, PARTS = "order.parquet", "strata.parquet", ".order
 DATA, JOINED = "data", ("order.bin", "order.idx")
 OWNED = (DATA, ORDER, STRATA, PIECES, SPILL, PARTS)
 AT_ONCE = 2**21  # bytes of blocks that are taken together, which stay in the processor's memory
+CHUNK = 2**16  # positions of blocks that are looked up together
 MEMORY = 2**26  # bytes, of which an eighth may wait for a row group of order.parquet to be full
 
 
@@ -145,9 +146,10 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
     if not ready:
         with atomic_path(run.path / ORDER) as aside, job.order_writer(aside) as writer:
             for number in range(len(job.spans)):
-                with pq.ParquetFile(piece_file(pieces, number), pre_buffer=False) as file:
-                    for batch in file.iter_batches(use_threads=False):
-                        writer.write(pa.Table.from_batches([batch]))
+                with pa.OSFile(str(piece_file(pieces, number))) as source:
+                    file = pa.ipc.open_file(source)
+                    for place in range(file.num_record_batches):
+                        writer.write(pa.Table.from_batches([file.get_batch(place)]))
     joined = job.finish(run)
     drawn = _counted(run.path / ORDER, len(job.drawn.first) - 1)
     run.finish(
@@ -168,7 +170,7 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
 
 def piece_file(folder: Path, number: int) -> Path:
     """What order.parquet will have of a part."""
-    return part_paths(folder, number)[0]
+    return part_paths(folder, number, ".arrow")[0]
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -185,6 +187,9 @@ def _counted(path: Path, bins: int) -> list[int]:
 
 
 # --- texts and blocks -------------------------------------------------------------------------------------------------
+
+
+Rows = Callable[[pa.Table], None]  # takes rows of order.parquet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,13 +261,17 @@ class _Units:
         return pa.Table.from_arrays(columns, schema=self.order_schema)
 
     @contextlib.contextmanager
-    def part(self, run: RunDirectory, number: int) -> Iterator[tuple[Path, Writer]]:
+    def part(self, run: RunDirectory, number: int) -> Iterator[tuple[Path, Rows]]:
         """Where to write a part, and its rows of order.parquet: both appear, or none counts."""
         span = self.spans[number]
         piece = piece_file(run.path / PIECES, number)
         facts = {"rows": span.rows, "first": span.first}
-        with run.part(number, facts) as path, atomic_path(piece) as aside, self.order_writer(aside) as rows:
-            yield path, rows
+        with (
+            run.part(number, facts, hashed=self.folder == DATA) as path,
+            atomic_path(piece) as aside,
+            pa.ipc.new_file(str(aside), self.order_schema) as rows,
+        ):
+            yield path, rows.write_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,11 +348,11 @@ class _Texts(_Units):
                         self.form.write(path, self.layout, self.spans[number], self._noted(batches, number, rows))
                 yield number
 
-    def _noted(self, batches: Iterable[pa.RecordBatch], number: int, rows: Writer) -> Iterator[pa.RecordBatch]:
+    def _noted(self, batches: Iterable[pa.RecordBatch], number: int, rows: Rows) -> Iterator[pa.RecordBatch]:
         """The batches without the rows' numbers, after these have gone into the order."""
         position = self.spans[number].first
         for batch in batches:
-            rows.write(self.order_rows(position, batch.column(ROW).to_numpy(), batch.column("id")))
+            rows(self.order_rows(position, batch.column(ROW).to_numpy(), batch.column("id")))
             position += batch.num_rows
             yield batch.select(self.layout.schema.names)
 
@@ -412,21 +421,19 @@ class _Blocks(_Units):
                 self.form.write(path, self.layout, self.spans[number], self._arrays(self.spans[number], rows))
             yield number
 
-    def _arrays(self, span: Span, rows: Writer) -> Iterator[np.ndarray]:
-        """The blocks of a part, after they have gone into the order."""
-        dtype = self.form.dtype(self.layout)
-        step = max(AT_ONCE // (self.layout.length * self.blocks.dtype.itemsize), 1)
-        for first in range(span.first, span.first + span.rows, step):
-            numbers = self.drawn.numbers(first, min(first + step, span.first + span.rows))
-            found = self.blocks.gather(numbers, self.blocks.dtype, self.layout.length)
-            if (largest := int(found.max())) >= self.layout.vocabulary:
-                raise RunError(
-                    f"{self.blocks.path}: a block holds the id {largest:,}, and the vocabulary has "
-                    f"{self.layout.vocabulary:,}: make the blocks again"
-                )
-            found = found.astype(dtype, copy=False)
-            rows.write(self.order_rows(first, numbers, pa.array(numbers), hashes(found)))
-            yield found
+    def _arrays(self, span: Span, rows: Rows) -> Iterator[np.ndarray]:
+        """The blocks of a part, which go into the order."""
+        stored, dtype = self.blocks.dtype, self.form.dtype(self.layout)
+        step = max(AT_ONCE // (self.layout.length * stored.itemsize), 1)
+        for first in range(span.first, span.first + span.rows, CHUNK):
+            numbers = self.drawn.numbers(first, min(first + CHUNK, span.first + span.rows))
+            found: list[np.ndarray] = []
+            for at in range(0, len(numbers), step):
+                views = self.blocks.pick(numbers[at : at + step])
+                some = np.frombuffer(b"".join(views), stored).reshape(len(views), -1).astype(dtype, copy=False)
+                found.append(hashes(some))
+                yield some
+            rows(self.order_rows(first, numbers, pa.array(numbers), pa.array(np.concatenate(found))))
 
     def finish(self, run: RunDirectory) -> dict[str, Any]:
         """Of a format of one data set: put it together, and say what its files are."""
@@ -439,11 +446,11 @@ class _Blocks(_Units):
         return {path.name: _record(path) for path in (data, index)}
 
 
-def hashes(blocks: np.ndarray) -> pa.Array:
-    """XXH3 (64 bits) of the tokens of each block (n, L), as they are in the file."""
-    whole = np.ascontiguousarray(blocks)
-    data, size = whole.data.cast("B"), whole.shape[1] * whole.itemsize
-    return pa.array([xxh3_64_intdigest(data[at : at + size]) for at in range(0, len(data), size)], pa.uint64())
+def hashes(blocks: np.ndarray) -> np.ndarray:
+    """XXH3 (64 bits) of the tokens of each block (n, L), as they are in the file. -> uint64 (n,)"""
+    data, size = memoryview(np.ascontiguousarray(blocks)).cast("B"), blocks.shape[1] * blocks.itemsize
+    starts = range(0, len(data), size)
+    return np.fromiter((xxh3_64_intdigest(data[at : at + size]) for at in starts), np.uint64, len(starts))
 
 
 # --- columns of texts -------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Draws:
         if not first <= step < last:
             first = step
             last = min(step + max(CHUNK // int(self.plan.batches[0]), 1), self.plan.known)
-            found = self._draws(first, last)
+            found = self.draws(first, last)
             self._chunk = (first, last, found)
         at = int(self.plan.batches[first:step].sum())
         return found[at : at + int(self.plan.batches[step])]
@@ -105,8 +105,8 @@ class Draws:
         place, pieces = part * world + rank, parts * world
         return ids[len(ids) * place // pieces : len(ids) * (place + 1) // pieces]
 
-    def _draws(self, first: int, last: int) -> np.ndarray:
-        """The blocks of steps first to last - 1, each step's in their shuffled order."""
+    def draws(self, first: int, last: int) -> np.ndarray:
+        """The blocks of steps `first` to `last` - 1, all planned, each step's in their shuffled order. -> int64 (n,)"""
         table, sizes = self.plan.cells(first, last), self.plan.cell_sizes
         before, drawn = table[:-1], np.diff(table, axis=0)
         bins = np.repeat(np.tile(np.arange(len(sizes)), last - first), drawn.ravel())
