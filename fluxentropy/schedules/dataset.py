@@ -278,7 +278,7 @@ class _Views(dict[int, memoryview]):
                 f"{path}: a block holds the id {largest:,}, and the vocabulary has {blocks.vocabulary:,}: make the "
                 f"blocks again"
             )
-        self[number] = memoryview(ids).cast("B")
+        self[number] = ids.data.cast("B")
         return self[number]
 
 

@@ -448,7 +448,7 @@ class _Blocks(_Units):
 
 def hashes(blocks: np.ndarray) -> np.ndarray:
     """XXH3 (64 bits) of the tokens of each block (n, L), as they are in the file. -> uint64 (n,)"""
-    data, size = memoryview(np.ascontiguousarray(blocks)).cast("B"), blocks.shape[1] * blocks.itemsize
+    data, size = np.ascontiguousarray(blocks).data.cast("B"), blocks.shape[1] * blocks.itemsize
     starts = range(0, len(data), size)
     return np.fromiter((xxh3_64_intdigest(data[at : at + size]) for at in starts), np.uint64, len(starts))
 
