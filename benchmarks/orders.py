@@ -4,10 +4,12 @@
     python benchmarks/orders.py --memory 100000,1000000 --chars 300        (and 10000000, with 10 GB of disk)
 
 The corpus is generated, as in binning.py, and binned. In each round, in this process, the shards are copied: read
-record batch by record batch in their own order, and given to the writer that `order` uses; blocks likewise. Then
-`order` writes a random order into a fresh folder. Medians are printed, of the seconds of all cores, which say more
-where others use the machine too, and of those on the clock. `whole` lets `order` have the memory to hold the corpus,
-`disk` does not. With --memory, `order` runs in a process of its own for each number of rows: its peak memory.
+record batch by record batch in their own order, and given to the writer that `order` uses, into files that appear whole
+and are synced; blocks likewise, without a check of their ids. `hashed` adds the SHA-256 of each file, by which `verify`
+knows it. Then `order` writes a random order into a fresh folder, with all that proves it. A round before the first is
+not counted, so that nothing is loaded in those that are. Medians are printed, of the seconds of all cores, which say
+more where others use the machine too, and of those on the clock. `whole` lets `order` have the memory to hold the
+corpus, `disk` does not. With --memory, `order` runs in a process of its own for each number of rows: its peak memory.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,12 @@ from binning import peak_memory, timed, write_corpus
 
 from fluxentropy.cli.app import main as fluxentropy
 from fluxentropy.ordering.bins import Bins
+from fluxentropy.runs.files import atomic_path, sha256_file
 from fluxentropy.schedules.dataset import BlockSet
 from fluxentropy.schedules.formats.catalogue import TEXT_FORMATS, TOKEN_FORMATS
 from fluxentropy.schedules.formats.format import Span, TextLayout, TokenLayout
+from fluxentropy.schedules.options import OrderConfig
+from fluxentropy.schedules.order import order
 
 SMALL, LARGE = "64MB", "64GB"  # memory that sends a corpus through the disk, and that holds it
 
@@ -47,28 +52,43 @@ def copy_texts(name: str, source: Path, target: Path) -> None:
                 batches = (file.get_batch(number) for number in range(file.num_record_batches))
                 rows = json.loads((one.folder / ".manifest.json").read_text())["files"]
                 count = next(record["rows"] for record in rows if record["name"] == path.name)
-                form.write(target / f"{first}{form.suffix}", layout, Span(first=first, rows=count), batches)
+                with atomic_path(target / f"{first}{form.suffix}") as aside:
+                    form.write(aside, layout, Span(first=first, rows=count), batches)
             first += count
 
 
 def copy_blocks(name: str, source: Path, target: Path) -> None:
-    """The blocks of each bin as a file of the format, in their order."""
+    """The blocks of each bin as a file of the format, in their order; of Megatron's, all as one, and its index."""
     target.mkdir()
     form, blocks = TOKEN_FORMATS[name], BlockSet.open(source)
     layout = TokenLayout(length=blocks.length, vocabulary=blocks.vocabulary, end=0)
+
+    def arrays(paths: Iterable[Path]) -> Iterator[np.ndarray]:
+        for path in paths:
+            with pa.memory_map(str(path)) as stream:
+                file = pa.ipc.open_file(stream)
+                for place in range(file.num_record_batches):
+                    ids = file.get_batch(place).column("input_ids").values
+                    some = np.asarray(ids).reshape(-1, blocks.length + 1)[:, :-1]
+                    yield np.ascontiguousarray(some, form.dtype(layout))
+
+    if form.joined:
+        whole = Span(first=0, rows=len(blocks))
+        with atomic_path(target / "order.bin") as data, atomic_path(target / "order.idx") as index:
+            form.join([], layout, len(blocks), data, index)
+            form.write(data, layout, whole, arrays(path for paths in blocks.files for path in paths))
+        return
     for number, (start, stop) in enumerate(zip(blocks.first[:-1], blocks.first[1:], strict=True)):
-
-        def arrays(number: int = number) -> Iterator[np.ndarray]:
-            for path in blocks.files[number]:
-                with pa.memory_map(str(path)) as stream:
-                    file = pa.ipc.open_file(stream)
-                    for place in range(file.num_record_batches):
-                        ids = file.get_batch(place).column("input_ids").values
-                        some = np.asarray(ids).reshape(-1, blocks.length + 1)[:, :-1]
-                        yield np.ascontiguousarray(some, form.dtype(layout))
-
         span = Span(first=int(start), rows=int(stop - start))
-        form.write(target / f"{number}{form.suffix}", layout, span, arrays())
+        with atomic_path(target / f"{number}{form.suffix}") as aside:
+            form.write(aside, layout, span, arrays(blocks.files[number]))
+
+
+def hashed(copy: Callable[[str, Path, Path], None], name: str, source: Path, target: Path) -> None:
+    """The copy, and the SHA-256 of its files."""
+    copy(name, source, target)
+    for path in target.iterdir():
+        sha256_file(path)
 
 
 def order_command(name: str, source: Path, target: Path, memory: str) -> list[str]:
@@ -90,19 +110,25 @@ def speed(folder: Path, args: argparse.Namespace) -> None:
         copy = copy_texts if name in TEXT_FORMATS else copy_blocks
         contenders: dict[str, Callable[[Path, Path], object]] = {
             "copy": lambda source, target, name=name, copy=copy: copy(name, source, target),  # type: ignore[misc]
-            "order, whole": lambda source, target, name=name: fluxentropy(  # type: ignore[misc]
-                order_command(name, source, target, LARGE)
+            "copy, hashed": lambda source, target, name=name, copy=copy: hashed(  # type: ignore[misc]
+                copy, name, source, target
             ),
-            "order, disk": lambda source, target, name=name: fluxentropy(  # type: ignore[misc]
-                order_command(name, source, target, SMALL)
+            "order, whole": lambda source, target, name=name: order(  # type: ignore[misc]
+                OrderConfig(source, format=name, memory=LARGE, out=target)
+            ),
+            "order, disk": lambda source, target, name=name: order(  # type: ignore[misc]
+                OrderConfig(source, format=name, memory=SMALL, out=target)
             ),
         }
+        if name in TOKEN_FORMATS:  # blocks are mapped, whatever the memory
+            del contenders["order, disk"]
         times: dict[str, list[tuple[float, float]]] = {one: [] for one in contenders}
-        for _ in range(args.rounds):
+        for counted in (False, *[True] * args.rounds):
             for one, work in contenders.items():
-                times[one].append(timed(work, bins, folder / "target"))
+                found = timed(work, bins, folder / "target")
+                times[one] += [found] * counted
         medians = {
-            one: [statistics.median(column) for column in zip(*found, strict=True)] for one, found in times.items()
+            one: [statistics.median(column) for column in zip(*pairs, strict=True)] for one, pairs in times.items()
         }
         base = medians["copy"]
         for one, (clock, cores) in medians.items():

@@ -154,16 +154,16 @@ class RunDirectory:
         return found
 
     @contextlib.contextmanager
-    def part(self, number: int, facts: dict[str, Any]) -> Iterator[Path]:
+    def part(self, number: int, facts: dict[str, Any], *, hashed: bool = True) -> Iterator[Path]:
         """Yield a path to write part `number` to; afterwards its manifest is written with `facts`, size and SHA-256.
 
-        `facts` may be filled in until the block ends.
+        `facts` may be filled in until the block ends. A part that is not `hashed` is not to stay.
         """
         file, record = part_paths(self.parts, number, self.suffix)
         record.unlink(missing_ok=True)
         with atomic_path(file) as aside:
             yield aside
-            facts |= {"bytes": aside.stat().st_size, "sha256": sha256_file(aside)}
+            facts |= {"bytes": aside.stat().st_size, **({"sha256": sha256_file(aside)} if hashed else {})}
         write_json(record, facts)
 
     def finish(self, facts: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ plan.py       a schedule over a budget -> exact counts of each bin in each batch
 sampler.py    a step -> the blocks of its batch
 dataset.py    blocks of tokens, mapped from disk
 order.py      `fluxentropy order`: a schedule as a data set for other trainers
+drawn.py      which unit an order has at each position
 texts.py      the texts of bins in any order, in bounded memory
 formats/      what `order` writes
 check.py      what `verify` says of an order

@@ -1,6 +1,7 @@
 """Proves an order: each unit as often as planned, at the planned position, and the files as they were written.
 
-The plan is made again from the manifest, without the bins, and goes through `order.parquet` and the data in step:
+The plan is made again from the manifest, without the bins, and goes through `order.parquet` and the data in step. The
+strata of `stratify` stand in `strata.parquet`; the plan's fingerprint in the manifest holds only with these.
 
     plan           (position, bin, row)      = the first columns of order.parquet
     order.parquet  id, or hash of the tokens = what a reader of the format finds in the files
@@ -22,11 +23,13 @@ from fluxentropy.runs.check import Findings, damage, read_record
 from fluxentropy.runs.directory import part_paths
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import reading
+from fluxentropy.schedules.drawn import Drawn
 from fluxentropy.schedules.formats.catalogue import TEXT_FORMATS, TOKEN_FORMATS, find_format
 from fluxentropy.schedules.formats.format import TokenFormat, TokenLayout
 from fluxentropy.schedules.formats.tables import plain_ids
 from fluxentropy.schedules.options import BudgetOptions
-from fluxentropy.schedules.order import DATA, ORDER, PARTS, PIECES, Drawn, hashes
+from fluxentropy.schedules.order import DATA, ORDER, PARTS, PIECES, STRATA, hashes
+from fluxentropy.schedules.strata import load_strata
 
 ROWS = 2**16  # of order.parquet, that are compared together
 
@@ -41,6 +44,9 @@ def check_order(findings: Findings, manifest: dict[str, Any]) -> None:
     findings.summary = f"{units:,} {identity['unit']}s as {identity['format']}, in {findings.files} files"
     if problem := damage(run / ORDER, manifest["order"]):
         findings.add(run / ORDER, problem, (run / ORDER,))
+        return
+    if (record := manifest.get("strata")) and (problem := damage(run / STRATA, record)):
+        findings.add(run / STRATA, problem, (run / STRATA,))
         return
     _check_plan(findings, identity, units)
     if not (run / DATA).is_dir():
@@ -60,7 +66,9 @@ def _check_plan(findings: Findings, identity: dict[str, Any], units: int) -> Non
     facts = identity["draws"]
     try:
         options = from_plain(BudgetOptions, facts["options"])
-        drawn = Drawn.of(options, np.array(facts["counts"], np.int64), facts["grid"], facts["length"])
+        counts, column = np.array(facts["counts"], np.int64), options.schedule.stratify
+        strata = None if column is None else load_strata(findings.run / STRATA, column, counts)
+        drawn = Drawn.of(options, counts, facts["grid"], facts["length"], strata)
     except FluxentropyError as error:  # such as a mixture in a file that is gone
         findings.add(path, f"it cannot be compared with its schedule: {error}", None)
         return
@@ -175,7 +183,7 @@ def _wrong_blocks(
     for some in form.blocks(file, layout, rows):
         while len(wanted) < len(some):
             wanted = np.append(wanted, next(tables).column("hash").to_numpy())
-        wrong = np.flatnonzero(hashes(some).to_numpy() != wanted[: len(some)])
+        wrong = np.flatnonzero(hashes(some) != wanted[: len(some)])
         if len(wrong):
             return f"position {at + int(wrong[0])}: its tokens are not those of the block that belongs there"
         wanted, at = wanted[len(some) :], at + len(some)

@@ -137,7 +137,7 @@ class BlockSet:
         return replace(self, counts=counts, fingerprint=f"{self.fingerprint}-without-{held}")
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name != "_places"}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_places", "_views")}
         return {**kept, "_open": {}, "_batches": {}}
 
     def read(self, number: int, index: int) -> Block:
@@ -207,6 +207,25 @@ class BlockSet:
             found[order[a:b]] = self._batch(*places.batches[at]).ids[rising[a:b] - places.starts[at], :width]
         return found
 
+    def pick(self, numbers: np.ndarray) -> list[memoryview]:
+        """The first `length` tokens of each of these blocks, of `dtype`, as views of the mapped files.
+
+        Errors: IndexError; `RunError` names a damaged file, and blocks that hold a token of no vocabulary.
+        """
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(self)):
+            raise IndexError(f"block {numbers.min()} to {numbers.max()}: {self.path} has {len(self)}")
+        places = self._places
+        batch = np.searchsorted(places.starts, numbers, side="right") - 1
+        width, size = (self.length + 1) * self.dtype.itemsize, self.length * self.dtype.itemsize
+        at = (numbers - places.starts[batch]) * width
+        return [
+            self._views[which][start : start + size] for which, start in zip(batch.tolist(), at.tolist(), strict=True)
+        ]
+
+    @functools.cached_property
+    def _views(self) -> _Views:
+        return _Views(self)
+
     @functools.cached_property
     def _places(self) -> _Places:
         starts, batches = [], []
@@ -241,6 +260,26 @@ class BlockSet:
                 documents=np.asarray(documents.values),
             )
         return self._batches[key]
+
+
+class _Views(dict[int, memoryview]):
+    """The bytes of the tokens of each record batch, by its number over all bins, after a look at all of them."""
+
+    def __init__(self, blocks: BlockSet) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def __missing__(self, number: int) -> memoryview:
+        blocks = self.blocks
+        path, place = blocks._places.batches[number]
+        ids = blocks._batch(path, place).ids
+        if ids.size and (largest := int(ids.max())) >= blocks.vocabulary:
+            raise RunError(
+                f"{path}: a block holds the id {largest:,}, and the vocabulary has {blocks.vocabulary:,}: make the "
+                f"blocks again"
+            )
+        self[number] = ids.data.cast("B")
+        return self[number]
 
 
 def _reader(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
     DIR/data/part-00000.SUFFIX …   the units in order; mds also index.json; megatron instead order.bin and order.idx
     DIR/order.parquet              position, bin, row (in the bin), id; of blocks also a hash of the tokens
+    DIR/strata.parquet             with `stratify`: the value of each unit there is, over all bins
     DIR/manifest.json              the schedule, the budget, what was drawn, and all that `verify` needs
 
 The unit is a text of the bins for formats of texts, and a block of `bin --tokenize` for formats of tokens. Both come in
@@ -11,10 +12,9 @@ the order of `Sampler`, a batch after the other. A killed export goes on at the 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from xxhash import xxh3_64_intdigest
 
 from fluxentropy.config.options import parse_bytes
 from fluxentropy.config.results import Result, command
-from fluxentropy.config.yaml import to_plain, to_yaml
+from fluxentropy.config.yaml import to_yaml
 from fluxentropy.corpus.readers import is_text
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.ordering.bins import Bins
@@ -38,105 +38,21 @@ from fluxentropy.runs.files import atomic_path, sha256_file, versions, write_jso
 from fluxentropy.runs.progress import Progress
 from fluxentropy.runs.tables import Writer, open_writer
 from fluxentropy.schedules.dataset import FOLDER, INDEX, BlockSet
+from fluxentropy.schedules.drawn import Drawn, draw_blocks, draw_texts, mean_tokens, spans
 from fluxentropy.schedules.formats.catalogue import TEXT_FORMATS, TOKEN_FORMATS, find_format
 from fluxentropy.schedules.formats.format import Span, TextFormat, TextLayout, TokenFormat, TokenLayout
-from fluxentropy.schedules.options import BudgetOptions, OrderConfig
-from fluxentropy.schedules.orders import Permutation
-from fluxentropy.schedules.sampler import Sampler, open_sampler
-from fluxentropy.schedules.schedule import group_bins
+from fluxentropy.schedules.options import OrderConfig
+from fluxentropy.schedules.strata import write_strata
 from fluxentropy.schedules.texts import ROW, Numbers, Piece, TextSet, load_bytes
-
-# --- what is drawn ----------------------------------------------------------------------------------------------------
-
-
-BATCH = {"text": 1024, "block": 32}  # units in a batch of the schedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """The order of units in bins, by their numbers over all bins: a schedule over a budget, and nothing else.
-
-    It follows from `facts`, which the manifest keeps, so that `verify` needs no bins.
-    """
-
-    sampler: Sampler
-    members: list[list[int]]  # the bins that each bin of the plan is made of
-    facts: dict[str, Any]
-
-    @classmethod
-    def of(cls, options: BudgetOptions, counts: np.ndarray, grid: Sequence[int] | None, length: int) -> Drawn:
-        """The order of `counts` (K,) units of `length` tokens. Errors: UsageError, as of `Sampler`."""
-        units = BlockSet(
-            path=Path("bins"),
-            length=length,
-            vocabulary=0,
-            eos_token_id=None,
-            fingerprint="",
-            counts=counts,
-            facts={},
-            files=(),
-            file_ends=(),
-            grid=tuple(grid) if grid else None,
-        )
-        facts = {
-            "options": to_plain(options),
-            "counts": counts.tolist(),
-            "grid": list(grid) if grid else None,
-            "length": length,
-        }
-        members = group_bins(options.schedule.groups, len(counts))
-        return cls(sampler=open_sampler(options, units), members=members, facts=facts)
-
-    @functools.cached_property
-    def ends(self) -> np.ndarray:
-        """Units drawn before each step, and at the end all. (T+1,)"""
-        return np.append(0, np.cumsum(self.sampler.plan.batches))
-
-    @functools.cached_property
-    def first(self) -> np.ndarray:
-        """The number of each bin's first unit, and at the end that of all units. (K+1,)"""
-        return self.sampler.blocks.first
-
-    @property
-    def units(self) -> int:
-        return int(self.ends[-1])
-
-    def numbers(self, start: int, stop: int) -> np.ndarray:
-        """The units at the positions `start` to `stop - 1`. -> int64 (stop - start,)"""
-        low = int(np.searchsorted(self.ends, start, side="right")) - 1
-        high = int(np.searchsorted(self.ends, stop, side="left"))
-        found = [self.sampler.batch(step) for step in range(low, high)]
-        before = int(self.ends[low])
-        return np.concatenate([np.zeros(0, np.int64), *found])[start - before : stop - before]
-
-    def drawn_bytes(self, unit_bytes: np.ndarray) -> np.ndarray:
-        """About how many bytes are drawn before each step; `unit_bytes` (K,): of a unit of each bin. (T+1,)"""
-        counts, plan = self.sampler.blocks.counts, self.sampler.plan
-        sizes = [float(counts[group] @ unit_bytes[group]) / max(int(counts[group].sum()), 1) for group in self.members]
-        return np.asarray(plan.counts @ np.array(sizes))
-
-
-def spans(ends: np.ndarray, size: np.ndarray, part: float) -> list[Span]:
-    """Parts of about `part` bytes, cut between batches. ends, size (T+1,): units and bytes before each step.
-
-    >>> spans(np.array([0, 2, 4, 6]), np.array([0, 10, 20, 30]), 20)
-    [Span(first=0, rows=4), Span(first=4, rows=2)]
-    """
-    found, step = [], 0
-    while step < len(ends) - 1:
-        stop = max(int(np.searchsorted(size, size[step] + part, side="right")) - 1, step + 1)
-        found.append(Span(first=int(ends[step]), rows=int(ends[stop] - ends[step])))
-        step = stop
-    return found
-
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-ORDER, PIECES, SPILL, PARTS = "order.parquet", ".order", ".spill", ".parts"
+ORDER, STRATA, PIECES, SPILL, PARTS = "order.parquet", "strata.parquet", ".order", ".spill", ".parts"
 DATA, JOINED = "data", ("order.bin", "order.idx")
-OWNED = (DATA, ORDER, PIECES, SPILL, PARTS)
+OWNED = (DATA, ORDER, STRATA, PIECES, SPILL, PARTS)
 AT_ONCE = 2**21  # bytes of blocks that are taken together, which stay in the processor's memory
+CHUNK = 2**16  # positions of blocks that are looked up together
 MEMORY = 2**26  # bytes, of which an eighth may wait for a row group of order.parquet to be full
 
 
@@ -175,11 +91,6 @@ def order(config: OrderConfig) -> OrderResult:
         raise UsageError(
             "schedule.name adaptive: its mixture follows the losses of a training, and an order is written before "
             "there are any; use another schedule, or `fluxentropy pretrain`"
-        )
-    if config.schedule.stratify is not None:
-        raise UsageError(
-            f"schedule.stratify {config.schedule.stratify}: an order knows no values of its units; leave it out "
-            f"(bins made with --within have each value in its share already)"
         )
     job: _Texts | _Blocks
     job = (
@@ -224,6 +135,9 @@ def _refuse_changed(run: RunDirectory, job: _Texts | _Blocks) -> None:
 def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
     """Write the parts that are missing, then the order, then the manifest."""
     done, pieces = run.done(), run.path / PIECES
+    if job.drawn.strata is not None and not (run.path / STRATA).is_file():
+        with atomic_path(run.path / STRATA) as aside:
+            write_strata(aside, job.drawn.strata)
     ready = (run.path / ORDER).is_file()
     todo = [n for n in range(len(job.spans)) if n not in done or not (ready or piece_file(pieces, n).is_file())]
     with Progress(sum(job.spans[n].rows for n in todo), unit=f"{job.unit}s") as line:
@@ -232,9 +146,10 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
     if not ready:
         with atomic_path(run.path / ORDER) as aside, job.order_writer(aside) as writer:
             for number in range(len(job.spans)):
-                with pq.ParquetFile(piece_file(pieces, number), pre_buffer=False) as file:
-                    for batch in file.iter_batches(use_threads=False):
-                        writer.write(pa.Table.from_batches([batch]))
+                with pa.OSFile(str(piece_file(pieces, number))) as source:
+                    file = pa.ipc.open_file(source)
+                    for place in range(file.num_record_batches):
+                        writer.write(pa.Table.from_batches([file.get_batch(place)]))
     joined = job.finish(run)
     drawn = _counted(run.path / ORDER, len(job.drawn.first) - 1)
     run.finish(
@@ -246,6 +161,7 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
             "files": len(joined) or len(job.spans),
             "joined": joined,
             "order": _record(run.path / ORDER),
+            "strata": _record(run.path / STRATA) if job.drawn.strata is not None else None,
             "bins": str(job.config.bins),
             "versions": versions(("pyarrow", "numpy")),
         }
@@ -254,7 +170,7 @@ def _make(job: _Texts | _Blocks, run: RunDirectory) -> None:
 
 def piece_file(folder: Path, number: int) -> Path:
     """What order.parquet will have of a part."""
-    return part_paths(folder, number)[0]
+    return part_paths(folder, number, ".arrow")[0]
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -270,16 +186,10 @@ def _counted(path: Path, bins: int) -> list[int]:
     return found.tolist()
 
 
-def _by_bin(drawn: Drawn) -> np.ndarray:
-    """Units drawn of each bin. (K,)"""
-    found = np.zeros(len(drawn.first) - 1, np.int64)
-    for start in range(0, drawn.units, 2**18):
-        numbers = drawn.numbers(start, min(start + 2**18, drawn.units))
-        found += np.bincount(np.searchsorted(drawn.first, numbers, side="right") - 1, minlength=len(found))
-    return found
-
-
 # --- texts and blocks -------------------------------------------------------------------------------------------------
+
+
+Rows = Callable[[pa.Table], None]  # takes rows of order.parquet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +227,12 @@ class _Units:
 
     def whole(self, run: RunDirectory) -> bool:
         """Whether nothing is to be done."""
-        there = (run.path / ORDER).is_file() and all((run.path / DATA / name).is_file() for name in self.beside)
+        files = [
+            ORDER,
+            *([STRATA] if self.drawn.strata is not None else []),
+            *(f"{DATA}/{name}" for name in self.beside),
+        ]
+        there = all((run.path / name).is_file() for name in files)
         return run.complete and there and (self.folder != DATA or len(run.done()) == len(self.spans))
 
     @property
@@ -346,13 +261,17 @@ class _Units:
         return pa.Table.from_arrays(columns, schema=self.order_schema)
 
     @contextlib.contextmanager
-    def part(self, run: RunDirectory, number: int) -> Iterator[tuple[Path, Writer]]:
+    def part(self, run: RunDirectory, number: int) -> Iterator[tuple[Path, Rows]]:
         """Where to write a part, and its rows of order.parquet: both appear, or none counts."""
         span = self.spans[number]
         piece = piece_file(run.path / PIECES, number)
         facts = {"rows": span.rows, "first": span.first}
-        with run.part(number, facts) as path, atomic_path(piece) as aside, self.order_writer(aside) as rows:
-            yield path, rows
+        with (
+            run.part(number, facts, hashed=self.folder == DATA) as path,
+            atomic_path(piece) as aside,
+            pa.ipc.new_file(str(aside), self.order_schema) as rows,
+        ):
+            yield path, rows.write_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +289,7 @@ class _Texts(_Units):
         if config.holdout:
             raise UsageError(f"--holdout {config.holdout}: it is of blocks of tokens, --format {form.name} is of texts")
         texts = TextSet.open(bins)
-        drawn = _drawn_texts(config, bins, texts)
+        drawn = draw_texts(config, texts)
         layout = TextLayout(
             schema=texts.schema,
             text_field=_text_field(config, bins, texts.schema),
@@ -403,9 +322,8 @@ class _Texts(_Units):
 
     def tokens(self, drawn: Sequence[int]) -> int | None:
         """Of the texts that are drawn of each bin, each counting as its bin's mean; None where the bins do not say."""
-        bins = self.texts.bins
-        means = np.array(bins.tokens) / np.maximum(self.texts.counts, 1)
-        return round(float(np.array(drawn) @ means)) if sum(bins.tokens) else None
+        means = mean_tokens(self.texts)
+        return None if means is None else round(float(np.array(drawn) @ means))
 
     def pieces(self, span: Span, size: int) -> list[Piece]:
         """The positions of a part in pieces of about `size` bytes."""
@@ -430,11 +348,11 @@ class _Texts(_Units):
                         self.form.write(path, self.layout, self.spans[number], self._noted(batches, number, rows))
                 yield number
 
-    def _noted(self, batches: Iterable[pa.RecordBatch], number: int, rows: Writer) -> Iterator[pa.RecordBatch]:
+    def _noted(self, batches: Iterable[pa.RecordBatch], number: int, rows: Rows) -> Iterator[pa.RecordBatch]:
         """The batches without the rows' numbers, after these have gone into the order."""
         position = self.spans[number].first
         for batch in batches:
-            rows.write(self.order_rows(position, batch.column(ROW).to_numpy(), batch.column("id")))
+            rows(self.order_rows(position, batch.column(ROW).to_numpy(), batch.column("id")))
             position += batch.num_rows
             yield batch.select(self.layout.schema.names)
 
@@ -470,8 +388,7 @@ class _Blocks(_Units):
             blocks = blocks.without_end(config.holdout)
         layout = TokenLayout(length=blocks.length, vocabulary=blocks.vocabulary, end=blocks.eos_token_id or 0)
         form.check(layout)
-        options = _budget(config, "block", config.tokens)
-        drawn = Drawn.of(options, blocks.counts, blocks.grid, blocks.length)
+        drawn = draw_blocks(config, blocks)
         width = np.full(blocks.bins, blocks.length * form.dtype(layout).itemsize, np.float64)
         return cls(
             config=config,
@@ -504,21 +421,19 @@ class _Blocks(_Units):
                 self.form.write(path, self.layout, self.spans[number], self._arrays(self.spans[number], rows))
             yield number
 
-    def _arrays(self, span: Span, rows: Writer) -> Iterator[np.ndarray]:
-        """The blocks of a part, after they have gone into the order."""
-        dtype = self.form.dtype(self.layout)
-        step = max(AT_ONCE // (self.layout.length * self.blocks.dtype.itemsize), 1)
-        for first in range(span.first, span.first + span.rows, step):
-            numbers = self.drawn.numbers(first, min(first + step, span.first + span.rows))
-            found = self.blocks.gather(numbers, self.blocks.dtype, self.layout.length)
-            if (largest := int(found.max())) >= self.layout.vocabulary:
-                raise RunError(
-                    f"{self.blocks.path}: a block holds the id {largest:,}, and the vocabulary has "
-                    f"{self.layout.vocabulary:,}: make the blocks again"
-                )
-            found = found.astype(dtype, copy=False)
-            rows.write(self.order_rows(first, numbers, pa.array(numbers), hashes(found)))
-            yield found
+    def _arrays(self, span: Span, rows: Rows) -> Iterator[np.ndarray]:
+        """The blocks of a part, which go into the order."""
+        stored, dtype = self.blocks.dtype, self.form.dtype(self.layout)
+        step = max(AT_ONCE // (self.layout.length * stored.itemsize), 1)
+        for first in range(span.first, span.first + span.rows, CHUNK):
+            numbers = self.drawn.numbers(first, min(first + CHUNK, span.first + span.rows))
+            found: list[np.ndarray] = []
+            for at in range(0, len(numbers), step):
+                views = self.blocks.pick(numbers[at : at + step])
+                some = np.frombuffer(b"".join(views), stored).reshape(len(views), -1).astype(dtype, copy=False)
+                found.append(hashes(some))
+                yield some
+            rows(self.order_rows(first, numbers, pa.array(numbers), pa.array(np.concatenate(found))))
 
     def finish(self, run: RunDirectory) -> dict[str, Any]:
         """Of a format of one data set: put it together, and say what its files are."""
@@ -531,53 +446,14 @@ class _Blocks(_Units):
         return {path.name: _record(path) for path in (data, index)}
 
 
-def hashes(blocks: np.ndarray) -> pa.Array:
-    """XXH3 (64 bits) of the tokens of each block (n, L), as they are in the file."""
-    whole = np.ascontiguousarray(blocks)
-    data, size = whole.data.cast("B"), whole.shape[1] * whole.itemsize
-    return pa.array([xxh3_64_intdigest(data[at : at + size]) for at in range(0, len(data), size)], pa.uint64())
+def hashes(blocks: np.ndarray) -> np.ndarray:
+    """XXH3 (64 bits) of the tokens of each block (n, L), as they are in the file. -> uint64 (n,)"""
+    data, size = np.ascontiguousarray(blocks).data.cast("B"), blocks.shape[1] * blocks.itemsize
+    starts = range(0, len(data), size)
+    return np.fromiter((xxh3_64_intdigest(data[at : at + size]) for at in starts), np.uint64, len(starts))
 
 
-# --- budgets ----------------------------------------------------------------------------------------------------------
-
-
-def _budget(config: OrderConfig, unit: str, tokens: int | None) -> BudgetOptions:
-    return BudgetOptions(
-        schedule=config.schedule,
-        tokens=tokens,
-        batch_size=config.batch_size or BATCH[unit],
-        seed=config.seed,
-        exhausted=config.exhausted,
-    )
-
-
-def _drawn_texts(config: OrderConfig, bins: Bins, texts: TextSet) -> Drawn:
-    """The order of texts, over a budget in texts, or in tokens by the mean tokens of a text of each bin.
-
-    A schedule that draws each text once an epoch gets whole epochs, or less than one.
-    """
-
-    def of(units: int | None) -> Drawn:
-        try:
-            return Drawn.of(_budget(config, "text", units), texts.counts, bins.grid, 1)
-        except UsageError as error:
-            said = str(error).replace("or need a smaller --block-length than their texts", "nothing can be drawn")
-            raise UsageError(said.replace("block", "text")) from error
-
-    if config.tokens is None:
-        return of(config.texts)
-    total, rows = sum(bins.tokens), int(texts.counts.sum())
-    if not total:
-        raise UsageError(f"--tokens {config.tokens}: {bins.path} knows no tokens of its texts; give --texts")
-    units = max(round(config.tokens * rows / total), 1)
-    means = np.array(bins.tokens) / np.maximum(texts.counts, 1)
-    found = of(None)
-    if isinstance(found.sampler.plan.schedule, Permutation):
-        return of(round(config.tokens / total) * rows if config.tokens > total else units)
-    for _ in range(3):  # the mixture, and so the mean, may change a little with the budget
-        found = of(units)
-        units = max(round(config.tokens * found.units / float(_by_bin(found) @ means)), 1)
-    return of(units)
+# --- columns of texts -------------------------------------------------------------------------------------------------
 
 
 def _text_field(config: OrderConfig, bins: Bins, schema: pa.Schema) -> str | None:

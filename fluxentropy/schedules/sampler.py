@@ -29,7 +29,7 @@ from fluxentropy.schedules.options import BudgetOptions
 from fluxentropy.schedules.orders import keys, permuted
 from fluxentropy.schedules.plan import Exhausted, Plan, make_plan
 from fluxentropy.schedules.schedule import Groups, Schedule, group_bins, make, make_schedule
-from fluxentropy.schedules.strata import Chosen, choose, parse_keep, read_strata
+from fluxentropy.schedules.strata import Chosen, Strata, choose, parse_keep, read_strata
 
 CHUNK = 4096  # blocks whose places are worked out together
 DRAW, ORDER, KEEP = 1, 2, 3  # what a key is for
@@ -91,7 +91,7 @@ class Draws:
         if not first <= step < last:
             first = step
             last = min(step + max(CHUNK // int(self.plan.batches[0]), 1), self.plan.known)
-            found = self._draws(first, last)
+            found = self.draws(first, last)
             self._chunk = (first, last, found)
         at = int(self.plan.batches[first:step].sum())
         return found[at : at + int(self.plan.batches[step])]
@@ -105,8 +105,8 @@ class Draws:
         place, pieces = part * world + rank, parts * world
         return ids[len(ids) * place // pieces : len(ids) * (place + 1) // pieces]
 
-    def _draws(self, first: int, last: int) -> np.ndarray:
-        """The blocks of steps first to last - 1, each step's in their shuffled order."""
+    def draws(self, first: int, last: int) -> np.ndarray:
+        """The blocks of steps `first` to `last` - 1, all planned, each step's in their shuffled order. -> int64 (n,)"""
         table, sizes = self.plan.cells(first, last), self.plan.cell_sizes
         before, drawn = table[:-1], np.diff(table, axis=0)
         bins = np.repeat(np.tile(np.arange(len(sizes)), last - first), drawn.ravel())
@@ -176,7 +176,7 @@ class Sampler(Draws):
 
     bins: a folder that `bin … --tokenize` wrote, or its blocks; schedule: a name, or what `make` made; drop_last: a
     budget of whole batches. The other options are those of `fluxentropy pretrain`, and those of its `schedule:` that
-    every schedule has.
+    every schedule has; stratify: a column, or the strata.
 
     Errors: UsageError where the schedule, the budget, the bins and the ranks do not suit each other.
     """
@@ -192,7 +192,7 @@ class Sampler(Draws):
         exhausted: Exhausted = "reshuffle",
         groups: Groups = None,
         static: bool = False,
-        stratify: str | None = None,
+        stratify: str | Strata | None = None,
         keep: str | None = None,
         jitter: float | None = None,
         drop_last: bool = False,
@@ -274,24 +274,27 @@ def group_sizes(chosen: Chosen, members: Sequence[Sequence[int]]) -> np.ndarray:
     return np.stack([chosen.kept[:, list(group)].sum(axis=1) for group in members], axis=1)
 
 
-def choose_blocks(blocks: BlockSet, *, stratify: str | None, keep: str | None, batch_size: int) -> Chosen:
+def choose_blocks(blocks: BlockSet, *, stratify: str | Strata | None, keep: str | None, batch_size: int) -> Chosen:
     """What the options of a schedule leave of `blocks`. Errors: UsageError, RunError as of `read_strata`, `choose`;
     UsageError where a batch cannot hold each value."""
     if keep is not None:
         parse_keep(keep)  # before anything is read
     if stratify is None or not len(blocks):
         return choose(blocks.counts, keep=keep)
-    strata = read_strata(blocks, stratify)
+    strata = read_strata(blocks, stratify) if isinstance(stratify, str) else stratify
     if len(strata.names) > batch_size:
         raise UsageError(
-            f"schedule.stratify {stratify}: the blocks are of {len(strata.names):,} values, and a batch holds "
+            f"schedule.stratify {strata.column}: the blocks are of {len(strata.names):,} values, and a batch holds "
             f"{batch_size:,} blocks: name a column of fewer values, or raise --batch-size"
         )
     return choose(blocks.counts, keep=keep, strata=strata)
 
 
-def open_sampler(options: BudgetOptions, blocks: BlockSet) -> Sampler:
-    """The sampler that the options of a command describe. Errors: as of `Sampler` and `make_schedule`."""
+def open_sampler(options: BudgetOptions, blocks: BlockSet, strata: Strata | None = None) -> Sampler:
+    """The sampler that the options of a command describe, with `stratify` of `strata` where these are given.
+
+    Errors: as of `Sampler` and `make_schedule`.
+    """
     config = options.schedule
     members = group_bins(config.groups, blocks.bins)
     return Sampler(
@@ -303,7 +306,7 @@ def open_sampler(options: BudgetOptions, blocks: BlockSet) -> Sampler:
         exhausted=options.exhausted,
         groups=config.groups,
         static=config.static,
-        stratify=config.stratify,
+        stratify=strata or config.stratify,
         keep=config.keep,
         jitter=config.jitter,
     )

@@ -3,23 +3,26 @@
     bin            0  0  0  0  1  1  1  1        keep: lowest 0.5      all of bin 0, none of bin 1
     source         a  b  a  a  b  b  a  b        stratify: source      a: 3 of bin 0, 1 of bin 1; b: 1 and 3
 
-A block knows where its documents begin, and which rows of the bin's shards they are; the rows have the column.
+A block knows where its documents begin, and which rows of the bin's shards they are; the rows have the column. An
+order of texts draws texts instead, which have a value of their own; all that is said of blocks holds for them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fluxentropy.config.yaml import did_you_mean
 from fluxentropy.errors import RunError, UsageError
+from fluxentropy.ordering.bins import Bins
 from fluxentropy.ordering.shards import bin_folder, bins_top
 from fluxentropy.ordering.within import source_name
 from fluxentropy.runs.tables import reading
@@ -34,8 +37,12 @@ def read_column(blocks: BlockSet, number: int, column: str, *, flag: str) -> pa.
 
     Errors: UsageError, opened by `flag`, names a column that the shards do not have, or whose values are no labels.
     """
+    return _column(blocks.path / bin_folder(number, blocks.bins, bins_top(blocks.path)), column, flag)
+
+
+def _column(folder: Path, column: str, flag: str) -> pa.ChunkedArray:
     found: list[pa.Array] = []
-    for path, table in _tables(blocks, number, column, flag):
+    for path, table in _tables(folder, column, flag):
         if pa.types.is_nested(table.type):
             raise UsageError(f"{flag} {column}: a value of {path} is a {table.type}: name a column of single values")
         found += table.chunks
@@ -43,8 +50,7 @@ def read_column(blocks: BlockSet, number: int, column: str, *, flag: str) -> pa.
     return whole if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()
 
 
-def _tables(blocks: BlockSet, number: int, column: str, flag: str) -> Iterator[tuple[Path, pa.ChunkedArray]]:
-    folder = blocks.path / bin_folder(number, blocks.bins, bins_top(blocks.path))
+def _tables(folder: Path, column: str, flag: str) -> Iterator[tuple[Path, pa.ChunkedArray]]:
     for path in sorted(folder.glob("part-*.arrow")):
         with reading(path), pa.memory_map(str(path)) as file:
             names = pa.ipc.open_file(file).schema.names
@@ -89,35 +95,83 @@ def read_strata(blocks: BlockSet, column: str, *, flag: str = "schedule.stratify
     Errors: UsageError names a column that is not there or has nulls; RunError bins that are not those of the blocks.
     """
     columns = [read_column(blocks, number, column, flag=flag) for number in range(blocks.bins)]
+    names, rows = _labels(columns, blocks.path, f"{flag} {column}")
+    found = [_majority(blocks, number, codes) for number, codes in enumerate(rows)]
+    off = sum((np.bincount(one, others, len(names)) for one, others in found), np.zeros(len(names)))
+    return _strata(column, names, [one for one, _ in found], blocks.length, off.astype(np.int64))
+
+
+def read_text_strata(bins: Bins, column: str, *, flag: str = "schedule.stratify") -> Strata:
+    """The texts of bins by their values of a column. Errors: UsageError names one that is not there or has nulls."""
+    names, labels = _labels([_column(one.folder, column, flag) for one in bins], bins.path, f"{flag} {column}")
+    return _strata(column, names, labels, 1)
+
+
+def _labels(columns: Sequence[pa.ChunkedArray], path: Path, flag: str) -> tuple[list[str], list[np.ndarray]]:
+    """The values in the bins of `path`, sorted, and of each bin's texts the place in these. -> U names, K x (rows,)"""
     for number, values in enumerate(columns):
         if missing := _missing(values):
             raise UsageError(
-                f"{flag} {column}: {missing:,} of the {len(values):,} texts of bin {number} in {blocks.path} have no "
-                f"value: fill it in and bin again, or name another column"
+                f"{flag}: {missing:,} of the {len(values):,} texts of bin {number} in {path} have no value: fill it in "
+                f"and bin again, or name another column"
             )
     texts = [_texts(values) for values in columns]
     names = sorted({name for part, _ in texts for name in part})
     places = {name: place for place, name in enumerate(names)}
-    labels, off = [], np.zeros(len(names), np.int64)
-    for number, (part, codes) in enumerate(texts):
-        rows = np.array([places[name] for name in part], np.int64)[codes]
-        found, others = _majority(blocks, number, rows)
-        labels.append(found)
-        off += np.bincount(found, others, minlength=len(names)).astype(np.int64)
+    return names, [np.array([places[name] for name in part], np.int32)[codes] for part, codes in texts]
+
+
+def _strata(
+    column: str, names: Sequence[str], labels: Sequence[np.ndarray], length: int, off: np.ndarray | None = None
+) -> Strata:
+    """The strata of units of `length` tokens, of which each bin's have these `labels`, places in the sorted `names`."""
     counts = np.stack([np.bincount(found, minlength=len(names)) for found in labels], axis=1)
-    there = np.flatnonzero(counts.sum(axis=1))
-    numbers = [
-        start + np.argsort(found, kind="stable") for start, found in zip(blocks.first.tolist(), labels, strict=False)
-    ]
+    first = np.append(0, np.cumsum([len(found) for found in labels])).tolist()
+    numbers = [start + np.argsort(found, kind="stable") for start, found in zip(first, labels, strict=False)]
+    there = np.flatnonzero(counts.sum(axis=1)).tolist()
+    off = np.zeros(len(names), np.int64) if off is None else off
     return Strata(
         column=column,
         names=tuple(names[place] for place in there),
         lost=tuple(name for place, name in enumerate(names) if place not in there),
         counts=counts[there],
         numbers=np.concatenate(numbers),
-        tokens=counts[there].sum(axis=1) * blocks.length,
+        tokens=counts[there].sum(axis=1) * length,
         off=off[there],
     )
+
+
+# --- strata in a file -------------------------------------------------------------------------------------------------
+
+
+STRATUM = "stratum"  # the one column of the file: of each unit over all bins, whether it is drawn or not
+
+
+def write_strata(path: Path, strata: Strata) -> None:
+    """Write which stratum each unit is of, all that a plan needs to be made again."""
+    labels = np.zeros(len(strata.numbers), np.int32)
+    labels[strata.numbers] = np.concatenate([np.repeat(np.arange(len(row)), row) for row in strata.counts.T])
+    column = pa.DictionaryArray.from_arrays(labels, pa.array(strata.names, pa.string()))
+    pq.write_table(pa.table({STRATUM: column}), path, compression="zstd")
+
+
+def load_strata(path: Path, column: str, counts: np.ndarray) -> Strata:
+    """What `write_strata` wrote, of bins of `counts` (K,) units; `lost`, `tokens` and `off`, which plan nothing, are 0.
+
+    Errors: RunError names a file that is not of such bins.
+    """
+    with reading(path):
+        found = pq.read_table(path, read_dictionary=[STRATUM], memory_map=False)[STRATUM]
+    if len(found) != int(counts.sum()) or found.null_count:
+        raise RunError(f"{path}: it has {len(found):,} units, the bins have {int(counts.sum()):,}")
+    chunk = found.unify_dictionaries().combine_chunks()
+    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+    said = chunk.dictionary.to_pylist()
+    labels = np.argsort(np.argsort(said))[chunk.indices.to_numpy()].astype(np.int32)
+    return _strata(column, sorted(said), np.split(labels, np.cumsum(counts)[:-1]), 0)
+
+
+# --- values of rows ---------------------------------------------------------------------------------------------------
 
 
 def _missing(values: pa.ChunkedArray) -> int:

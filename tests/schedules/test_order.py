@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -150,6 +151,114 @@ def test_blocks_come_as_pretrain_draws_them(bins: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored.reshape(-1, 16), wanted)
 
 
+# --- strata, shares that are kept, jitter -----------------------------------------------------------------------------
+
+
+CHOSEN = {"name": "increasing", "stratify": "source", "keep": "highest 0.6", "jitter": 0.1}
+
+
+def stop_before_part(number: int, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the writing of a part end as a kill would end it."""
+    write, made = type(form).write, iter(range(number))
+
+    def killed(*given: Any) -> None:
+        if next(made, None) is None:
+            raise KeyboardInterrupt
+        write(*given)
+
+    monkeypatch.setattr(type(form), "write", killed)
+
+
+def test_every_batch_of_texts_holds_each_source_in_its_share(bins: Path, tmp_path: Path) -> None:
+    """By the definitions: kept texts of each source counted by hand, and each source in the order of the bins."""
+    there = [row for table in shard_rows(bins) for row in table.to_pylist()]
+    of_source = {name: [row for row in there if row["source"] == name] for name in sorted({r["source"] for r in there})}
+    kept = {name: round(0.6 * len(rows)) for name, rows in of_source.items()}
+    for jitter in (None, 0.1):
+        out = tmp_path / f"jitter-{jitter}"
+        options = {"schedule": {**CHOSEN, "jitter": jitter}, "batch_size": 10, "shard_size": "6KB"}
+        result = fe.order(bins, format="parquet", out=out, **options)
+        rows = read_tables(out)
+        assert result.files > 1 and {*Counter(row["id"] for row in rows).values()} == {1}
+        drawn = Counter(row["source"] for row in rows)
+        assert drawn == kept
+        for name, mine in of_source.items():  # the highest are kept: of the lowest bin that is left, some of its texts
+            highest = Counter(row["bin"] for row in mine[len(mine) - kept[name] :])
+            assert Counter(row["bin"] for row in rows if row["source"] == name) == highest
+        for stop in range(10, len(rows) + 1, 10):
+            seen = Counter(row["source"] for row in rows[:stop])
+            assert all(abs(seen[name] - stop * count / len(rows)) < 1 for name, count in drawn.items())
+        falls = []
+        for name in drawn:
+            numbers = [sorted(r["bin"] for r in rows[at : at + 10] if r["source"] == name) for at in range(0, 120, 10)]
+            falls += [max(one) > min(two) for one, two in itertools.pairwise(numbers) if one and two]
+        assert any(falls) == (jitter is not None)
+        assert fe.verify(out).ok
+    assert sorted(path.name for path in out.glob("*.parquet")) == ["order.parquet", "strata.parquet"]
+    assert pq.read_table(out / "strata.parquet")["stratum"].to_pylist() == [row["source"][-1] for row in there]
+
+
+def test_strata_of_blocks_are_those_of_pretrain(bins: Path, tmp_path: Path) -> None:
+    blocks = BlockSet.open(bins).without_end(2)
+    sampler = Sampler(blocks, "increasing", batch_size=4, stratify="source", keep="highest 0.6", jitter=0.1)
+    plain = Sampler(blocks, "increasing", batch_size=4)
+    assert list(sampler) != list(plain)[: len(sampler)]
+    for form in TOKEN_FORMATS:
+        out = tmp_path / form
+        fe.order(bins, format=form, schedule=CHOSEN, batch_size=4, holdout=2, out=out)
+        assert pq.read_table(out / "order.parquet")["id"].to_pylist() == list(sampler)
+        assert fe.verify(out).ok
+
+
+@pytest.mark.parametrize("form", ["parquet", "megatron"])
+def test_strata_survive_a_kill_and_are_verified(
+    form: str, bins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"format": form, "schedule": CHOSEN, "batch_size": 8, "shard_size": "2KB"}
+    fe.order(bins, out=tmp_path / "whole", **options)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_before_part(2, FORMATS[form], patch)
+        fe.order(bins, out=out, **options)
+    assert not (out / "order.parquet").exists()
+    fe.order(bins, out=out, **options)
+    made = [
+        path.relative_to(out) for path in out.rglob("*.*") if path.is_file() and path.name != "config.resolved.yaml"
+    ]
+    kept = [path for path in made if path.name not in (".lock", ".records.json")]
+    assert len(kept) > 4
+    assert all((out / path).read_bytes() == (tmp_path / "whole" / path).read_bytes() for path in kept)
+    before = (out / "strata.parquet").read_bytes()
+    strata = pq.read_table(out / "strata.parquet")
+    for damaged in (before[:-9], None):
+        (out / "strata.parquet").unlink() if damaged is None else (out / "strata.parquet").write_bytes(damaged)
+        assert [one.path.name for one in fe.verify(out).problems] == ["strata.parquet"]
+        assert fe.verify(out, repair=True).ok and (out / "strata.parquet").read_bytes() == before
+    # Other strata, with a manifest that fits: the schedule draws something else, and verify says so.
+    pq.write_table(strata.take(list(range(len(strata)))[::-1]), out / "strata.parquet")
+    manifest = json.loads((out / "manifest.json").read_text())
+    rerecord(out, out / "strata.parquet", manifest["strata"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert "draws something else today" in str(fe.verify(out).problems)
+
+
+def test_strata_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    table = {"text": ["x"] * 12, "score": np.arange(12.0), "part": [*"abc" * 3, "a", "b", None], "n": np.arange(12)}
+    pq.write_table(pa.table(table), tmp_path / "any.parquet")
+    bins = fe.bin(str(tmp_path / "any.parquet"), by=("score",), bins=2, out=tmp_path / "bins").out
+    for column, said in (
+        ("part", "schedule.stratify part: 1 of the 6 texts of bin 1 in .* have no value: fill it in"),
+        ("prt", "schedule.stratify prt: no such column in .*part"),
+        ("n", "schedule.stratify n: the texts are of 12 values, and a batch holds 5 texts: .* raise --batch-size"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            fe.order(bins, format="jsonl", batch_size=5, schedule={"stratify": column}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
 def test_rows_without_ids_get_their_place(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"text": [f"t{i}" for i in range(20)], "quality": np.arange(20.0)}), tmp_path / "any.parquet"
@@ -192,10 +301,15 @@ def test_a_budget_in_tokens(tmp_path: Path) -> None:
     found = sum(row["n_tokens"] for row in read_tables(tmp_path / "tilt"))
     assert found == tilted.tokens and abs(found - 4200) <= 30
     assert drawn("random").units == 200  # whole epochs, the nearest number of them
+    low = drawn("increasing", keep="lowest 0.5")  # 50 texts of 10 tokens are an epoch then
+    assert (low.units, low.tokens) == (400, 4000) and low.drawn == [400, 0]
     pq.write_table(pa.table({"text": ["a", "b"], "score": [1.0, 2.0]}), tmp_path / "none.parquet")
     other = fe.bin(str(tmp_path / "none.parquet"), by=("score",), bins=2, out=tmp_path / "none").out
-    with pytest.raises(UsageError, match="--tokens 10: .* knows no tokens of its texts; give --texts"):
+    with pytest.raises(UsageError, match="--tokens 10: .* knows no tokens of its texts; give --texts, or .* n_tokens"):
         fe.order(other, format="jsonl", tokens=10, out=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert fe.order(other, format="jsonl", texts=2, out=tmp_path / "unknown").tokens is None
+    assert json.loads((tmp_path / "unknown" / "manifest.json").read_text())["tokens"] is None
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

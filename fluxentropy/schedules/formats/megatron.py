@@ -9,9 +9,10 @@ tokens and one more as the last target, is a block, as long as the samples follo
 
 from __future__ import annotations
 
-import shutil
+import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -46,10 +47,10 @@ class Megatron:
                 file.write(some.data)
 
     def join(self, parts: Sequence[Path], layout: TokenLayout, blocks: int, data: Path, index: Path) -> None:
-        with open(data, "wb") as target:
+        with open(data, "wb", buffering=0) as target:
             for part in parts:
-                with open(part, "rb") as source:
-                    shutil.copyfileobj(source, target, 2**20)
+                with open(part, "rb", buffering=0) as source:
+                    _append(source, target)
         size = layout.length * self.dtype(layout).itemsize
         with open(index, "wb") as file:
             file.write(_head(self.dtype(layout), blocks))
@@ -66,6 +67,13 @@ class Megatron:
         if path.stat().st_size != rows * size:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, {rows * size:,} by its index")
         yield from read_blocks(path, self.dtype(layout), layout.length, rows, 0)
+
+
+def _append(source: FileIO, target: FileIO) -> None:
+    """Copy all of `source`, in the kernel where it can, which spares the way through this process."""
+    left = os.fstat(source.fileno()).st_size
+    while left:
+        left -= os.sendfile(target.fileno(), source.fileno(), None, left)
 
 
 def _head(dtype: np.dtype[Any], documents: int) -> bytes:
