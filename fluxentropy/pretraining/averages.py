@@ -139,7 +139,7 @@ def _blocks(record: RunRecord) -> BlockSet | None:
     except FluxentropyError:
         return None
     here = (blocks.fingerprint, held_out.blocks.fingerprint)
-    return blocks if here == (record.identity["blocks"], record.identity["validation"]) else None
+    return blocks if here == (record.identity.get("blocks"), record.identity.get("validation")) else None
 
 
 def _tokenizer(run: Path, blocks: BlockSet | None) -> Path:

@@ -221,7 +221,7 @@ class QuestionOptions:
 
 
 def _are_steps(values: tuple[float, ...]) -> bool:
-    return all(0 < value < 1 or (value >= 1 and value.is_integer()) for value in values)
+    return all(0 < value < 1 or (value >= 1 and float(value).is_integer()) for value in values)
 
 
 STEPS = Check(_are_steps, "use shares between 0 and 1, or whole numbers of steps")
