@@ -17,6 +17,7 @@ from fluxentropy.pretraining.options import EVALUATION, PretrainConfig, Training
 from fluxentropy.rl.grpo.options import GRPOConfig, GRPOOptions
 
 ARMS = Parameter(group=Group("Arms", sort_key=2))
+SHIFT = 100  # between the seeds that are judged and those that --rates are chosen on
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 Control = Literal["reversed", "shuffled", "static"]
 CONTROLS: tuple[Control, ...] = ("reversed", "shuffled", "static")
@@ -98,9 +99,15 @@ out on either side (two one-sided tests)."""
                 f"base.devices {self.base.devices}: each run has one device; train several at once with --workers"
             )
         self.check_arms(PretrainConfig, OWN, "{schedule: {name: increasing}}")
+        shown = [f"{rate:g}" for rate in self.rates]  # as in the names of the arms that they are tried by
         for rate in self.rates:
-            if not 0 < rate < math.inf or self.rates.count(rate) > 1:
+            if not 0 < rate < math.inf or shown.count(f"{rate:g}") > 1:
                 raise UsageError(f"--rates {rate:g}: give different numbers above 0, such as 0.006 0.012 0.024")
+        if self.rates and self.seeds > SHIFT:
+            raise UsageError(
+                f"--seeds {self.seeds} with --rates: they are chosen on the {SHIFT}th seed and later ones, which no "
+                f"judged run may have: use at most {SHIFT} seeds"
+            )
         foreign = [name for name, own in self.arms.items() if Path((own or {}).get("bins", self.bins)) != self.bins]
         if foreign and self.base.validation is None:
             raise UsageError(

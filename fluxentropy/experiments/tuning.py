@@ -14,9 +14,8 @@ from typing import Any
 
 from fluxentropy.errors import RunError
 from fluxentropy.experiments.arms import Arm
-from fluxentropy.experiments.options import CompareConfig
+from fluxentropy.experiments.options import SHIFT, CompareConfig
 
-SHIFT = 100  # between the seeds that are judged and those that rates are chosen on
 FOLDER = "tuning"
 
 

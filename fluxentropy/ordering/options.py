@@ -60,7 +60,8 @@ class BinConfig(Options):
     """Options of `fluxentropy bin`."""
 
     run: Annotated[str, INPUT] = field(kw_only=False)
-    """Run directory of score, or of a zoo's consensus, or Parquet files with scores."""
+    """Run directory of score, or of a zoo's consensus, or any table: .parquet, .arrow, .jsonl, .csv, a folder or a \
+glob of them."""
     by: Annotated[tuple[str, ...], INPUT, Separated()] = BY
     """Column to bin by, or an expression of columns, such as "entropy_mean - 0.5*varentropy_mean" or "z(a) + z(b)"; \
 two, separated by a comma, with --grid."""

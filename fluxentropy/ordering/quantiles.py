@@ -135,6 +135,8 @@ def _arrow(column: Any) -> pa.Array:
 
 def _whole_weights(weights: Any, there: np.ndarray, name: str) -> np.ndarray:
     chosen = _arrow(weights).filter(pa.array(there))
+    if not is_numeric(chosen.type):  # "12" and true would be cast
+        raise UsageError(f"weight column {name}: weights are whole numbers, here are values of type {chosen.type}")
     if chosen.null_count:
         raise UsageError(f"weight column {name}: {chosen.null_count} rows have a score but no weight")
     try:

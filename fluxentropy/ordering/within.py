@@ -296,7 +296,7 @@ def cut_within(
         count, name = small[0]
         more = f", and {len(small) - 1} more values have fewer than {bins}" if len(small) > 1 else ""
         raise UsageError(
-            f"--within {within}: {name!r} has only {count} rows with a score for {bins} bins{more}: "
+            f"--within {within}: {name!r} has only {count} row{'s' * (count > 1)} with a score for {bins} bins{more}: "
             f"use at most {count} bins, or give such rows another value of {within}"
         )
     edges, filled = {}, {}

@@ -22,7 +22,7 @@ from fluxentropy.pretraining.export import export
 from fluxentropy.pretraining.gpt import GPT, GPTConfig
 from fluxentropy.pretraining.optim import ema_shares, put_weights, weighted_mean
 from fluxentropy.pretraining.options import AverageConfig
-from fluxentropy.pretraining.pretrain import make_model, open_training, read_config
+from fluxentropy.pretraining.pretrain import make_model, open_blocks, open_training, read_config
 from fluxentropy.pretraining.trainer import all_checkpoints, read_checkpoint
 from fluxentropy.pretraining.validation import validate
 from fluxentropy.runs.directory import RunRecord
@@ -47,7 +47,7 @@ class AverageResult(Result):
         shown = ", ".join(
             f"{weight:.4g} of step {step:,}" for step, weight in zip(self.steps, self.weights, strict=True)
         )
-        judged = "not validated: the run's bins are not there"
+        judged = "not validated: the run's bins are not there, or are others"
         if self.val_loss is not None:
             judged = f"validation loss {self.val_loss:.4f} nats per token, {self.val_bpb:.4f} bits per byte"
         return [shown, judged, f"score with it: fluxentropy score SOURCE --model {self.out} --out DIR"]
@@ -73,9 +73,9 @@ def average(config: AverageConfig) -> AverageResult:
     }
     known = read_json(config.out / FACTS) or {}
     if {name: known.get(name) for name in facts} != facts:
-        blocks = _blocks(config.run)
+        blocks = _blocks(record)
         gpt = _mean(config.run, blocks, [there[step] for step in steps], shares)
-        known = facts | {"val_loss": None, "val_bpb": None} | _validated(config.run, gpt)
+        known = facts | {"val_loss": None, "val_bpb": None} | (_validated(config.run, gpt) if blocks else {})
         export(gpt, config.out, tokenizer=_tokenizer(config.run, blocks), beside={FACTS: json_text(known)})
     return AverageResult(
         run=config.run,
@@ -91,7 +91,7 @@ def _chosen(config: AverageConfig, there: Sequence[int]) -> list[int]:
     """The steps whose checkpoints are averaged."""
     has = f"{config.run} has checkpoints of steps {', '.join(map(str, there))}" if there else f"{config.run} has none"
     keep = "a run keeps more with --keep or --checkpoint-at"
-    given = [int(step) for step in config.steps or there]
+    given = sorted(int(step) for step in config.steps or there)
     missing = [step for step in given if step not in there]
     if missing:
         raise UsageError(f"--steps {missing[0]}: {has}; {keep}")
@@ -132,12 +132,14 @@ def _mean(run: Path, blocks: BlockSet | None, checkpoints: Sequence[Path], share
     return gpt
 
 
-def _blocks(run: Path) -> BlockSet | None:
-    """Those that the run was trained on, where they are there."""
+def _blocks(record: RunRecord) -> BlockSet | None:
+    """Those that the run was trained on, where they are there, and those to validate on: not others in their place."""
     try:
-        return BlockSet.open(read_config(run).bins)
+        blocks, held_out = open_blocks(read_config(record.path))
     except FluxentropyError:
         return None
+    here = (blocks.fingerprint, held_out.blocks.fingerprint)
+    return blocks if here == (record.identity.get("blocks"), record.identity.get("validation")) else None
 
 
 def _tokenizer(run: Path, blocks: BlockSet | None) -> Path:

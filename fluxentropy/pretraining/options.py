@@ -221,7 +221,7 @@ class QuestionOptions:
 
 
 def _are_steps(values: tuple[float, ...]) -> bool:
-    return all(0 < value < 1 or (value >= 1 and value == int(value)) for value in values)
+    return all(0 < value < 1 or (value >= 1 and float(value).is_integer()) for value in values)
 
 
 STEPS = Check(_are_steps, "use shares between 0 and 1, or whole numbers of steps")
@@ -345,8 +345,8 @@ class AverageConfig(Options, digits="g"):
     """An exponential average of all checkpoints with this decay, from the first to the last, warmed up as that of \
 --average.kind ema."""
     weights: Annotated[tuple[str | float, ...] | None, MODEL, Separated(empty=None)] = None
-    """A weight for each of as many checkpoints, the last ones, from the earliest on, separated by commas; they sum to \
-1."""
+    """A weight for each of as many checkpoints, the last ones, from the earliest on, or for each of --steps, \
+separated by commas; they sum to 1."""
     steps: Annotated[tuple[str | int, ...] | None, MODEL, Separated(empty=None)] = None
     """Steps of the checkpoints to choose from, separated by commas. Default: all that are there."""
     out: Annotated[Path, OUTPUT]
@@ -359,11 +359,17 @@ class AverageConfig(Options, digits="g"):
             raise UsageError(f"{' '.join(map(self.flag, given)) or 'no weights'}: give one of --last, --ema, --weights")
         try:
             object.__setattr__(self, "weights", self.weights and tuple(map(float, self.weights)))
-            object.__setattr__(self, "steps", self.steps and tuple(sorted({int(step) for step in self.steps})))
+            object.__setattr__(self, "steps", self.steps and tuple(map(int, self.steps)))
         except ValueError as error:
             raise UsageError(f"--weights and --steps take numbers separated by commas: {error}") from error
-        if self.weights is not None and not abs(math.fsum(map(float, self.weights)) - 1) < 1e-6:
-            raise UsageError(f"--weights: they sum to {math.fsum(map(float, self.weights)):g}: let them sum to 1")
+        if self.weights is not None and not abs(sum(map(float, self.weights)) - 1) < 1e-6:
+            raise UsageError(f"--weights: they sum to {sum(map(float, self.weights)):g}: let them sum to 1")
+        if self.steps is not None and len(set(self.steps)) < len(self.steps):
+            raise UsageError(f"--steps {','.join(map(str, self.steps))}: name each step once")
+        if self.steps is not None and self.weights is not None and len(self.steps) == len(self.weights):
+            steps, weights = zip(*sorted(zip(self.steps, self.weights, strict=True)), strict=True)
+            object.__setattr__(self, "weights", weights)
+            object.__setattr__(self, "steps", steps)
 
 
 @dataclass(frozen=True, kw_only=True)

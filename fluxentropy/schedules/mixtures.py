@@ -311,7 +311,10 @@ def staged(
     stages = len(ends)
     own = np.stack([np.where(stage_of == stage, sizes, 0.0) for stage in range(stages)])  # (S, K)
     if (own.sum(axis=1) == 0).any():
-        raise UsageError(f"schedule: stage {int((own.sum(axis=1) == 0).argmax()) + 1} of {stages} has no blocks")
+        raise UsageError(
+            f"schedule: stage {int((own.sum(axis=1) == 0).argmax()) + 1} of {stages} has no blocks: use fewer stages, "
+            f"coarser bins (groups), or keep a larger share"
+        )
     so_far = np.cumsum(own, axis=0)
     own, so_far = (rows / rows.sum(axis=1, keepdims=True) for rows in (own, so_far))
     before = np.concatenate([own[:1], so_far[:-1]])

@@ -94,6 +94,11 @@ def read_strata(blocks: BlockSet, column: str, *, flag: str = "schedule.stratify
 
     Errors: UsageError names a column that is not there or has nulls; RunError bins that are not those of the blocks.
     """
+    if column == "bin":  # of which a stratum would have one: nothing would be left to order
+        raise UsageError(
+            f"{flag} bin: it is the number of the bin, which the schedule orders by; a column bin of the input is "
+            f"source_bin here"
+        )
     columns = [read_column(blocks, number, column, flag=flag) for number in range(blocks.bins)]
     names, rows = _labels(columns, blocks.path, f"{flag} {column}")
     found = [_majority(blocks, number, codes) for number, codes in enumerate(rows)]

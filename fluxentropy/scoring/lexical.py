@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def word_frequency(facts: LexicalFacts) -> float | None:
 # --- readability ------------------------------------------------------------------------------------------------------
 
 
-SENTENCE_END = re.compile(r"(?P<before>\S*?)[.!?…]+[\"'”’)\]]*(?=\s|$)|\n\s*\n")
+PIECE = re.compile(r"(?P<word>\S+)|\n\s*\n")  # what stands between spaces, or an empty line
+OPENING, STOPS, CLOSING = "\"'“‘([", ".!?…", "\"'”’)]"
 ABBREVIATIONS = frozenset(
     ("mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "vs", "e.g", "i.e", "cf", "vol", "fig", "approx")
 )
@@ -158,15 +160,22 @@ def sentences(text: str) -> int:
     (3, 1)
     """
     found, start = 0, 0
-    for match in [*SENTENCE_END.finditer(text), None]:
-        before = (match["before"] or "").lstrip("\"'“‘([").lower() if match else ""
-        short = before in ABBREVIATIONS or (len(before) == 1 and before.isalpha() and before != "i")
-        if match and short and match[0][len(match["before"] or "") :].startswith("."):
+    for match in chain(PIECE.finditer(text), [None]):
+        if match and match["word"] and not _ends_a_sentence(match["word"]):
             continue
         end = match.end() if match else len(text)
         found += word_pattern().search(text, start, end) is not None
         start = end
     return max(found, 1)
+
+
+def _ends_a_sentence(word: str) -> bool:
+    """Whether a sentence ends with what stands between spaces. In linear time: a word may be a file of base64."""
+    ended = word.rstrip(CLOSING)
+    before = ended.rstrip(STOPS)
+    bare = before.lstrip(OPENING).lower()
+    short = bare in ABBREVIATIONS or (len(bare) == 1 and bare.isalpha() and bare != "i")
+    return before != ended and not (short and ended[len(before)] == ".")
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -284,7 +293,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any, Any]]:
             yield f"row {row}", word, count
         return
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # tables of spreadsheets begin with a mark
             reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             _check_columns(path, reader.fieldnames or ())
             for cells in reader:

@@ -14,9 +14,9 @@ from tokenruns import LENGTH, write_bins
 from fluxentropy.config.yaml import from_plain
 from fluxentropy.errors import RunError, UsageError
 from fluxentropy.experiments.arms import all_arms
-from fluxentropy.experiments.options import CompareConfig
+from fluxentropy.experiments.options import SHIFT, CompareConfig
 from fluxentropy.experiments.schedules import compare
-from fluxentropy.experiments.tuning import SHIFT, choices, grid, tuned_arms, with_rates
+from fluxentropy.experiments.tuning import choices, grid, tuned_arms, with_rates
 from fluxentropy.runs.files import read_json
 
 BASE: dict[str, Any] = {
@@ -135,8 +135,15 @@ def test_what_is_tuned_is_a_comparison(bins: Path, tmp_path: Path) -> None:
     assert {arm.name for arm in all_arms(found)} == set(found.arms)  # each finds a random arm that is trained like it
 
 
-@pytest.mark.parametrize("rates", [[0.0], [-1.0], [float("nan")], [0.1, 0.1]])
+@pytest.mark.parametrize("rates", [[0.0], [-1.0], [float("nan")], [0.1, 0.1], [0.1, 0.10000001]])
 def test_rates_that_are_none(bins: Path, tmp_path: Path, rates: list[float]) -> None:
     with pytest.raises(UsageError, match="--rates .*: give different numbers above 0"):
         config(bins, tmp_path / "out", rates=rates)
     assert read_json(tmp_path / "out" / "comparison.json") is None
+
+
+def test_seeds_that_would_be_judged_and_chosen_on(bins: Path, tmp_path: Path) -> None:
+    assert config(bins, tmp_path / "out", seeds=100).seeds == 100
+    assert config(bins, tmp_path / "out", seeds=101, rates=[]).seeds == 101
+    with pytest.raises(UsageError, match="--seeds 101 with --rates: .* use at most 100 seeds"):
+        config(bins, tmp_path / "out", seeds=101)

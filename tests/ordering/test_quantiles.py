@@ -401,7 +401,8 @@ def test_what_has_no_place_among_floats_is_refused(column: Any, message: str) ->
         (np.array([1, -1]), "weight column w: weights are not negative, here is -1"),
         (np.array([1, 0.5]), "weight column w: weights are whole numbers"),
         (np.array([1, np.nan]), "weight column w: weights are whole numbers"),
-        (pa.array(["1", "a"]), "weight column w: weights are whole numbers"),
+        (pa.array(["1", "2"]), "weight column w: weights are whole numbers, here are values of type string"),
+        (pa.array([True, False]), "weight column w: weights are whole numbers, here are values of type bool"),
     ],
 )
 def test_weights_are_whole_and_not_negative(weights: Any, message: str) -> None:

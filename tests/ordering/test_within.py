@@ -304,7 +304,7 @@ def test_a_block_of_two_values_is_found(run: Any, tmp_path: Path, capsys: pytest
     [
         (["--within", "sorce", "--bins", "2"], "no such column in IN: use one of source"),
         (["--within", "entropy_mean", "--bins", "2"], "its values are of type double: name a column of texts"),
-        (["--within", "rare", "--bins", "3"], "'once' has only 1 rows with a score for 3 bins"),
+        (["--within", "rare", "--bins", "3"], "'once' has only 1 row with a score for 3 bins"),
         (["--within", "source", "--edges", "1,2"], "--within source with --edges 1,2: give --bins or --quantiles"),
         (["--within", "source", "--by", "entropy_mean,n_tokens", "--grid", "2x2"], "--within source with --grid 2x2"),
         (["--within", "id", "--bins", "2"], "more than 40 values"),

@@ -53,7 +53,7 @@ def ema_shares(count: int, decay: float) -> list[float]:
     [
         ({"last": 3}, {4: 1 / 3, 5: 1 / 3, 6: 1 / 3}),
         ({"weights": [0.2, 0.3, 0.5]}, {4: 0.2, 5: 0.3, 6: 0.5}),
-        ({"weights": [0.25, 0.75], "steps": [5, 2]}, {2: 0.25, 5: 0.75}),
+        ({"weights": [0.25, 0.75], "steps": [5, 2]}, {5: 0.25, 2: 0.75}),
         ({"weights": [1.5, -0.5]}, {5: 1.5, 6: -0.5}),  # beyond the last
         ({"ema": 0.2}, dict(zip((2, 4, 5, 6), ema_shares(4, 0.2), strict=True))),
         ({"ema": 0.9, "steps": [4, 6]}, dict(zip((4, 6), ema_shares(2, 0.9), strict=True))),
@@ -107,6 +107,17 @@ def test_without_its_bins_it_is_not_validated(run: Path, tmp_path: Path) -> None
     assert not (tmp_path / "three").exists()
 
 
+def test_it_is_not_validated_on_bins_that_took_the_place_of_its_own(run: Path, tmp_path: Path) -> None:
+    other = write_bins(tmp_path / "corpus", seed=1)
+    (other / "_blocks" / "tokenizer" / "tokenizer.json").write_text("{}")
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    config = copy / "config.resolved.yaml"
+    config.write_text(config.read_text().replace(f"bins: {read_config(run).bins}", f"bins: {other}"))
+    found = fluxentropy.average(copy, last=2, out=tmp_path / "mean")
+    assert found.val_loss is None and "or are others" in found.lines()[1]
+    assert (found.out / "tokenizer.json").read_bytes() == (run / "export/tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -115,6 +126,8 @@ def test_without_its_bins_it_is_not_validated(run: Path, tmp_path: Path) -> None
         ({"ema": 0.9, "steps": [4]}, "--ema: it needs 2 checkpoints"),
         ({"weights": [0.5, 0.4]}, "--weights: they sum to 0.9: let them sum to 1"),
         ({"weights": [0.5, 0.5], "steps": [2, 4, 5]}, "--weights has 2 numbers and --steps 3: give as many"),
+        ({"weights": ["inf", "-inf"]}, "--weights: they sum to nan"),
+        ({"weights": [0.5, 0.5], "steps": [4, 4]}, "--steps 4,4: name each step once"),
         ({"weights": ["a"]}, "take numbers separated by commas"),
         ({"last": 2, "ema": 0.5}, "--last --ema: give one of"),
         ({}, "no weights: give one of"),

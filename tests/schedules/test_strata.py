@@ -370,6 +370,7 @@ def test_nothing_would_be_left(blocks: BlockSet) -> None:
             {"stratify": "sorce"},
             r"schedule\.stratify sorce: no such column in .*part-00000.arrow: did you mean source\?",
         ),
+        ({"stratify": "bin"}, r"schedule\.stratify bin: it is the number of the bin, which the schedule orders by"),
         ({"stratify": "list"}, r"schedule\.stratify list: a value of .* is a list.*: name a column of single values"),
         ({"batch_size": 2}, "source: the blocks are of 3 values, and a batch holds 2 blocks: name a column of fewer"),
         ({"schedule": make("stages", method="sequential")}, "the blocks of a: schedule: stage 2 of 4 has no blocks"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
+import re
 import subprocess
 import sys
 import zlib
@@ -137,6 +139,31 @@ def test_sentences() -> None:
     assert sentences("See e.g. the list, i.e. this one vs. that... And more…") == 2
 
 
+@pytest.mark.parametrize("long", ["a" * 200_000, "." * 200_000 + "a", "a." * 100_000 + "b", "\n" * 200_000 + "a"])
+def test_sentences_of_words_without_end(long: str) -> None:
+    """Base64, leaders of dots: what is quadratic in them does not end."""
+    assert sentences(long) == 1
+    assert sentences(f"One. {long} two. Three.") == 3
+
+
+def test_sentences_against_a_pattern() -> None:
+    """The rule as one pattern, which is slow on long words."""
+    end = re.compile(r"(?P<before>\S*?)(?P<stop>[.!?…])[.!?…]*[\"'”’)\]]*(?=\s|$)|\n\s*\n")
+    rng, seen = random.Random(0), set()
+    for _ in range(3000):
+        text = "".join(
+            rng.choices("aIb.!?…\"')( \n\t", [4, 1, 4, 4, 1, 1, 1, 1, 1, 1, 1, 6, 2, 1], k=rng.randrange(24))
+        )
+        pieces, start = [], 0
+        for match in end.finditer(text):
+            if match["stop"] != "." or match["before"].lstrip("\"'(").lower() not in ("a", "b"):
+                pieces, start = [*pieces, text[start : match.end()]], match.end()
+        wanted = max(sum(any(map(str.isalpha, piece)) for piece in [*pieces, text[start:]]), 1)
+        assert sentences(text) == wanted, repr(text)
+        seen.add(wanted)
+    assert len(seen) > 3
+
+
 # --- frequency and compression ----------------------------------------------------------------------------------------
 
 
@@ -267,11 +294,11 @@ def test_a_table_of_words(run: Any, tmp_path: Path) -> None:
     pairs = {"The": 60, "the": 40, "cat": 7, "sat": 3, "x": 0}
     tables = {
         "csv": "word,count\n" + "".join(f"{word},{count}\n" for word, count in pairs.items()),
-        "tsv": "count\tword\n" + "".join(f"{count}\t{word}\n" for word, count in pairs.items()),
+        "tsv": "\ufeffcount\tword\n" + "".join(f"{count}\t{word}\n" for word, count in pairs.items()),
     }
     pq.write_table(pa.table({"word": list(pairs), "count": list(pairs.values())}), tmp_path / "w.parquet")
     for suffix, text in tables.items():
-        (tmp_path / f"w.{suffix}").write_text(text)
+        (tmp_path / f"w.{suffix}").write_text(text, encoding="utf-8")
     counts = WordCounts(counts={"the": 100, "cat": 7, "sat": 3, "x": 0})
     for suffix in ("csv", "tsv", "parquet"):
         flags = ["--model", "none", "--scores", "word_frequency", "--word-table", tmp_path / f"w.{suffix}"]
