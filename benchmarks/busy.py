@@ -30,8 +30,9 @@ import psutil
 import yaml
 from scoring import mixed_texts
 
-import fluxentropy
 from fluxentropy.models.zoo import zoo_path
+from fluxentropy.ordering.bin import bin_corpus
+from fluxentropy.ordering.options import BinConfig
 from fluxentropy.runs.files import write_json, write_text
 
 MODEL = "smollm2-135m-instruct"
@@ -80,7 +81,11 @@ def write_data(folder: Path, number: int) -> None:
     write_text(
         folder / "long.jsonl", "".join(json.dumps({"text": text, "n": len(text)}) + "\n" for text in mixed_texts(400))
     )
-    fluxentropy.bin(str(folder / "long.jsonl"), by="n", bins=4, tokenize="bytes", block_length=256, out=folder / "bins")
+    bin_corpus(
+        BinConfig(
+            run=str(folder / "long.jsonl"), by=("n",), bins=4, tokenize="bytes", block_length=256, out=folder / "bins"
+        )
+    )
 
 
 def speed(command: str, folder: Path, dtype: str) -> float:
