@@ -127,9 +127,9 @@ KINDS: list[tuple[pa.DataType, Callable[[int], Any]]] = [
     (pa.uint16(), int),
     (pa.float16(), float),
     (pa.float32(), float),
-    (pa.decimal128(9, 2), lambda x: Decimal(x)),
-    (pa.decimal64(9, 2), lambda x: Decimal(x)),
-    (pa.decimal256(40, 2), lambda x: Decimal(x)),
+    (pa.decimal128(9, 2), Decimal),
+    (pa.decimal64(9, 2), Decimal),
+    (pa.decimal256(40, 2), Decimal),
 ]
 
 
